@@ -1,0 +1,49 @@
+#include "backend/cuda/cuda.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace cachalot {
+namespace {
+
+// The same test on every machine and in both builds: what the status says must hold together.
+TEST(Cuda, StatusSaysWhatIsThereAndWhatToDoAboutWhatIsNot) {
+  const CudaStatus status = probe_cuda();
+  EXPECT_FALSE(status.message.empty());
+  if (!status.built) EXPECT_FALSE(status.driver);
+  if (!status.driver) EXPECT_TRUE(status.devices.empty());
+  EXPECT_EQ(status.hint.empty(), !status.devices.empty()) << status.message;
+  if (!status.built) {
+    EXPECT_NE(status.message.find("without CUDA"), std::string::npos) << status.message;
+    EXPECT_NE(status.hint.find("--preset cuda"), std::string::npos) << status.hint;
+  }
+  for (const CudaDeviceInfo& d : status.devices) {
+    EXPECT_FALSE(d.name.empty());
+    EXPECT_GT(d.major, 0);
+    EXPECT_GT(d.memory_bytes, 0);
+    EXPECT_GT(d.multiprocessors, 0);
+  }
+}
+
+TEST(Cuda, CopyTestMovesEveryByteOrSaysWhyItCannot) {
+  const CudaStatus status = probe_cuda();
+  if (!status.devices.empty()) {
+    for (const int64_t bytes : {int64_t(1), int64_t(1000003), int64_t(64) << 20}) {
+      const CudaCopyTest result = test_cuda_copy(0, bytes, 3);
+      EXPECT_TRUE(result.equal) << bytes;
+      EXPECT_GT(result.bytes_per_second, 0);
+    }
+    return;
+  }
+  try {
+    test_cuda_copy(0);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find(status.message), std::string::npos) << e.what();
+    EXPECT_FALSE(e.hint().empty());
+  }
+}
+
+}  // namespace
+}  // namespace cachalot

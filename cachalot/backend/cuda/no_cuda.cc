@@ -1,0 +1,18 @@
+// Compiled instead of cuda.cu when CACHALOT_CUDA is off.
+#include "backend/cuda/cuda.h"
+
+#include "base/error.h"
+
+namespace cachalot {
+
+namespace {
+constexpr const char* kMessage = "this program was built without CUDA";
+constexpr const char* kHint = "cmake --preset cuda && cmake --build --preset cuda (needs nvcc of CUDA 13); "
+                              "the program is then build/cuda/cachalot";
+}  // namespace
+
+CudaStatus probe_cuda() { return {.message = kMessage, .hint = kHint}; }
+
+CudaCopyTest test_cuda_copy(int, int64_t, int) { throw Error(kMessage).hint(kHint); }
+
+}  // namespace cachalot

@@ -1,0 +1,17 @@
+// Memory of the host for the devices that compute there (ref/, cpu/).
+#pragma once
+
+#include <cstdint>
+
+namespace cachalot {
+
+// What this process may still take: MemAvailable of /proc/meminfo, limited by the cgroup's memory limit (containers).
+int64_t host_free_bytes();
+
+// 256-byte aligned, never nullptr for lack of size (0 bytes give an address too); nullptr when it would not fit:
+// Linux hands out more than there is and kills the process at the first touch, so large requests are compared with
+// host_free_bytes() first. The block is exactly `bytes` long, so that AddressSanitizer sees the first byte beyond.
+void* take_host_memory(int64_t bytes);
+void give_host_memory(void* data) noexcept;
+
+}  // namespace cachalot

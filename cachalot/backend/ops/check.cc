@@ -1,0 +1,465 @@
+#include "backend/ops/check.h"
+
+#include <fmt/format.h>
+
+#include <initializer_list>
+
+namespace cachalot {
+
+namespace {
+
+constexpr DType stat_of(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
+bool is_act(DType t) { return t == DType::f64 || t == DType::f32 || t == DType::bf16; }
+bool is_stat(DType t) { return t == DType::f64 || t == DType::f32; }
+bool is_weight(DType t) { return t != DType::i32; }
+
+// Whether two views share a number. Exact for single rows and for views with the same distance between rows
+// (column slices of one buffer lie between each other); others are given the benefit of the doubt.
+bool overlap(const Tensor& a, const Tensor& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  const auto first = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data); };
+  const auto pitch = [](const Tensor& t) { return uintptr_t(t.ld * size_of(t.dtype)); };
+  const auto width = [](const Tensor& t) { return uintptr_t(t.cols * size_of(t.dtype)); };
+  const auto end = [&](const Tensor& t) { return first(t) + uintptr_t(t.rows - 1) * pitch(t) + width(t); };
+  if (end(a) <= first(b) || end(b) <= first(a)) return false;
+  if (a.rows == 1 && b.rows == 1) return true;
+  if (pitch(a) != pitch(b)) return false;
+  const uintptr_t shift =
+      first(b) >= first(a) ? (first(b) - first(a)) % pitch(a) : (pitch(a) - (first(a) - first(b)) % pitch(a)) % pitch(a);
+  return shift < width(a) || shift + width(b) > pitch(a);
+}
+
+struct Named {
+  const char* name;
+  const Tensor& tensor;
+};
+
+// Failures read "rope: x is bf16 [4, 30], not act [4, 32]".
+class OpCheck {
+ public:
+  explicit OpCheck(const char* op) : op_(op) {}
+
+  void act(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, is_act(t.dtype), "act", rows, cols);
+  }
+  void act(const char* name, const Tensor& t, DType format, int64_t rows, int64_t cols) const {
+    matches(name, t, is_act(format) && t.dtype == format, name_of(format), rows, cols);
+  }
+  void weight(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, is_weight(t.dtype), "weight", rows, cols);
+  }
+  void stat(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, is_stat(t.dtype), "stat", rows, cols);
+    contiguous(name, t);
+  }
+  // The stat format that goes with `format` (itself act or stat).
+  void stat(const char* name, const Tensor& t, DType format, int64_t rows, int64_t cols) const {
+    matches(name, t, t.dtype == stat_of(format), name_of(stat_of(format)), rows, cols);
+    contiguous(name, t);
+  }
+  void index(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, t.dtype == DType::i32, "i32", rows, cols);
+    contiguous(name, t);
+  }
+  void of(const char* name, const Tensor& t, DType format, int64_t rows, int64_t cols) const {
+    matches(name, t, t.dtype == format, name_of(format), rows, cols);
+  }
+  void any(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, true, "any format", rows, cols);
+  }
+  void that(bool holds, const char* what) const { CHECK(holds, fmt::format("{}: {} must hold", op_, what)); }
+
+  // No output shares memory with an input or with another output.
+  void apart(std::initializer_list<Named> outputs, std::initializer_list<Named> inputs) const {
+    for (auto out = outputs.begin(); out != outputs.end(); ++out) {
+      for (auto other = out + 1; other != outputs.end(); ++other) apart(*out, *other);
+      for (const Named& in : inputs) apart(*out, in);
+    }
+  }
+  // `out` may be `in` itself but not lie across it.
+  void apart_or_same(Named out, Named in) const {
+    if (out.tensor.data == in.tensor.data && out.tensor.ld == in.tensor.ld && same_shape(out.tensor, in.tensor)) return;
+    apart(out, in);
+  }
+
+ private:
+  void matches(const char* name, const Tensor& t, bool format, std::string_view expected, int64_t rows,
+               int64_t cols) const {
+    CHECK(format && t.rows == rows && t.cols == cols,
+          fmt::format("{}: {} is {}, not {} [{}, {}]", op_, name, t.describe(), expected, rows, cols));
+    CHECK(t.data || t.size() == 0, fmt::format("{}: {} has no memory", op_, name));
+    CHECK(t.rows >= 0 && t.cols >= 0 && (t.rows <= 1 || t.ld >= t.cols),
+          fmt::format("{}: {} is {}", op_, name, t.describe()));
+    CHECK(reinterpret_cast<uintptr_t>(t.data) % uintptr_t(size_of(t.dtype)) == 0,
+          fmt::format("{}: {} is not aligned to its numbers", op_, name));
+    CHECK(!t.scales || t.dtype == DType::e4m3, fmt::format("{}: {} has scales", op_, name));
+  }
+  void contiguous(const char* name, const Tensor& t) const {
+    CHECK(t.rows <= 1 || t.ld == t.cols, fmt::format("{}: {} is {}, not contiguous", op_, name, t.describe()));
+  }
+  void apart(const Named& a, const Named& b) const {
+    CHECK(!overlap(a.tensor, b.tensor), fmt::format("{}: {} and {} overlap", op_, a.name, b.name));
+  }
+
+  const char* op_;
+};
+
+void check_shape(const OpCheck& c, const AttentionShape& shape, const Tensor& q, const Tensor& kv) {
+  c.that(shape.heads > 0 && shape.nope >= 0 && shape.rope >= 0 && shape.value > 0, "heads, nope, rope, value");
+  c.that(shape.sequences >= 0, "sequences >= 0");
+  c.index("q_starts", shape.q_starts, 1, shape.sequences + 1);
+  c.index("k_starts", shape.k_starts, 1, shape.sequences + 1);
+  c.act("q", q, q.rows, shape.heads * (shape.nope + shape.rope));
+  c.act("kv", kv, q.dtype, kv.rows, shape.heads * (shape.nope + shape.value));
+}
+
+}  // namespace
+
+void check(const Gemm& g) {
+  const OpCheck c("gemm");
+  const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
+  c.weight("a", g.a, g.trans_a ? k : m, g.trans_a ? m : k);
+  c.weight("b", g.b, g.trans_b ? n : k, g.trans_b ? k : n);
+  c.act("c", g.c, m, n);
+  c.apart({{"c", g.c}}, {{"a", g.a}, {"b", g.b}});
+}
+
+void check(const GroupedGemm& g) {
+  const OpCheck c("grouped_gemm");
+  const int64_t out = g.input_grad ? g.x.cols : g.y.cols, in = g.input_grad ? g.y.cols : g.x.cols;
+  c.that(g.experts > 0, "experts > 0");
+  c.act("x", g.x, g.y.rows, g.input_grad ? out : in);
+  c.act("y", g.y, g.x.rows, g.input_grad ? in : out);
+  c.weight("w", g.w, g.experts * out, in);
+  c.that(!g.w.scales || g.w.part_rows == out || g.experts == 1, "scales of w are cut where the experts are");
+  c.index("offsets", g.offsets, 1, g.experts + 1);
+  c.apart({{"y", g.y}}, {{"x", g.x}, {"w", g.w}, {"offsets", g.offsets}});
+}
+
+void check(const GroupedWeightGrad& g) {
+  const OpCheck c("grouped_weight_grad");
+  c.that(g.experts > 0, "experts > 0");
+  c.act("dy", g.dy, g.x.rows, g.dy.cols);
+  c.act("x", g.x, g.dy.rows, g.x.cols);
+  c.stat("dw", g.dw, g.experts * g.dy.cols, g.x.cols);
+  c.index("offsets", g.offsets, 1, g.experts + 1);
+  c.apart({{"dw", g.dw}}, {{"dy", g.dy}, {"x", g.x}, {"offsets", g.offsets}});
+}
+
+void check(const HeadGemm& g) {
+  const OpCheck c("head_gemm");
+  c.that(g.heads > 0 && g.w_rows > 0, "heads > 0 and w_rows > 0");
+  c.that(g.x_stride >= 0 && g.y_stride >= 0 && g.w_stride >= 0 && g.w_first >= 0, "strides >= 0");
+  c.act("x", g.x, g.y.rows, g.x.cols);
+  c.act("y", g.y, g.x.rows, g.y.cols);
+  c.weight("w", g.w, g.w.rows, g.w.cols);
+  const int64_t x_width = g.trans_w ? g.w.cols : g.w_rows, y_width = g.trans_w ? g.w_rows : g.w.cols;
+  c.that((g.heads - 1) * g.x_stride + x_width <= g.x.cols, "the last head ends inside x");
+  c.that((g.heads - 1) * g.y_stride + y_width <= g.y.cols, "the last head ends inside y");
+  c.that(g.w_first + (g.heads - 1) * g.w_stride + g.w_rows <= g.w.rows, "the last head ends inside w");
+  c.that(g.heads == 1 || g.y_stride >= y_width, "heads of y do not overlap");
+  c.apart({{"y", g.y}}, {{"x", g.x}, {"w", g.w}});
+}
+
+void check(const AttentionForward& a) {
+  const OpCheck c("attention_forward");
+  check_shape(c, a.shape, a.q, a.kv);
+  const int64_t tokens = a.q.rows, heads = a.shape.heads;
+  c.act("k_rope", a.k_rope, a.q.dtype, a.kv.rows, a.shape.rope);
+  c.act("o", a.o, a.q.dtype, tokens, heads * a.shape.value);
+  c.stat("lse", a.lse, a.q.dtype, tokens, heads);
+  c.apart({{"o", a.o}, {"lse", a.lse}}, {{"q", a.q}, {"kv", a.kv}, {"k_rope", a.k_rope}});
+}
+
+void check(const AttentionBackward& a) {
+  const OpCheck c("attention_backward");
+  check_shape(c, a.shape, a.q, a.kv);
+  const int64_t tokens = a.q.rows, heads = a.shape.heads;
+  const DType act = a.q.dtype;
+  c.act("k_rope", a.k_rope, act, a.kv.rows, a.shape.rope);
+  c.act("o", a.o, act, tokens, heads * a.shape.value);
+  c.stat("lse", a.lse, act, tokens, heads);
+  c.act("d_o", a.d_o, act, tokens, heads * a.shape.value);
+  c.act("dq", a.dq, act, tokens, a.q.cols);
+  c.act("dkv", a.dkv, act, a.kv.rows, a.kv.cols);
+  c.act("dk_rope", a.dk_rope, act, a.kv.rows, a.shape.rope);
+  c.apart({{"dq", a.dq}, {"dkv", a.dkv}, {"dk_rope", a.dk_rope}},
+          {{"q", a.q}, {"kv", a.kv}, {"k_rope", a.k_rope}, {"o", a.o}, {"lse", a.lse}, {"d_o", a.d_o}});
+}
+
+void check(const LatentAttention& a) {
+  const OpCheck c("latent_attention");
+  c.that(a.heads > 0 && a.latent > 0 && a.rope >= 0, "heads, latent, rope");
+  c.that(a.page_size > 0 && a.sequences >= 0, "page_size > 0 and sequences >= 0");
+  const DType act = a.q_latent.dtype;
+  const int64_t tokens = a.q_latent.rows;
+  c.act("q_latent", a.q_latent, tokens, a.heads * a.latent);
+  c.act("q_rope", a.q_rope, act, tokens, a.q_rope.cols);
+  c.that(a.q_rope_stride >= 0 && (a.heads - 1) * a.q_rope_stride + a.rope <= a.q_rope.cols,
+         "the last head ends inside q_rope");
+  c.act("cache", a.cache, act, a.cache.rows, a.latent + a.rope);
+  c.index("page_table", a.page_table, a.sequences, a.page_table.cols);
+  c.index("kv_lens", a.kv_lens, 1, a.sequences);
+  c.index("q_starts", a.q_starts, 1, a.sequences + 1);
+  c.act("o_latent", a.o_latent, act, tokens, a.heads * a.latent);
+  c.apart({{"o_latent", a.o_latent}}, {{"q_latent", a.q_latent}, {"q_rope", a.q_rope}, {"cache", a.cache}});
+}
+
+void check(const RmsNormForward& n) {
+  const OpCheck c("rmsnorm_forward");
+  const int64_t tokens = n.x.rows, width = n.x.cols;
+  const DType act = n.x.dtype;
+  c.act("x", n.x, tokens, width);
+  c.that(width > 0, "width > 0");
+  c.stat("gain", n.gain, act, 1, width);
+  c.act("y", n.y, act, tokens, width);
+  c.stat("r", n.r, act, 1, tokens);
+  c.apart({{"y", n.y}, {"r", n.r}}, {{"x", n.x}, {"gain", n.gain}});
+}
+
+void check(const RmsNormBackward& n) {
+  const OpCheck c("rmsnorm_backward");
+  const int64_t tokens = n.x.rows, width = n.x.cols;
+  const DType act = n.x.dtype;
+  c.act("x", n.x, tokens, width);
+  c.that(width > 0, "width > 0");
+  c.act("dy", n.dy, act, tokens, width);
+  c.stat("gain", n.gain, act, 1, width);
+  c.stat("r", n.r, act, 1, tokens);
+  c.act("dx", n.dx, act, tokens, width);
+  c.stat("dgain", n.dgain, act, 1, width);
+  c.apart({{"dx", n.dx}, {"dgain", n.dgain}}, {{"dy", n.dy}, {"x", n.x}, {"gain", n.gain}, {"r", n.r}});
+  if (n.residual) {
+    c.act("residual", n.residual, act, tokens, width);
+    c.apart_or_same({"dx", n.dx}, {"residual", n.residual});
+    c.apart({{"dgain", n.dgain}}, {{"residual", n.residual}});
+  }
+}
+
+void check(const Rope& r) {
+  const OpCheck c("rope");
+  c.act("x", r.x, r.x.rows, r.x.cols);
+  c.that(r.heads > 0 && r.width >= 0 && r.width % 2 == 0, "heads > 0 and width even");
+  c.that(r.stride >= 0 && r.offset >= 0 && (r.heads - 1) * r.stride + r.offset + r.width <= r.x.cols,
+         "the last head ends inside x");
+  c.that(r.heads == 1 || r.stride >= r.width, "heads do not overlap");
+  c.index("positions", r.positions, 1, r.x.rows);
+  c.stat("cos", r.cos, r.x.dtype, r.sin.rows, r.width / 2);
+  c.stat("sin", r.sin, r.x.dtype, r.cos.rows, r.width / 2);
+  c.apart({{"x", r.x}}, {{"positions", r.positions}, {"cos", r.cos}, {"sin", r.sin}});
+}
+
+void check(const SwigluForward& g) {
+  const OpCheck c("swiglu_forward");
+  c.act("y", g.y, g.x.rows, g.y.cols);
+  c.act("x", g.x, g.y.dtype, g.y.rows, 2 * g.y.cols);
+  c.apart({{"y", g.y}}, {{"x", g.x}});
+}
+
+void check(const SwigluBackward& g) {
+  const OpCheck c("swiglu_backward");
+  c.act("dy", g.dy, g.x.rows, g.dy.cols);
+  c.act("x", g.x, g.dy.dtype, g.dy.rows, 2 * g.dy.cols);
+  c.act("dx", g.dx, g.dy.dtype, g.dy.rows, 2 * g.dy.cols);
+  c.apart({{"dx", g.dx}}, {{"dy", g.dy}, {"x", g.x}});
+}
+
+void check(const GateForward& g) {
+  const OpCheck c("gate_forward");
+  const int64_t tokens = g.logits.rows, experts = g.logits.cols, chosen = g.indices.cols;
+  const DType stat = g.logits.dtype;
+  c.stat("logits", g.logits, tokens, experts);
+  c.of("bias", g.bias, DType::f32, 1, experts);
+  c.stat("scores", g.scores, stat, tokens, experts);
+  c.index("indices", g.indices, tokens, chosen);
+  c.stat("weights", g.weights, stat, tokens, chosen);
+  c.index("counts", g.counts, 1, experts);
+  c.that(g.groups > 0 && experts > 0 && experts % g.groups == 0, "experts are a multiple of groups");
+  c.that(0 < g.topk_groups && g.topk_groups <= g.groups, "0 < topk_groups <= groups");
+  c.that(0 < chosen && chosen <= g.topk_groups * (experts / g.groups), "the chosen groups hold enough experts");
+  c.apart({{"scores", g.scores}, {"indices", g.indices}, {"weights", g.weights}, {"counts", g.counts}},
+          {{"logits", g.logits}, {"bias", g.bias}});
+}
+
+void check(const BalanceLoss& b) {
+  const OpCheck c("balance_loss");
+  const int64_t experts = b.scores.cols;
+  c.that(b.sequences >= 0 && 0 < b.top_k && b.top_k <= experts, "sequences >= 0 and 0 < top_k <= experts");
+  c.stat("scores", b.scores, b.scores.rows, experts);
+  c.index("starts", b.starts, 1, b.sequences + 1);
+  c.stat("fractions", b.fractions, b.scores.dtype, b.sequences, experts);
+  c.stat("loss", b.loss, b.scores.dtype, 1, b.sequences);
+  c.apart({{"fractions", b.fractions}, {"loss", b.loss}}, {{"scores", b.scores}, {"starts", b.starts}});
+}
+
+void check(const GateBackward& g) {
+  const OpCheck c("gate_backward");
+  const int64_t tokens = g.scores.rows, experts = g.scores.cols, chosen = g.indices.cols;
+  const DType stat = g.scores.dtype;
+  c.stat("scores", g.scores, tokens, experts);
+  c.stat("dweights", g.dweights, stat, tokens, chosen);
+  c.index("indices", g.indices, tokens, chosen);
+  c.stat("dlogits", g.dlogits, stat, tokens, experts);
+  c.that(0 < chosen && chosen <= experts, "0 < chosen <= experts");
+  c.apart({{"dlogits", g.dlogits}}, {{"scores", g.scores}, {"dweights", g.dweights}, {"indices", g.indices}});
+  if (g.balance_factor != 0) {
+    c.that(g.sequences >= 0, "sequences >= 0");
+    c.index("starts", g.starts, 1, g.sequences + 1);
+    c.stat("fractions", g.fractions, stat, g.sequences, experts);
+    c.apart({{"dlogits", g.dlogits}}, {{"starts", g.starts}, {"fractions", g.fractions}});
+  }
+}
+
+void check(const UpdateGateBias& u) {
+  const OpCheck c("update_gate_bias");
+  c.index("counts", u.counts, 1, u.bias.cols);
+  c.of("bias", u.bias, DType::f32, 1, u.counts.cols);
+  c.apart({{"bias", u.bias}}, {{"counts", u.counts}});
+}
+
+void check(const PermutePlan& p) {
+  const OpCheck c("permute_plan");
+  c.that(p.experts > 0, "experts > 0");
+  c.index("indices", p.indices, p.indices.rows, p.indices.cols);
+  c.index("row_of", p.row_of, p.indices.rows, p.indices.cols);
+  c.index("offsets", p.offsets, 1, p.experts + 1);
+  c.apart({{"row_of", p.row_of}, {"offsets", p.offsets}}, {{"indices", p.indices}});
+}
+
+void check(const Permute& p) {
+  const OpCheck c("permute");
+  c.act("x", p.x, p.x.rows, p.x.cols);
+  c.index("row_of", p.row_of, p.x.rows, p.row_of.cols);
+  c.act("y", p.y, p.x.dtype, p.row_of.size(), p.x.cols);
+  c.apart({{"y", p.y}}, {{"x", p.x}, {"row_of", p.row_of}});
+}
+
+void check(const Unpermute& p) {
+  const OpCheck c("unpermute");
+  const DType act = p.y.dtype;
+  c.act("y", p.y, p.y.rows, p.y.cols);
+  c.index("row_of", p.row_of, p.y.rows, p.row_of.cols);
+  c.act("x", p.x, act, p.row_of.size(), p.y.cols);
+  c.apart({{"y", p.y}}, {{"x", p.x}, {"row_of", p.row_of}});
+  if (p.weights) {
+    c.stat("weights", p.weights, act, p.y.rows, p.row_of.cols);
+    c.apart({{"y", p.y}}, {{"weights", p.weights}});
+  }
+  if (p.residual) {
+    c.act("residual", p.residual, act, p.y.rows, p.y.cols);
+    c.apart_or_same({"y", p.y}, {"residual", p.residual});
+  }
+  if (p.shared) {
+    c.act("shared", p.shared, act, p.y.rows, p.y.cols);
+    c.apart_or_same({"y", p.y}, {"shared", p.shared});
+  }
+}
+
+void check(const UnpermuteBackward& p) {
+  const OpCheck c("unpermute_backward");
+  const DType act = p.dy.dtype;
+  c.act("dy", p.dy, p.dy.rows, p.dy.cols);
+  c.index("row_of", p.row_of, p.dy.rows, p.row_of.cols);
+  c.act("x", p.x, act, p.row_of.size(), p.dy.cols);
+  c.act("dx", p.dx, act, p.row_of.size(), p.dy.cols);
+  c.stat("weights", p.weights, act, p.dy.rows, p.row_of.cols);
+  c.stat("dweights", p.dweights, act, p.dy.rows, p.row_of.cols);
+  c.apart({{"dx", p.dx}, {"dweights", p.dweights}},
+          {{"dy", p.dy}, {"x", p.x}, {"row_of", p.row_of}, {"weights", p.weights}});
+}
+
+void check(const GatherRows& g) {
+  const OpCheck c("gather_rows");
+  c.act("x", g.x, g.x.rows, g.x.cols);
+  c.act("y", g.y, g.y.rows, g.x.cols);
+  c.index("rows", g.rows, 1, g.y.rows);
+  c.apart({{"y", g.y}}, {{"x", g.x}, {"rows", g.rows}});
+}
+
+void check(const ScatterRows& s) {
+  const OpCheck c("scatter_rows");
+  c.act("x", s.x, s.x.rows, s.x.cols);
+  c.act("y", s.y, s.y.rows, s.x.cols);
+  c.index("rows", s.rows, 1, s.x.rows);
+  c.apart({{"y", s.y}}, {{"x", s.x}, {"rows", s.rows}});
+}
+
+void check(const ScatterAddRows& s) {
+  const OpCheck c("scatter_add_rows");
+  c.act("x", s.x, s.x.rows, s.x.cols);
+  c.stat("y", s.y, s.x.dtype, s.y.rows, s.x.cols);
+  c.index("rows", s.rows, 1, s.x.rows);
+  c.apart({{"y", s.y}}, {{"x", s.x}, {"rows", s.rows}});
+}
+
+void check(const CrossEntropy& e) {
+  const OpCheck c("cross_entropy");
+  c.stat("logits", e.logits, e.logits.rows, e.logits.cols);
+  c.that(e.logits.cols > 0, "vocabulary > 0");
+  c.index("targets", e.targets, 1, e.logits.rows);
+  c.stat("loss", e.loss, e.logits.dtype, 1, e.logits.rows);
+  c.apart({{"logits", e.logits}, {"loss", e.loss}}, {{"targets", e.targets}});
+}
+
+void check(const Sample& s) {
+  const OpCheck c("sample");
+  c.stat("logits", s.logits, s.logits.rows, s.logits.cols);
+  c.that(s.logits.cols > 0, "vocabulary > 0");
+  c.index("positions", s.positions, 1, s.logits.rows);
+  c.index("tokens", s.tokens, 1, s.logits.rows);
+  c.that(s.temperature >= 0 && s.top_p > 0 && s.top_k >= 0, "temperature >= 0, top_p > 0 and top_k >= 0");
+  c.apart({{"tokens", s.tokens}}, {{"logits", s.logits}, {"positions", s.positions}});
+}
+
+void check(const Fill& f) {
+  const OpCheck c("fill");
+  c.any("y", f.y, f.y.rows, f.y.cols);
+  c.that(f.y.dtype != DType::e4m3, "y is not e4m3");
+}
+
+void check(const Cast& k) {
+  const OpCheck c("cast");
+  c.any("x", k.x, k.y.rows, k.y.cols);
+  c.any("y", k.y, k.x.rows, k.x.cols);
+  c.that(is_act(k.y.dtype) || (k.y.dtype == DType::i32 && k.x.dtype == DType::i32),
+         "y is f64, f32 or bf16, or both are i32");
+  c.apart({{"y", k.y}}, {{"x", k.x}});
+}
+
+void check(const Add& a) {
+  const OpCheck c("add");
+  c.that(a.y.dtype != DType::e4m3, "y is not e4m3");
+  c.any("y", a.y, a.y.rows, a.y.cols);
+  c.of("a", a.a, a.y.dtype, a.y.rows, a.y.cols);
+  c.of("b", a.b, a.y.dtype, a.y.rows, a.y.cols);
+  c.apart_or_same({"y", a.y}, {"a", a.a});
+  c.apart_or_same({"y", a.y}, {"b", a.b});
+}
+
+void check(const SumSquares& s) {
+  const OpCheck c("sum_squares");
+  c.stat("x", s.x, s.x.rows, s.x.cols);
+  c.of("out", s.out, DType::f64, 1, 1);
+  c.apart({{"out", s.out}}, {{"x", s.x}});
+}
+
+void check(const AdamW& a) {
+  const OpCheck c("adamw");
+  const int64_t rows = a.master.rows, cols = a.master.cols;
+  const DType moment = a.master.dtype == DType::f64 ? DType::f64 : DType::bf16;
+  c.stat("master", a.master, rows, cols);
+  c.stat("grad", a.grad, a.master.dtype, rows, cols);
+  c.act("m", a.m, moment, rows, cols);
+  c.act("v", a.v, moment, rows, cols);
+  c.of("grad_norm_squared", a.grad_norm_squared, DType::f64, 1, 1);
+  c.that(a.step >= 1 && a.max_norm >= 0, "step >= 1 and max_norm >= 0");
+  c.that(0 <= a.beta1 && a.beta1 < 1 && 0 <= a.beta2 && a.beta2 < 1, "0 <= beta < 1");
+  c.apart({{"master", a.master}, {"m", a.m}, {"v", a.v}},
+          {{"grad", a.grad}, {"grad_norm_squared", a.grad_norm_squared}});
+  if (a.weight) {
+    c.act("weight", a.weight, rows, cols);
+    c.apart({{"weight", a.weight}}, {{"master", a.master}, {"grad", a.grad}, {"m", a.m}, {"v", a.v}});
+  }
+}
+
+}  // namespace cachalot

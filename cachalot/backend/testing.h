@@ -1,0 +1,230 @@
+// For tests of operations, layers and models: seeded tensors on any device, and comparison by the house metric.
+// Inside namespace cachalot, `testing::` finds these and GoogleTest's names alike.
+//
+//   auto device = open_device("cpu");                  auto oracle = open_device("ref");
+//   Stream s(*device), ref(*oracle);
+//   TestTensors t(*device, s, 7), u(*oracle, ref, 7);  // one seed: the same numbers in the same order of calls
+//   Tensor x = t.normal(DType::f32, 5, 3), y = t.garbage(DType::f32, 5, 7);   // and so on for u
+//   on(s).gemm({...});
+//   EXPECT_METRIC(read(s, y), read(ref, y_ref), 1e-12);
+#pragma once
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "backend/buffer.h"
+#include "base/rng.h"
+
+namespace cachalot::testing {
+
+using namespace ::testing;  // NOLINT: so that this namespace hides none of GoogleTest's names
+
+// One number of host memory, without its e4m3 scale.
+inline double get_number(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::f64: return static_cast<const double*>(data)[i];
+    case DType::f32: return static_cast<const float*>(data)[i];
+    case DType::bf16: return float(static_cast<const bf16*>(data)[i]);
+    case DType::e4m3: return float(static_cast<const e4m3*>(data)[i]);
+    case DType::i32: return static_cast<const int32_t*>(data)[i];
+  }
+  return 0;
+}
+inline void set_number(void* data, DType dtype, int64_t i, double x) {
+  switch (dtype) {
+    case DType::f64: static_cast<double*>(data)[i] = x; break;
+    case DType::f32: static_cast<float*>(data)[i] = float(x); break;
+    case DType::bf16: static_cast<bf16*>(data)[i] = bf16(float(x)); break;
+    case DType::e4m3: static_cast<e4m3*>(data)[i] = e4m3(float(x)); break;
+    case DType::i32: static_cast<int32_t*>(data)[i] = int32_t(x); break;
+  }
+}
+
+// A contiguous tensor in host memory, with its scales: error_metric() and the loaders read it like any other.
+class HostTensor {
+ public:
+  HostTensor(DType dtype, int64_t rows, int64_t cols)
+      : bytes_(size_t(rows * cols * size_of(dtype) / 8 + 1)), view_(make_tensor(bytes_.data(), dtype, rows, cols)) {}
+  HostTensor(HostTensor&&) = default;  // a vector's bytes stay where they are
+  const Tensor& tensor() const { return view_; }
+  operator const Tensor&() const { return view_; }
+  void* data() { return bytes_.data(); }
+  double operator()(int64_t r, int64_t c) const {
+    return get_number(view_.data, view_.dtype, r * view_.cols + c) * view_.scale(r, c);
+  }
+  void set_scales(std::vector<float> scales, int64_t scale_ld, int64_t part_rows, int64_t first_row) {
+    scales_ = std::move(scales);
+    view_.scales = scales_.data();
+    view_.scale_ld = scale_ld, view_.part_rows = part_rows, view_.first_row = first_row;
+  }
+
+ private:
+  std::vector<double> bytes_;  // of double: aligned for every format
+  std::vector<float> scales_;
+  Tensor view_;
+};
+
+// Waits for what is queued on `s`.
+inline HostTensor download(Stream& s, const Tensor& t) {
+  HostTensor host(t.dtype, t.rows, t.cols);
+  if (t.size() > 0) on(s).download(t, host.data());
+  if (t.scales && t.rows > 0) {
+    const int64_t rows = t.scale_row(t.rows - 1) + 1;
+    std::vector<float> scales(size_t(rows * t.scale_ld));
+    on(s).download(make_tensor(const_cast<float*>(t.scales), DType::f32, rows, t.scale_ld), scales.data());
+    host.set_scales(std::move(scales), t.scale_ld, t.part_rows, t.first_row);
+  }
+  on(s).synchronize();
+  return host;
+}
+
+// All values in rows, e4m3 times its scales. Waits for what is queued on `s`.
+inline std::vector<double> read(Stream& s, const Tensor& t) {
+  const HostTensor host = download(s, t);
+  std::vector<double> values;
+  values.reserve(size_t(t.size()));
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t c = 0; c < t.cols; ++c) values.push_back(host(r, c));
+  return values;
+}
+inline std::vector<int32_t> read_indices(Stream& s, const Tensor& t) {
+  CHECK(t.dtype == DType::i32);
+  const std::vector<double> values = read(s, t);
+  return {values.begin(), values.end()};
+}
+// The bits as they lie in memory, row by row without padding: for "the same bits".
+inline std::string read_bits(Stream& s, const Tensor& t) {
+  HostTensor host = download(s, t);
+  return {static_cast<const char*>(host.data()), size_t(t.size() * size_of(t.dtype))};
+}
+inline double read_number(Stream& s, const Tensor& t) {
+  CHECK(t.size() == 1, t.describe());
+  return read(s, t)[0];
+}
+
+// Tensors that live until the end of the test. The k-th one of a seed holds the same numbers on every device (each
+// rounded to its format). `padding` > 0 puts that many NaN columns behind each row: ld = cols + padding.
+class TestTensors {
+ public:
+  TestTensors(Device& device, Stream& stream, uint64_t seed = 1) : device_(device), stream_(stream), seed_(seed) {}
+
+  Tensor normal(DType dtype, int64_t rows, int64_t cols, double scale = 1, int64_t padding = 0) {
+    std::vector<double> values(size_t(rows * cols));
+    ++count_;
+    for (size_t i = 0; i < values.size(); ++i) values[i] = scale * random_normal(seed_, count_, i);
+    return make(dtype, rows, cols, values, padding);
+  }
+  Tensor uniform(DType dtype, int64_t rows, int64_t cols, double low, double high, int64_t padding = 0) {
+    std::vector<double> values(size_t(rows * cols));
+    ++count_;
+    for (size_t i = 0; i < values.size(); ++i) values[i] = low + (high - low) * random_uniform(seed_, count_, i);
+    return make(dtype, rows, cols, values, padding);
+  }
+  // FP8 codes with a different scale in every block; `part_rows` as in Tensor. `padding` is of the codes.
+  Tensor normal_e4m3(int64_t rows, int64_t cols, int64_t part_rows = 0, int64_t padding = 0) {
+    Tensor t = normal(DType::e4m3, rows, cols, 20, padding);
+    t.part_rows = part_rows;
+    t.scale_ld = (cols + kScaleBlock - 1) / kScaleBlock;
+    const int64_t scale_rows = rows == 0 ? 0 : t.scale_row(rows - 1) + 1;
+    t.scales = static_cast<const float*>(uniform(DType::f32, scale_rows, t.scale_ld, 0.01, 0.05).data);
+    return t;
+  }
+  Tensor zeros(DType dtype, int64_t rows, int64_t cols, int64_t padding = 0) {
+    return make(dtype, rows, cols, std::vector<double>(size_t(rows * cols), 0.0), padding);
+  }
+  // NaN everywhere (indices: -1): what outputs must overwrite and padding must keep.
+  Tensor garbage(DType dtype, int64_t rows, int64_t cols, int64_t padding = 0) {
+    return make(dtype, rows, cols, {}, padding);
+  }
+  Tensor indices(const std::vector<int32_t>& values) { return indices(1, int64_t(values.size()), values); }
+  Tensor indices(int64_t rows, int64_t cols, const std::vector<int32_t>& values) {
+    return make(DType::i32, rows, cols, {values.begin(), values.end()}, 0);
+  }
+  // The given numbers, in rows.
+  Tensor values(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values, int64_t padding = 0) {
+    return make(dtype, rows, cols, values, padding);
+  }
+  // What `t` holds now, on this device or another one, in the same format, contiguous or padded.
+  Tensor copy(Stream& from, const Tensor& t, int64_t padding = 0) {
+    CHECK(!t.scales, "copy of a scaled tensor: make both with normal_e4m3 and one seed");
+    return make(t.dtype, t.rows, t.cols, read(from, t), padding);
+  }
+
+  // Whether the columns behind each row of `t`, made above, still hold the bytes they were made with.
+  AssertionResult padding_intact(const Tensor& t) {
+    Tensor whole = t;
+    whole.cols = t.ld;
+    whole.scales = nullptr;
+    HostTensor host = download(stream_, whole);
+    const uint8_t* bytes = static_cast<const uint8_t*>(host.data());
+    const int64_t size = size_of(t.dtype);
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t b = (r * t.ld + t.cols) * size; b < (r + 1) * t.ld * size; ++b)
+        if (bytes[b] != 0xFF)
+          return AssertionFailure() << "row " << r << " was written behind its " << t.cols << " columns";
+    return AssertionSuccess();
+  }
+
+ private:
+  // Bytes 0xFF are NaN in every floating format; empty `values`: nothing but those.
+  Tensor make(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values, int64_t padding) {
+    const int64_t ld = cols + padding, bytes = rows * ld * size_of(dtype);
+    CHECK(values.empty() || int64_t(values.size()) == rows * cols);
+    std::vector<double> host(size_t(bytes / 8 + 1));
+    std::memset(host.data(), 0xFF, size_t(bytes));
+    for (int64_t i = 0; i < int64_t(values.size()); ++i)
+      set_number(host.data(), dtype, i / cols * ld + i % cols, values[size_t(i)]);
+    buffers_.emplace_back(device_, bytes, "test");
+    Tensor t = make_tensor(buffers_.back().data(), dtype, rows, ld);
+    if (bytes > 0) on(stream_).upload(host.data(), t);
+    t.cols = cols;
+    return t;
+  }
+
+  Device& device_;
+  Stream& stream_;
+  uint64_t seed_, count_ = 0;
+  std::vector<Buffer> buffers_;
+};
+
+// |x-y|^2 / (|x|^2 + |y|^2); NaN when the sizes differ.
+inline double metric(const std::vector<double>& x, const std::vector<double>& y) {
+  if (x.size() != y.size()) return std::nan("");
+  const auto view = [](const std::vector<double>& v) {
+    return make_tensor(const_cast<double*>(v.data()), DType::f64, 1, int64_t(v.size()));
+  };
+  return error_metric(view(x), view(y));
+}
+inline double metric(const Tensor& x, const Tensor& y) { return error_metric(x, y); }  // host memory
+inline double metric(const HostTensor& x, const HostTensor& y) { return error_metric(x, y); }
+
+template <class A, class B>
+AssertionResult metric_at_most(const char* a_text, const char* b_text, const char*, const A& a, const B& b,
+                               double bound) {
+  const double m = metric(a, b);
+  if (m <= bound) return AssertionSuccess();
+  AssertionResult failure = AssertionFailure();
+  failure << fmt::format("metric({}, {}) is {:.3g}, the bound {:.3g}", a_text, b_text, m, bound);
+  if constexpr (std::is_same_v<A, std::vector<double>> && std::is_same_v<B, std::vector<double>>) {
+    if (a.size() != b.size()) return failure << fmt::format("; {} numbers against {}", a.size(), b.size());
+    size_t worst = 0;
+    const auto distance = [&](size_t i) {
+      const double d = std::abs(a[i] - b[i]);
+      return std::isnan(d) ? INFINITY : d;
+    };
+    for (size_t i = 1; i < a.size(); ++i)
+      if (distance(i) > distance(worst)) worst = i;
+    if (!a.empty()) failure << fmt::format("; worst at {}: {:.9g} against {:.9g}", worst, a[worst], b[worst]);
+  }
+  return failure;
+}
+
+}  // namespace cachalot::testing
+
+// Two std::vector<double>, HostTensors or Tensors in host memory.
+#define EXPECT_METRIC(a, b, bound) EXPECT_PRED_FORMAT3(::cachalot::testing::metric_at_most, a, b, bound)

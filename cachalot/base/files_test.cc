@@ -1,0 +1,151 @@
+#include "base/files.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+
+namespace cachalot {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Files : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "cachalot-files-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string at(const std::string& name) const { return folder_ + "/" + name; }
+  size_t entries() const { return size_t(std::distance(fs::directory_iterator(folder_), fs::directory_iterator())); }
+  std::string folder_;
+};
+
+TEST_F(Files, ReadReturnsEveryByte) {
+  const std::string bytes("a\0\xFF\r\n", 5);
+  std::ofstream(at("f"), std::ios::binary) << bytes;
+  EXPECT_EQ(read_file(at("f")), bytes);
+  std::ofstream(at("empty"));
+  EXPECT_EQ(read_file(at("empty")), "");
+  EXPECT_EQ(read_file("/proc/self/comm").empty(), false);  // a file that reports size 0
+}
+
+TEST_F(Files, ReadNamesTheFileItCannotRead) {
+  for (const std::string& path : {at("gone"), folder_}) try {
+      read_file(path);
+      ADD_FAILURE() << path;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(path), std::string::npos) << e.what();
+    }
+}
+
+TEST_F(Files, AtomicWriteReplacesAndLeavesNothingElse) {
+  write_file_atomic(at("f"), "old");
+  write_file_atomic(at("f"), "new");
+  EXPECT_EQ(read_file(at("f")), "new");
+  EXPECT_EQ(entries(), 1u);
+}
+
+TEST_F(Files, AtomicWriteThatFailsHalfWayKeepsTheOldFile) {
+  write_file_atomic(at("f"), "old");
+  EXPECT_THROW(write_file_atomic(at("f"), [](const Append& append) {
+                 append("half of the ne");
+                 throw Error("changed its mind");
+               }), Error);
+  EXPECT_EQ(read_file(at("f")), "old");
+  EXPECT_EQ(entries(), 1u);
+}
+
+// A file size limit stands for the full disk: write() fails in the same place.
+TEST_F(Files, AtomicWriteKeepsTheOldFileWhenTheDiskIsFull) {
+  write_file_atomic(at("f"), "old");
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  auto* handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit tight{1000, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tight), 0);
+  EXPECT_THROW(write_file_atomic(at("f"), std::string(5000, 'x')), Error);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(read_file(at("f")), "old");
+  EXPECT_EQ(entries(), 1u);
+}
+
+TEST_F(Files, AtomicWriteIntoAFolderThatIsNotThereSaysSo) {
+  EXPECT_THROW(write_file_atomic(at("no/such/f"), "x"), Error);
+}
+
+TEST_F(Files, AtomicDirectoryAppearsOnlyWithCommit) {
+  {
+    AtomicDirectory directory(at("d"));
+    std::ofstream(directory.path() + "/a") << "1";
+    EXPECT_FALSE(fs::exists(at("d")));
+  }
+  EXPECT_EQ(entries(), 0u);  // not committed: nothing stays
+  {
+    AtomicDirectory directory(at("d"));
+    std::ofstream(directory.path() + "/a") << "1";
+    directory.commit();
+  }
+  EXPECT_EQ(read_file(at("d/a")), "1");
+  EXPECT_EQ(entries(), 1u);
+}
+
+TEST_F(Files, AtomicDirectoryReplacesTheWholeOldOne) {
+  fs::create_directory(at("d"));
+  std::ofstream(at("d/old")) << "1";
+  {
+    AtomicDirectory abandoned(at("d"));
+    std::ofstream(abandoned.path() + "/new") << "2";
+  }
+  EXPECT_EQ(read_file(at("d/old")), "1");
+  AtomicDirectory directory(at("d/"));  // a slash at the end is the same folder
+  std::ofstream(directory.path() + "/new") << "2";
+  directory.commit();
+  EXPECT_EQ(read_file(at("d/new")), "2");
+  EXPECT_FALSE(fs::exists(at("d/old")));
+  EXPECT_EQ(entries(), 1u);
+}
+
+TEST_F(Files, AtomicDirectoryClearsWhatAKilledProcessLeft) {
+  fs::create_directory(at("d.tmp"));
+  std::ofstream(at("d.tmp/rubbish")) << "1";
+  AtomicDirectory directory(at("d"));
+  directory.commit();
+  EXPECT_TRUE(fs::is_empty(at("d")));
+}
+
+TEST_F(Files, MapShowsTheFile) {
+  write_file_atomic(at("f"), "hello");
+  MappedFile map(at("f"));
+  EXPECT_EQ(map.view(), "hello");
+  MappedFile moved(std::move(map));
+  EXPECT_EQ(moved.view(), "hello");
+  EXPECT_EQ(map.size(), 0);  // NOLINT: what a moved-from map promises
+  write_file_atomic(at("empty"), "");
+  EXPECT_EQ(MappedFile(at("empty")).size(), 0);
+}
+
+TEST_F(Files, MapSurvivesAnAtomicReplacement) {
+  write_file_atomic(at("f"), "first");
+  const MappedFile map(at("f"));
+  write_file_atomic(at("f"), "second");
+  EXPECT_EQ(map.view(), "first");
+}
+
+TEST_F(Files, MapRefusesWhatIsNotARegularFile) {
+  EXPECT_THROW(MappedFile{folder_}, Error);
+  EXPECT_THROW(MappedFile{at("gone")}, Error);
+  EXPECT_THROW(MappedFile{"/dev/null"}, Error);
+}
+
+}  // namespace
+}  // namespace cachalot

@@ -1,0 +1,69 @@
+#include "base/plot.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace cachalot {
+namespace {
+
+TEST(Plot, DrawsALineFromCornerToCornerWithAxes) {
+  const std::string picture = plot({{.name = "loss", .x = {0, 4, 8}, .y = {4, 2, 0}}},
+                                   {.width = 12, .height = 5, .x_label = "step", .y_label = "loss", .ascii = true});
+  EXPECT_EQ(picture,
+            "loss\n"
+            "4 |*\n"
+            "  | **\n"
+            "2 |   **\n"
+            "  |     **\n"
+            "0 |       **\n"
+            "  +---------\n"
+            "   0  step\n") << picture;
+}
+
+TEST(Plot, BrailleUsesFourDotsARow) {
+  const std::string picture = plot({{.name = "a", .x = {0, 1}, .y = {0, 1}}}, {.width = 12, .height = 2});
+  EXPECT_NE(picture.find("⣀"), std::string::npos) << picture;  // the two lowest dots of a cell
+  EXPECT_NE(picture.find("⠉"), std::string::npos) << picture;  // the two highest
+}
+
+TEST(Plot, MarksTheSecondSeriesAndNamesBoth) {
+  const std::string picture = plot({{.name = "train", .x = {0, 1, 2}, .y = {3, 2, 1}},
+                                    {.name = "held out", .x = {1}, .y = {2.5}}}, {.width = 40, .height = 8, .ascii = true});
+  EXPECT_NE(picture.find('o'), std::string::npos) << picture;
+  EXPECT_NE(picture.find("* train   o held out"), std::string::npos) << picture;
+}
+
+TEST(Plot, LeavesOutWhatIsNotFinite) {
+  const double nan = std::nan(""), inf = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(plot({{.name = "a", .x = {0, 1}, .y = {nan, inf}}}, {}), "");
+  EXPECT_EQ(plot({}, {}), "");
+  const std::string with_gap = plot({{.name = "a", .x = {0, 1, 2, 3, 4}, .y = {1, 1, nan, 1, 1}}},
+                                    {.width = 44, .height = 3, .ascii = true});
+  EXPECT_NE(with_gap.find("* "), std::string::npos) << with_gap;  // the line is broken where the NaN was
+}
+
+TEST(Plot, SurvivesAConstantAndASinglePoint) {
+  EXPECT_NE(plot({{.name = "a", .x = {5}, .y = {0}}}, {.ascii = true}).find('*'), std::string::npos);
+  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {1e-9, 1e-9}}}, {.ascii = true}).find('*'), std::string::npos);
+  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {-7e9, 7e9}}}, {.ascii = true}).find('*'), std::string::npos);
+}
+
+TEST(Plot, IsNeverWiderThanAsked) {
+  const std::string picture = plot({{.name = "a", .x = {0, 123456}, .y = {0.001, 7.5}}}, {.width = 50, .ascii = true});
+  for (size_t at = 0; at < picture.size();) {
+    const size_t end = picture.find('\n', at);
+    EXPECT_LE(end - at, 50u) << picture;
+    at = end + 1;
+  }
+}
+
+TEST(Plot, RefusesSeriesOfUnequalLength) {
+  EXPECT_THROW(plot({{.name = "a", .x = {0, 1}, .y = {1}}}, {}), InternalError);
+}
+
+}  // namespace
+}  // namespace cachalot

@@ -1,0 +1,115 @@
+#include "base/progress.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+#include <utility>
+
+#include "base/text.h"
+
+namespace cachalot {
+
+namespace {
+
+constexpr int kBar = 20;  // cells
+
+// The first `columns` characters: one code point is taken for one column.
+std::string_view cut(std::string_view text, int columns) {
+  size_t at = 0;
+  for (int n = 0; at < text.size() && n < columns; ++n) at += size_t(std::max(1, utf8_length(text, at)));
+  return text.substr(0, std::min(at, text.size()));
+}
+
+}  // namespace
+
+ProgressStyle progress_style(const std::ostream& out) {
+  const int fd = &out == &std::cout ? STDOUT_FILENO : &out == &std::cerr || &out == &std::clog ? STDERR_FILENO : -1;
+  ProgressStyle style;
+  style.terminal = fd >= 0 && ::isatty(fd);
+  winsize size{};
+  if (style.terminal && ::ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) style.width = size.ws_col;
+  return style;
+}
+
+Progress::Progress(std::ostream& out, std::string title, int64_t total)
+    : Progress(out, std::move(title), total, progress_style(out)) {}
+
+Progress::Progress(std::ostream& out, std::string title, int64_t total, ProgressStyle style)
+    : out_(out), title_(std::move(title)), total_(total), style_(std::move(style)), start_(now()), last_(start_) {}
+
+Progress::~Progress() {
+  if (!drawn_) return;
+  try {
+    out_ << '\n' << std::flush;
+  } catch (...) {  // a stream that throws has no line to end
+  }
+}
+
+double Progress::now() const {
+  if (style_.seconds) return style_.seconds();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// "train  42% [########------------]  420/1000, 1 m 03 s left, loss 3.21": what is known of it.
+std::string Progress::state() const {
+  const double elapsed = now() - start_;
+  std::string line = title_;
+  if (total_ > 0) {
+    const double share = std::clamp(double(done_) / double(total_), 0.0, 1.0);
+    const int cells = int(share * kBar);
+    line += fmt::format("  {:3.0f}% ", 100 * share - 0.5 * (share < 1));  // 100 % only at the end
+    if (style_.terminal) line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
+    line += fmt::format(" {}/{}", done_, total_);
+  } else {
+    line += fmt::format("  {}", done_);
+  }
+  if (finished_) line += fmt::format(", {}", human_seconds(elapsed));
+  else if (total_ > 0 && done_ > 0 && done_ < total_)
+    line += fmt::format(", {} left", human_seconds(elapsed * double(total_ - done_) / double(done_)));
+  if (!extra_.empty()) line += ", " + extra_;
+  return line;
+}
+
+void Progress::draw() {
+  if (style_.terminal) {
+    out_ << "\r\x1b[K" << cut(state(), style_.width - 1);  // the last column would wrap on some terminals
+    drawn_ = true;
+  } else {
+    out_ << state() << '\n';
+  }
+  out_ << std::flush;
+  last_ = now();
+  shown_ = done_;
+}
+
+void Progress::update(int64_t done, std::string extra) {
+  done_ = done;
+  extra_ = std::move(extra);
+  const double since = now() - last_;
+  if (style_.terminal) {
+    if (!drawn_ || since >= style_.redraw_seconds) draw();
+    return;
+  }
+  const auto part = [&](int64_t n) { return int64_t(double(n) / double(total_) / style_.line_share + 1e-9); };
+  if (since >= style_.line_seconds || (total_ > 0 && done_ < total_ && part(done_) > part(shown_))) draw();
+}
+
+void Progress::print(std::string_view line) {
+  if (drawn_) out_ << "\r\x1b[K";
+  out_ << line << '\n';
+  if (drawn_) draw();
+  else out_ << std::flush;
+}
+
+void Progress::finish() {
+  if (finished_) return;
+  finished_ = true;
+  draw();
+  if (style_.terminal) out_ << '\n' << std::flush;
+  drawn_ = false;
+}
+
+}  // namespace cachalot

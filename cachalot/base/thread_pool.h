@@ -1,0 +1,34 @@
+// A pool of threads that sleeps when it has nothing to do (no spinning: on a shared machine a spinning pool
+// takes the cores that its neighbours compute on; docs/architecture.md, "Dependencies").
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace cachalot {
+
+// CPUs that this process may really use: the affinity mask, limited by the cgroup's CPU quota (containers).
+int available_cpus();
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);  // >= 1; the caller of parallel_for is one of them
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  int threads() const;
+
+  // Calls body(i) once for every i in [0, count), on any thread in any order; returns when all are done.
+  // The first exception of a body is rethrown here. Not reentrant: a body must not call parallel_for.
+  // Determinism is the caller's: work item i must write only what belongs to i, never depend on threads().
+  void parallel_for(int64_t count, const std::function<void(int64_t)>& body);
+
+  // The same over ranges: body(begin, end) with end - begin <= grain, at multiples of grain.
+  void parallel_ranges(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace cachalot

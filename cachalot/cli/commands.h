@@ -1,0 +1,17 @@
+// Every subcommand registers itself; main.cc lists them in the order of --help.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace cachalot::cli {
+
+void add_tokenizer(CLI::App& app);
+void add_pretrain(CLI::App& app);
+void add_generate(CLI::App& app);
+void add_forward(CLI::App& app);
+void add_convert(CLI::App& app);
+void add_doctor(CLI::App& app);
+
+}  // namespace cachalot::cli

@@ -1,0 +1,46 @@
+// Models between disk and device: a Hugging Face directory in, parameters out, and back.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "config/precision.h"
+#include "model/params.h"
+
+namespace cachalot {
+
+// A model directory is taken as it is; a run directory stands for the model of its newest complete checkpoint.
+// Error when the path is neither.
+std::string resolve_model_directory(const std::string& path);
+
+struct LoadOptions {
+  bool gradients = false;  // room for gradients too
+  bool drop_mtp = false;   // leave the MTP layers of the checkpoint alone
+  bool keep_fp8 = true;    // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format
+};
+
+struct LoadedModel {
+  ModelConfig config;
+  std::string directory;
+  std::unique_ptr<ParamSet> params;
+};
+
+// Reads, checks and uploads every parameter. Errors name file, tensor and values (model/hf_checkpoint.h).
+LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Precision precision,
+                       const LoadOptions& options);
+
+struct SaveOptions {
+  std::string torch_dtype = "bfloat16";  // or "float32"
+  std::string tokenizer_directory;       // tokenizer files to copy along, or empty
+};
+
+// Where a parameter's best copy is: the optimizer's master where there is one, else the weight itself.
+using MasterSource = std::function<Tensor(size_t param)>;
+
+// Writes a model directory: config.json, generation_config.json, model*.safetensors, tokenizer files. Not atomic as a
+// whole: write into an AtomicDirectory.
+void save_model(Stream& s, const ParamSet& params, const ModelConfig& config, const MasterSource& master,
+                const std::string& directory, const SaveOptions& options);
+
+}  // namespace cachalot

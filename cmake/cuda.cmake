@@ -1,0 +1,39 @@
+# CUDA, when CACHALOT_CUDA is on: backend/cuda/*.cu become the library cachalot_cuda, linked into cachalot_backend.
+# Everything else is plain C++ and built as always. libcuda is never linked: the program must start without it.
+
+find_program(CACHALOT_NVCC nvcc HINTS $ENV{CUDACXX} $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+if(NOT CMAKE_CUDA_COMPILER AND CACHALOT_NVCC)
+  set(CMAKE_CUDA_COMPILER ${CACHALOT_NVCC})
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)  # before enable_language, which would choose 75
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR
+    "CACHALOT_CUDA is on, but there is no CUDA compiler: nvcc is neither in PATH nor in /usr/local/cuda/bin.\n"
+    "Either install NVIDIA's CUDA toolkit (tested with 13.0; its packages are called cuda-toolkit or "
+    "nvidia-cuda-toolkit), or, if it is installed elsewhere, say where:\n"
+    "  cmake --preset cuda -DCMAKE_CUDA_COMPILER=/path/to/nvcc\n"
+    "or build without CUDA:\n"
+    "  cmake --preset cpu")
+endif()
+enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know nvcc's spelling of C++20
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+find_package(CUDAToolkit REQUIRED)
+
+file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backend/cuda/*.cu)
+add_library(cachalot_cuda STATIC ${cuda_sources})
+set_target_properties(cachalot_cuda PROPERTIES
+  CUDA_ARCHITECTURES "80-real;80-virtual"  # portable: any card from Ampere on
+  # The options of the C++ files are g++'s; nvcc passes them on only behind -Xcompiler.
+  COMPILE_OPTIONS "-Werror;all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
+target_link_libraries(cachalot_cuda PUBLIC cachalot_base cachalot_tensor CUDA::cudart_static)
+target_link_libraries(cachalot_backend PUBLIC cachalot_cuda)
