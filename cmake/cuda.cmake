@@ -1,9 +1,9 @@
 # CUDA, when CACHALOT_CUDA is on: backend/cuda/*.cu become the library cachalot_cuda, linked into cachalot_backend.
 # Everything else is plain C++ and built as always. libcuda is never linked: the program must start without it.
 
-find_program(CACHALOT_NVCC nvcc HINTS $ENV{CUDACXX} $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
-if(NOT CMAKE_CUDA_COMPILER AND CACHALOT_NVCC)
-  set(CMAKE_CUDA_COMPILER ${CACHALOT_NVCC})
+find_program(CACHALOT_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND CACHALOT_NVCC)
+  set(ENV{CUDACXX} ${CACHALOT_NVCC})  # where check_language and enable_language look
 endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 90a-real)  # before enable_language, which would choose 75
@@ -12,7 +12,7 @@ include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   message(FATAL_ERROR
-    "CACHALOT_CUDA is on, but there is no CUDA compiler: nvcc is neither in PATH nor in /usr/local/cuda/bin.\n"
+    "CACHALOT_CUDA is on, but there is no CUDA compiler that works: nvcc in PATH, or /usr/local/cuda/bin/nvcc.\n"
     "Either install NVIDIA's CUDA toolkit (tested with 13.0; its packages are called cuda-toolkit or "
     "nvidia-cuda-toolkit), or, if it is installed elsewhere, say where:\n"
     "  cmake --preset cuda -DCMAKE_CUDA_COMPILER=/path/to/nvcc\n"

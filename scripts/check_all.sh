@@ -46,7 +46,8 @@ fuzz() {  # path of a fuzzer
 
 tidy() {
   cmake --preset cpu -Wno-dev >/dev/null || return
-  run-clang-tidy-19 -quiet -p build/cpu "$PWD/cachalot/.*(?<!_test)\.cc$" 2>/dev/null | grep -vE '^(clang-tidy|\[[ 0-9/]+\])|^$'
+  run-clang-tidy-19 -quiet -p build/cpu "$PWD/cachalot/.*(?<!_test)\.cc$" 2>/dev/null |
+    grep -vE '^(clang-tidy|\[[ 0-9/]+\])|^$'
   return "${PIPESTATUS[0]}"
 }
 

@@ -83,9 +83,11 @@ int64_t cgroup_left() {
 
 int64_t host_free_bytes() { return std::min(mem_available(), cgroup_left()); }
 
+bool fits_host_memory(int64_t bytes) { return bytes <= kUnchecked || bytes <= host_free_bytes(); }
+
 void* take_host_memory(int64_t bytes) {
   CHECK(bytes >= 0);
-  if (bytes > kUnchecked && bytes > host_free_bytes()) return nullptr;
+  if (!fits_host_memory(bytes)) return nullptr;
   void* data = nullptr;
   return posix_memalign(&data, 256, size_t(std::max<int64_t>(bytes, 1))) == 0 ? data : nullptr;
 }

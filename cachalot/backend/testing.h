@@ -14,6 +14,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -202,6 +203,36 @@ inline double metric(const std::vector<double>& x, const std::vector<double>& y)
 }
 inline double metric(const Tensor& x, const Tensor& y) { return error_metric(x, y); }  // host memory
 inline double metric(const HostTensor& x, const HostTensor& y) { return error_metric(x, y); }
+
+// sum of products: the scalar whose derivative by y is dy, as seed of a backward under test.
+inline double dot(Stream& s, const Tensor& a, const Tensor& b) {
+  const std::vector<double> x = read(s, a), y = read(s, b);
+  CHECK(x.size() == y.size());
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// d loss() / d x by central differences, number after number; for f64 on "ref". With numbers and third derivatives
+// around 1 the default step leaves some 10 digits: EXPECT_METRIC(..., kFiniteDifferences).
+inline constexpr double kFiniteDifferences = 1e-17;
+inline std::vector<double> numeric_gradient(Stream& s, const Tensor& x, const std::function<double()>& loss,
+                                            double step = 1e-5) {
+  CHECK(x.dtype == DType::f64, "finite differences need f64");
+  std::vector<double> values = read(s, x), gradient(values.size());
+  const auto loss_at = [&](size_t i, double value) {
+    const double kept = std::exchange(values[i], value);
+    on(s).upload(values.data(), x);
+    const double l = loss();
+    values[i] = kept;
+    return l;
+  };
+  for (size_t i = 0; i < values.size(); ++i)
+    gradient[i] = (loss_at(i, values[i] + step) - loss_at(i, values[i] - step)) / (2 * step);
+  on(s).upload(values.data(), x);
+  on(s).synchronize();
+  return gradient;
+}
 
 template <class A, class B>
 AssertionResult metric_at_most(const char* a_text, const char* b_text, const char*, const A& a, const B& b,

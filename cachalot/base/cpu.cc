@@ -40,10 +40,21 @@ int64_t number_after(const std::string& path, std::string_view key, int64_t othe
 }  // namespace
 
 std::vector<std::pair<std::string, bool>> CpuFeatures::list() const {
-  return {{"sse2", sse2}, {"sse4.2", sse4_2}, {"avx", avx}, {"f16c", f16c}, {"fma", fma}, {"avx2", avx2},
-          {"avx512f", avx512f}, {"avx512bw", avx512bw}, {"avx512dq", avx512dq}, {"avx512vl", avx512vl},
-          {"avx512_vnni", avx512_vnni}, {"avx512_bf16", avx512_bf16},
-          {"amx_tile", amx_tile}, {"amx_int8", amx_int8}, {"amx_bf16", amx_bf16}};
+  return {{"sse2", sse2},
+          {"sse4.2", sse4_2},
+          {"avx", avx},
+          {"f16c", f16c},
+          {"fma", fma},
+          {"avx2", avx2},
+          {"avx512f", avx512f},
+          {"avx512bw", avx512bw},
+          {"avx512dq", avx512dq},
+          {"avx512vl", avx512vl},
+          {"avx512_vnni", avx512_vnni},
+          {"avx512_bf16", avx512_bf16},
+          {"amx_tile", amx_tile},
+          {"amx_int8", amx_int8},
+          {"amx_bf16", amx_bf16}};
 }
 
 CpuFeatures decode_features(const CpuWords& w) {
@@ -102,7 +113,8 @@ std::string cpu_model_name() {
 CacheSizes cache_sizes(const std::string& root) {
   CacheSizes sizes;
   for (int index = 0; index < 8; ++index) {
-    const std::string folder = root + "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+    const std::string folder =
+        root + "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
     std::string type, unit;
     int64_t size = 0;
     std::ifstream(folder + "type") >> type;
@@ -123,8 +135,8 @@ MemoryInfo memory_info(const std::string& root) {
   info.total = number_after(root + "/proc/meminfo", "MemTotal:", 0) * 1024;
   info.available = number_after(root + "/proc/meminfo", "MemAvailable:", 0) * 1024;
 
-  // /proc/self/cgroup: "0::/group" in version 2, "4:memory:/group" in version 1. In a container the group that
-  // it names may not be visible; its ancestors are tried too, up to the root of the mount.
+  // /proc/self/cgroup: "0::/group" in version 2, "4:memory:/group" in version 1. In a container the group
+  // that it names may not be visible; its ancestors are tried too, up to the root of the mount.
   std::ifstream self(root + "/proc/self/cgroup");
   for (std::string line; std::getline(self, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
@@ -141,7 +153,8 @@ MemoryInfo memory_info(const std::string& root) {
       if (limit >= 0 && limit < int64_t(1) << 60) {  // version 1 writes 2^63 - a page for "none"
         const int64_t used = number_in(folder + (v2 ? "memory.current" : "memory.usage_in_bytes"), 0);
         // The page cache is charged too, but given back before anything is refused.
-        const int64_t cache = number_after(folder + "memory.stat", v2 ? "inactive_file " : "total_inactive_file ", 0);
+        const int64_t cache =
+            number_after(folder + "memory.stat", v2 ? "inactive_file " : "total_inactive_file ", 0);
         const int64_t free = std::max<int64_t>(0, limit - std::max<int64_t>(0, used - cache));
         if (info.limit < 0 || limit < info.limit) info.limit = limit;
         if (info.limit_free < 0 || free < info.limit_free) info.limit_free = free;

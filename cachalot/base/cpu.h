@@ -25,8 +25,8 @@ struct CpuFeatures {
 struct CpuWords {
   uint32_t leaf1_ecx = 0, leaf1_edx = 0;
   uint32_t leaf7_ebx = 0, leaf7_ecx = 0, leaf7_edx = 0;
-  uint32_t leaf7_1_eax = 0;     // subleaf 1
-  uint64_t xcr0 = 0;            // 0 when the system does not use XSAVE
+  uint32_t leaf7_1_eax = 0;      // subleaf 1
+  uint64_t xcr0 = 0;             // 0 when the system does not use XSAVE
   uint64_t kernel_features = 0;  // register sets that the kernel lets a process ask for (ARCH_GET_XCOMP_SUPP)
 };
 CpuFeatures decode_features(const CpuWords& words);
@@ -39,10 +39,10 @@ struct CacheSizes {  // bytes, as the first core sees them; 0 = unknown
 };
 CacheSizes cache_sizes(const std::string& root = "");
 
-struct MemoryInfo {  // bytes
-  int64_t total = 0;      // of the machine
-  int64_t available = 0;  // what the kernel could give without swapping
-  int64_t limit = -1;     // smallest limit of our cgroup and its ancestors (v2 or v1); -1: none
+struct MemoryInfo {         // bytes
+  int64_t total = 0;        // of the machine
+  int64_t available = 0;    // what the kernel could give without swapping
+  int64_t limit = -1;       // smallest limit of our cgroup and its ancestors (v2 or v1); -1: none
   int64_t limit_free = -1;  // what is left below that limit
   int64_t usable() const { return limit_free >= 0 && limit_free < available ? limit_free : available; }
 };

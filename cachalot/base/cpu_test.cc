@@ -116,7 +116,8 @@ TEST_F(Machine, AContainerSeesItsLimitAtTheRootOfTheMount) {
 
 TEST_F(Machine, CacheSizesSkipTheInstructionCache) {
   const std::string base = "/sys/devices/system/cpu/cpu0/cache/index";
-  const char* caches[][3] = {{"1", "Data", "48K"}, {"1", "Instruction", "32K"}, {"2", "Unified", "2048K"}, {"3", "Unified", "1M"}};
+  const char* caches[][3] = {
+      {"1", "Data", "48K"}, {"1", "Instruction", "32K"}, {"2", "Unified", "2048K"}, {"3", "Unified", "1M"}};
   for (size_t i = 0; i < 4; ++i) {
     put(base + std::to_string(i) + "/level", caches[i][0]);
     put(base + std::to_string(i) + "/type", caches[i][1]);

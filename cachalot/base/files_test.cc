@@ -25,7 +25,9 @@ class Files : public testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
   std::string at(const std::string& name) const { return folder_ + "/" + name; }
-  size_t entries() const { return size_t(std::distance(fs::directory_iterator(folder_), fs::directory_iterator())); }
+  size_t entries() const {
+    return size_t(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
+  }
   std::string folder_;
 };
 
@@ -56,10 +58,12 @@ TEST_F(Files, AtomicWriteReplacesAndLeavesNothingElse) {
 
 TEST_F(Files, AtomicWriteThatFailsHalfWayKeepsTheOldFile) {
   write_file_atomic(at("f"), "old");
-  EXPECT_THROW(write_file_atomic(at("f"), [](const Append& append) {
-                 append("half of the ne");
-                 throw Error("changed its mind");
-               }), Error);
+  EXPECT_THROW(write_file_atomic(at("f"),
+                                 [](const Append& append) {
+                                   append("half of the ne");
+                                   throw Error("changed its mind");
+                                 }),
+               Error);
   EXPECT_EQ(read_file(at("f")), "old");
   EXPECT_EQ(entries(), 1u);
 }

@@ -44,8 +44,9 @@ TEST(Json, NamesTheFileAndTheByteOfASyntaxError) {
 }
 
 TEST(Json, RefusesWhatIsNotOneJsonValue) {
-  for (const char* text : {"", " ", "{", "[1", "{\"a\"}", "[1,]", "1 2", "{} x", "nul", "'a'", "01", "[1e999]",
-                           "\"\x80\"", "\"\xC0\xAF\"", "\"\xED\xA0\x80\"", "\"a\nb\"", "NaN", "// c\n1"})
+  for (const char* text :
+       {"", " ", "{", "[1", "{\"a\"}", "[1,]", "1 2", "{} x", "nul", "'a'", "01", "[1e999]", "\"\x80\"",
+        "\"\xC0\xAF\"", "\"\xED\xA0\x80\"", "\"a\nb\"", "NaN", "// c\n1"})
     EXPECT_NE(refusal(text), "") << text;
 }
 

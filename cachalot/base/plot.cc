@@ -43,7 +43,11 @@ std::string label(double value, double step) {
 class Canvas {
  public:
   Canvas(int columns, int rows, bool ascii)
-      : columns_(columns), rows_(rows), ascii_(ascii), dots_(size_t(columns) * size_t(rows)), marks_(dots_.size()) {}
+      : columns_(columns),
+        rows_(rows),
+        ascii_(ascii),
+        dots_(size_t(columns) * size_t(rows)),
+        marks_(dots_.size()) {}
   int width() const { return columns_ * (ascii_ ? 1 : 2); }
   int height() const { return rows_ * (ascii_ ? 1 : 4); }
   void dot(int x, int y) {  // y counts upwards
@@ -56,7 +60,8 @@ class Canvas {
     const int down = height() - 1 - y;
     marks_[ascii_ ? cell(x, down) : cell(x / 2, down / 4)] = symbol;
   }
-  void line(int x0, int y0, int x1, int y1) {  // Bresenham, "Algorithm for computer control of a digital plotter"
+  void line(int x0, int y0, int x1,
+            int y1) {  // Bresenham, "Algorithm for computer control of a digital plotter"
     const int dx = std::abs(x1 - x0), dy = -std::abs(y1 - y0), sx = x0 < x1 ? 1 : -1, sy = y0 < y1 ? 1 : -1;
     for (int error = dx + dy;;) {
       dot(x0, y0);
@@ -156,7 +161,10 @@ std::string plot(const std::vector<PlotSeries>& series, const PlotOptions& optio
   if (series.size() > 1) {
     out += std::string(margin + 2, ' ');
     for (size_t n = 0; n < series.size(); ++n)
-      out += fmt::format("{}{} {}", n ? "   " : "", n ? std::string(1, kMarks[(n - 1) % 3]) : options.ascii ? "*" : "⠒",
+      out += fmt::format("{}{} {}", n ? "   " : "",
+                         n               ? std::string(1, kMarks[(n - 1) % 3])
+                         : options.ascii ? "*"
+                                         : "⠒",
                          series[n].name);
     out += '\n';
   }

@@ -12,13 +12,13 @@ struct PlotSeries {
 };
 
 struct PlotOptions {
-  int width = 72, height = 16;       // columns of the whole plot with its labels, rows of the drawing area
+  int width = 72, height = 16;  // columns of the whole plot with its labels, rows of the drawing area
   std::string x_label{}, y_label{};
-  bool ascii = false;                // only 7-bit characters; otherwise braille dots, 2 x 4 a character
+  bool ascii = false;  // only 7-bit characters; otherwise braille dots, 2 x 4 a character
 };
 
-// The first series is a line, further ones are single marks (o, x, +) on top: a curve and its held-out points.
-// Ends with a newline; "" when there is no finite point.
+// The first series is a line, further ones are single marks (o, x, +) on top: a curve and its held-out
+// points. Ends with a newline; "" when there is no finite point.
 //
 //   loss
 //   4 |*

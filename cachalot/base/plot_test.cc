@@ -11,8 +11,9 @@ namespace cachalot {
 namespace {
 
 TEST(Plot, DrawsALineFromCornerToCornerWithAxes) {
-  const std::string picture = plot({{.name = "loss", .x = {0, 4, 8}, .y = {4, 2, 0}}},
-                                   {.width = 12, .height = 5, .x_label = "step", .y_label = "loss", .ascii = true});
+  const std::string picture =
+      plot({{.name = "loss", .x = {0, 4, 8}, .y = {4, 2, 0}}},
+           {.width = 12, .height = 5, .x_label = "step", .y_label = "loss", .ascii = true});
   EXPECT_EQ(picture,
             "loss\n"
             "4 |*\n"
@@ -21,7 +22,8 @@ TEST(Plot, DrawsALineFromCornerToCornerWithAxes) {
             "  |     **\n"
             "0 |       **\n"
             "  +---------\n"
-            "   0  step\n") << picture;
+            "   0  step\n")
+      << picture;
 }
 
 TEST(Plot, BrailleUsesFourDotsARow) {
@@ -31,8 +33,9 @@ TEST(Plot, BrailleUsesFourDotsARow) {
 }
 
 TEST(Plot, MarksTheSecondSeriesAndNamesBoth) {
-  const std::string picture = plot({{.name = "train", .x = {0, 1, 2}, .y = {3, 2, 1}},
-                                    {.name = "held out", .x = {1}, .y = {2.5}}}, {.width = 40, .height = 8, .ascii = true});
+  const std::string picture =
+      plot({{.name = "train", .x = {0, 1, 2}, .y = {3, 2, 1}}, {.name = "held out", .x = {1}, .y = {2.5}}},
+           {.width = 40, .height = 8, .ascii = true});
   EXPECT_NE(picture.find('o'), std::string::npos) << picture;
   EXPECT_NE(picture.find("* train   o held out"), std::string::npos) << picture;
 }
@@ -48,12 +51,15 @@ TEST(Plot, LeavesOutWhatIsNotFinite) {
 
 TEST(Plot, SurvivesAConstantAndASinglePoint) {
   EXPECT_NE(plot({{.name = "a", .x = {5}, .y = {0}}}, {.ascii = true}).find('*'), std::string::npos);
-  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {1e-9, 1e-9}}}, {.ascii = true}).find('*'), std::string::npos);
-  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {-7e9, 7e9}}}, {.ascii = true}).find('*'), std::string::npos);
+  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {1e-9, 1e-9}}}, {.ascii = true}).find('*'),
+            std::string::npos);
+  EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {-7e9, 7e9}}}, {.ascii = true}).find('*'),
+            std::string::npos);
 }
 
 TEST(Plot, IsNeverWiderThanAsked) {
-  const std::string picture = plot({{.name = "a", .x = {0, 123456}, .y = {0.001, 7.5}}}, {.width = 50, .ascii = true});
+  const std::string picture =
+      plot({{.name = "a", .x = {0, 123456}, .y = {0.001, 7.5}}}, {.width = 50, .ascii = true});
   for (size_t at = 0; at < picture.size();) {
     const size_t end = picture.find('\n', at);
     EXPECT_LE(end - at, 50u) << picture;

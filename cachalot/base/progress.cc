@@ -26,7 +26,9 @@ std::string_view cut(std::string_view text, int columns) {
 }  // namespace
 
 ProgressStyle progress_style(const std::ostream& out) {
-  const int fd = &out == &std::cout ? STDOUT_FILENO : &out == &std::cerr || &out == &std::clog ? STDERR_FILENO : -1;
+  const int fd = &out == &std::cout                         ? STDOUT_FILENO
+                 : &out == &std::cerr || &out == &std::clog ? STDERR_FILENO
+                                                            : -1;
   ProgressStyle style;
   style.terminal = fd >= 0 && ::isatty(fd);
   winsize size{};
@@ -38,7 +40,12 @@ Progress::Progress(std::ostream& out, std::string title, int64_t total)
     : Progress(out, std::move(title), total, progress_style(out)) {}
 
 Progress::Progress(std::ostream& out, std::string title, int64_t total, ProgressStyle style)
-    : out_(out), title_(std::move(title)), total_(total), style_(std::move(style)), start_(now()), last_(start_) {}
+    : out_(out),
+      title_(std::move(title)),
+      total_(total),
+      style_(std::move(style)),
+      start_(now()),
+      last_(start_) {}
 
 Progress::~Progress() {
   if (!drawn_) return;

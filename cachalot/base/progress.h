@@ -11,15 +11,16 @@
 namespace cachalot {
 
 struct ProgressStyle {
-  bool terminal = false;             // redraw one line in place; otherwise print whole lines
-  int width = 80;                    // columns of the terminal; the line is cut to fit
-  double redraw_seconds = 0.1;       // terminal: not more often
-  double line_share = 0.1;           // log: a line whenever this share of the total has been passed ...
-  double line_seconds = 30;          // ... or this much time since the last line
-  std::function<double()> seconds;   // a monotonic clock; empty: the system's
+  bool terminal = false;            // redraw one line in place; otherwise print whole lines
+  int width = 80;                   // columns of the terminal; the line is cut to fit
+  double redraw_seconds = 0.1;      // terminal: not more often
+  double line_share = 0.1;          // log: a line whenever this share of the total has been passed ...
+  double line_seconds = 30;         // ... or this much time since the last line
+  std::function<double()> seconds;  // a monotonic clock; empty: the system's
 };
 
-// What suits `out`: a terminal's width when it is std::cout or std::cerr on a terminal, plain lines otherwise.
+// What suits `out`: a terminal's width when it is std::cout or std::cerr on a terminal, plain lines
+// otherwise.
 ProgressStyle progress_style(const std::ostream& out);
 
 // Made by cli/ and passed down: a library reports to a Progress that it is given and never makes one.

@@ -7,7 +7,8 @@
 namespace cachalot {
 namespace {
 
-// Known answers of Philox4x32-10 (Random123 1.14, kat_vectors): counter and key all zero, all ones, digits of pi.
+// Known answers of Philox4x32-10 (Random123 1.14, kat_vectors): counter and key all zero, all ones, digits of
+// pi.
 TEST(Rng, PhiloxGivesThePublishedVectors) {
   using Words = std::array<uint32_t, 4>;
   EXPECT_EQ(philox(0, 0, 0), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));

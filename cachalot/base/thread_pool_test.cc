@@ -50,7 +50,11 @@ TEST_P(Pool, WritesOfTheBodiesAreVisibleAfterTheCall) {
 TEST_P(Pool, RethrowsAndStaysUsable) {
   ThreadPool pool(GetParam());
   for (int round = 0; round < 20; ++round) {
-    EXPECT_THROW(pool.parallel_for(64, [](int64_t i) { if (i % 2) throw Error("odd"); }), Error);
+    EXPECT_THROW(pool.parallel_for(64,
+                                   [](int64_t i) {
+                                     if (i % 2) throw Error("odd");
+                                   }),
+                 Error);
     std::atomic<int> calls = 0;
     pool.parallel_for(64, [&](int64_t) { ++calls; });
     EXPECT_EQ(calls, 64);

@@ -34,7 +34,7 @@ struct ModelConfig {
   int64_t qk_rope_head_dim = 64;                 // P
   int64_t v_head_dim = 128;                      // U
   int64_t n_routed_experts = 256;                // E; 0: no layer has experts
-  int64_t n_shared_experts = 1;                  // S: the shared MLP is S * I wide
+  int64_t n_shared_experts = 1;                  // Z: the shared MLP is Z * I wide
   int64_t num_experts_per_tok = 8;               // K
   int64_t n_group = 8, topk_group = 4;           // G groups of experts, of which a token may use topk_group
   bool norm_topk_prob = true;

@@ -65,13 +65,13 @@ struct Param {
 //   layers.l.mlp.gate_bias               [1, E]      ...mlp.gate.e_score_correction_bias
 //   layers.l.mlp.experts.gate_up         [E 2I, D]   ...mlp.experts.e.gate_proj.weight, .up_proj; e = 0, 1, ...
 //   layers.l.mlp.experts.down            [E D, I]    ...mlp.experts.e.down_proj.weight
-//   layers.l.mlp.shared.gate_up          [2 S I, D]  ...mlp.shared_experts.{gate,up}_proj.weight
-//   layers.l.mlp.shared.down             [D, S I]    ...mlp.shared_experts.down_proj.weight
+//   layers.l.mlp.shared.gate_up          [2 Z I, D]  ...mlp.shared_experts.{gate,up}_proj.weight
+//   layers.l.mlp.shared.down             [D, Z I]    ...mlp.shared_experts.down_proj.weight
 //   norm                                 [1, D]      model.norm.weight
 //   head                                 [V, D]      lm_head.weight (+ copies of MTP layers)
 // and for MTP layers, before their input_norm: layers.l.enorm, layers.l.hnorm [1, D], layers.l.eh_proj [D, 2D];
 // after their MLP: layers.l.head_norm [1, D] (shared_head.norm.weight).
-// part_rows: F, I, S I for the gate_up tensors, D for experts.down, rows elsewhere.
+// part_rows: F, I, Z I for the gate_up tensors, D for experts.down, rows elsewhere.
 std::vector<Param> parameter_table(const ModelConfig& config);
 
 int64_t parameter_count(const std::vector<Param>& table);   // copies counted once, gate_bias not counted

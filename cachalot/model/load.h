@@ -31,8 +31,8 @@ LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Pre
                        const LoadOptions& options);
 
 struct SaveOptions {
-  std::string torch_dtype = "bfloat16";  // or "float32"
-  std::string tokenizer_directory;       // tokenizer files to copy along, or empty
+  DType storage = DType::bf16;      // or f32
+  std::string tokenizer_directory;  // tokenizer files to copy along, or empty
 };
 
 // Where a parameter's best copy is: the optimizer's master where there is one, else the weight itself.

@@ -16,10 +16,10 @@ int64_t blocks(int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; }
 
 int64_t scale_rows(const Param& p) { return p.rows / p.part_rows * blocks(p.part_rows); }
 
-DType weight_dtype(const Param& p, Recipe recipe, bool fp8) {
+DType weight_dtype(const Param& p, Recipe recipe, const std::function<bool(const Param&)>& fp8) {
   if (p.kind == ParamKind::gate_bias) return DType::f32;
   if (p.kind == ParamKind::norm || p.kind == ParamKind::gate) return recipe.stat;
-  return fp8 && p.can_be_fp8() ? DType::e4m3 : recipe.weight;
+  return fp8 && p.can_be_fp8() && fp8(p) ? DType::e4m3 : recipe.weight;
 }
 
 }  // namespace

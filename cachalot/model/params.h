@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -16,7 +17,8 @@ class ParamSet {
  public:
   struct Options {
     bool gradients = false;
-    bool fp8 = false;  // keep linear weights as E4M3 with scales (an FP8 checkpoint, inference)
+    // Which linear weights stay E4M3 with scales (an FP8 checkpoint, inference); empty: none.
+    std::function<bool(const Param&)> fp8 = {};
   };
   ParamSet(Device& device, const ModelConfig& config, Recipe recipe, const Options& options);
 

@@ -86,9 +86,16 @@ Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatc
   state.embedded = arena.take(recipe_.act, batch.rows, config_.hidden_size);
   embedding_.forward(s, batch.tokens, state.embedded);
   Tensor x = state.embedded;
+  Tensor y = options.keep_states ? Tensor{} : arena.take_like(x);
   for (size_t l = 0; l < blocks_.size(); ++l) {
-    state.blocks.push_back(blocks_[l].forward(s, arena, batch, x, block_options(int64_t(l), options)));
-    x = state.blocks.back().y;
+    if (options.keep_states) {
+      state.blocks.push_back(blocks_[l].forward(s, arena, batch, x, block_options(int64_t(l), options)));
+      x = state.blocks.back().y;
+    } else {
+      Arena::Scope scratch(arena);
+      on(s).cast({.x = blocks_[l].forward(s, arena, batch, x, block_options(int64_t(l), options)).y, .y = y});
+      std::swap(x, y);
+    }
   }
   state.hidden = arena.take_like(x);
   state.norm = norm_.forward(s, arena, x, state.hidden);

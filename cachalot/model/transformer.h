@@ -25,6 +25,7 @@ class Transformer {
     std::span<const Tensor> caches;   // latent cache of every layer (MTP layers last), or empty
     std::span<const Tensor> replay;   // expert choices of every layer to follow; absent entries route freely
     bool with_balance = false;
+    bool keep_states = true;          // false (inference): layers share their memory, State::blocks stays empty
   };
 
   struct State {  // one micro-batch

@@ -50,7 +50,12 @@ TEST(Tensor, DescribesItself) {
 TEST(Tensor, ScaleBlocksStartAnewWithEveryPart) {
   std::vector<float> scales(6 * 2);
   std::iota(scales.begin(), scales.end(), 0.0f);
-  Tensor t{.dtype = DType::e4m3, .rows = 390, .cols = 200, .ld = 200, .scales = scales.data(), .scale_ld = 2,
+  Tensor t{.dtype = DType::e4m3,
+           .rows = 390,
+           .cols = 200,
+           .ld = 200,
+           .scales = scales.data(),
+           .scale_ld = 2,
            .part_rows = 130};
   std::vector<e4m3> codes(390 * 200);
   t.data = codes.data();

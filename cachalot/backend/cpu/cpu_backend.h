@@ -6,7 +6,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -17,19 +20,18 @@ namespace cachalot::cpu {
 
 // What the streams of one device share.
 struct Context {
-  Context(int threads, const Kernels& kernels) : pool(threads), kernels(kernels) {}
+  Context(int threads, const Kernels& kernels, double worth_waking)
+      : pool(threads), kernels(kernels), worth_waking(worth_waking) {}
 
   ThreadPool pool;
   const Kernels& kernels;
+  const double worth_waking;  // nanoseconds of work (cpu_device.h)
   std::mutex pool_in_use;
-
-  // Waking the pool and waiting for it costs some 10 us: less work than this stays on the calling thread.
-  static constexpr double kWorthWaking = 30e3;  // nanoseconds
 
   // body(i) for i in [0, count). `nanoseconds` is a rough guess of all the work on one thread. When another stream
   // has the pool, the caller does its work alone instead of waiting.
   template <class Body> void parallel(int64_t count, double nanoseconds, const Body& body) {
-    if (count > 1 && nanoseconds > kWorthWaking && pool.threads() > 1) {
+    if (count > 1 && nanoseconds >= worth_waking && pool.threads() > 1) {
       if (std::unique_lock lock(pool_in_use, std::try_to_lock); lock) {
         pool.parallel_for(count, std::cref(body));
         return;
@@ -61,6 +63,7 @@ class CpuBackend : public Backend {
 
  private:
   std::shared_ptr<Context> context_;
+  std::vector<Gemm> products_;  // of the operation that runs; kept for its memory
 };
 
 // A grain for loops over rows: about 4096 numbers an item.

@@ -2,53 +2,39 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <string>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/host_memory.h"
 
 namespace cachalot {
 
 namespace {
 
-constexpr int64_t kAlign = 256, kHugePage = int64_t(2) << 20;
-
-// What the machine could give without swapping, limited by the container's memory (cgroup v2).
-int64_t available_memory() {
-  int64_t available = INT64_MAX;
-  std::ifstream info("/proc/meminfo");
-  for (std::string key, unit; int64_t kib = 0;) {
-    if (!(info >> key >> kib)) break;
-    std::getline(info, unit);
-    if (key == "MemAvailable:") available = kib * 1024;
-  }
-  std::ifstream limit("/sys/fs/cgroup/memory.max"), used("/sys/fs/cgroup/memory.current");
-  int64_t most = 0, now = 0;
-  if (limit >> most && used >> now) available = std::min(available, std::max<int64_t>(0, most - now));
-  return available;
+// Large blocks in pages of 2 MiB: a GEMM touches many rows at once, and small pages miss the TLB.
+void ask_for_huge_pages(void* data, int64_t bytes) {
+  constexpr uintptr_t kPage = 4096, kWorthIt = uintptr_t(4) << 20;
+  if (uintptr_t(bytes) < kWorthIt) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 class CpuDevice : public Device {
  public:
-  explicit CpuDevice(int threads) : context_(std::make_shared<cpu::Context>(threads, cpu::choose_kernels())) {}
+  CpuDevice(int threads, double worth_waking)
+      : context_(std::make_shared<cpu::Context>(threads, cpu::choose_kernels(), worth_waking)) {}
 
-  std::string name() const override { return "cpu (" + std::to_string(context_->pool.threads()) + " threads)"; }
+  std::string name() const override { return "cpu (" + std::to_string(context_->pool.threads()) + (context_->pool.threads() == 1 ? " thread)" : " threads)"); }
 
   void* take(int64_t bytes) override {
-    CHECK(bytes >= 0);
-    const int64_t align = bytes >= 2 * kHugePage ? kHugePage : kAlign;
-    // The kernel hands out more than there is and kills later: ask first when it matters.
-    if (bytes >= 2 * kHugePage && bytes > free_bytes()) return nullptr;
-    const int64_t rounded = (std::max<int64_t>(bytes, 1) + align - 1) / align * align;
-    void* data = std::aligned_alloc(size_t(align), size_t(rounded));
-    if (data && align == kHugePage) madvise(data, size_t(rounded), MADV_HUGEPAGE);
+    void* data = take_host_memory(bytes);
+    if (data) ask_for_huge_pages(data, bytes);
     return data;
   }
-  void give(void* data, int64_t) noexcept override { std::free(data); }
-  int64_t free_bytes() const override { return available_memory(); }
+  void give(void* data, int64_t) noexcept override { give_host_memory(data); }
+  int64_t free_bytes() const override { return host_free_bytes(); }
   std::unique_ptr<Backend> open_backend() override { return std::make_unique<cpu::CpuBackend>(context_); }
 
  private:
@@ -57,9 +43,9 @@ class CpuDevice : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> open_cpu_device(int threads) {
+std::unique_ptr<Device> open_cpu_device(int threads, double worth_waking) {
   CHECK(threads >= 0);
-  return std::make_unique<CpuDevice>(threads == 0 ? available_cpus() : threads);
+  return std::make_unique<CpuDevice>(threads == 0 ? available_cpus() : threads, worth_waking);
 }
 
 namespace cpu {

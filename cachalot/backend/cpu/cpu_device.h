@@ -7,8 +7,11 @@
 
 namespace cachalot {
 
+// Waking the threads and waiting for them costs some 10 us: work that one thread does in less stays with the caller.
+inline constexpr double kWorthWaking = 30e3;  // nanoseconds
+
 // threads 0: all that the machine and the container allow. The environment variable CACHALOT_ISA (sse2, avx2 or
 // avx512; anything else, or more than this machine has, throws Error) forces a lower instruction set than the best.
-std::unique_ptr<Device> open_cpu_device(int threads);
+std::unique_ptr<Device> open_cpu_device(int threads, double worth_waking = kWorthWaking);
 
 }  // namespace cachalot

@@ -40,22 +40,27 @@ struct Event {
 };
 
 // Word i of the pattern: odd multiplier, so that a shifted or repeated block never looks right.
-__device__ uint32_t pattern(int64_t i, uint32_t salt) { return uint32_t(i) * 2654435761u + uint32_t(i >> 32) + salt; }
+__device__ uint32_t pattern(int64_t i, uint32_t salt) {
+  return uint32_t(i) * 2654435761u + uint32_t(i >> 32) + salt;
+}
 
 __global__ void fill(uint32_t* x, int64_t n, uint32_t salt) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
     x[i] = pattern(i, salt);
 }
 
 // y = x, 16 bytes a thread and step. Moves 2 * 16 * n bytes; memory-bound.
 __global__ void copy(const uint4* x, uint4* y, int64_t n) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
     y[i] = x[i];
 }
 
 __global__ void count_different(const uint32_t* x, int64_t n, uint32_t salt, unsigned long long* different) {
   unsigned long long mine = 0;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
     mine += x[i] != pattern(i, salt);
   if (mine) atomicAdd(different, mine);
 }
@@ -79,7 +84,8 @@ CudaStatus probe_cuda() {
       status.message = "no NVIDIA driver is loaded (built for CUDA " + version(runtime) + ")";
       status.hint = "install the NVIDIA driver; in a container, start it with the GPUs passed through";
     } else {
-      status.message = "the driver is for CUDA " + version(driver) + ", the program was built for " + version(runtime);
+      status.message =
+          "the driver is for CUDA " + version(driver) + ", the program was built for " + version(runtime);
       status.hint = "update the NVIDIA driver, or build with an older CUDA toolkit";
     }
     return status;
@@ -99,16 +105,17 @@ CudaStatus probe_cuda() {
     cudaDeviceProp p{};
     if (cudaGetDeviceProperties(&p, d) != cudaSuccess) continue;
     const double clock = 1e3 * attribute(cudaDevAttrMemoryClockRate, d);  // kHz; two transfers a cycle
-    status.devices.push_back({.name = p.name,
-                              .major = p.major,
-                              .minor = p.minor,
-                              .memory_bytes = int64_t(p.totalGlobalMem),
-                              .multiprocessors = p.multiProcessorCount,
-                              .l2_bytes = p.l2CacheSize,
-                              .memory_bytes_per_second =
-                                  2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, d) / 8});
+    status.devices.push_back(
+        {.name = p.name,
+         .major = p.major,
+         .minor = p.minor,
+         .memory_bytes = int64_t(p.totalGlobalMem),
+         .multiprocessors = p.multiProcessorCount,
+         .l2_bytes = p.l2CacheSize,
+         .memory_bytes_per_second = 2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, d) / 8});
   }
-  status.message = std::to_string(count) + (count == 1 ? " GPU" : " GPUs") + ", driver for CUDA " + version(driver);
+  status.message =
+      std::to_string(count) + (count == 1 ? " GPU" : " GPUs") + ", driver for CUDA " + version(driver);
   return status;
 }
 
@@ -119,7 +126,8 @@ CudaCopyTest test_cuda_copy(int device, int64_t bytes, int repeats) {
   must(cudaSetDevice(device), "selecting the device");
   const int64_t n = (bytes + 15) / 16, words = 4 * n;
   const DeviceMemory x = device_memory(16 * n), y = device_memory(16 * n), counter = device_memory(8);
-  const int blocks = int(std::min<int64_t>((n + 255) / 256, 32 * attribute(cudaDevAttrMultiProcessorCount, device)));
+  const int blocks =
+      int(std::min<int64_t>((n + 255) / 256, 32 * attribute(cudaDevAttrMultiProcessorCount, device)));
 
   const uint32_t salt = 0x9E3779B9u;
   fill<<<blocks, 256>>>(static_cast<uint32_t*>(x.get()), words, salt);

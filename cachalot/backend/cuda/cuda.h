@@ -1,5 +1,5 @@
-// The seam to CUDA: plain C++, the same interface whether the program was built with CUDA (cuda.cu) or without
-// (no_cuda.cc). Asking never throws and never creates a context on a device: it is safe anywhere.
+// The seam to CUDA: plain C++, the same interface whether the program was built with CUDA (cuda.cu) or
+// without (no_cuda.cc). Asking never throws and never creates a context on a device: it is safe anywhere.
 #pragma once
 
 #include <cstdint>
@@ -9,20 +9,20 @@
 namespace cachalot {
 
 struct CudaDeviceInfo {
-  std::string name;                        // "NVIDIA H200"
-  int major = 0, minor = 0;                // compute capability: 9.0 is Hopper
-  int64_t memory_bytes = 0;                // in all, not what is free now
+  std::string name;          // "NVIDIA H200"
+  int major = 0, minor = 0;  // compute capability: 9.0 is Hopper
+  int64_t memory_bytes = 0;  // in all, not what is free now
   int64_t multiprocessors = 0;
   int64_t l2_bytes = 0;
-  double memory_bytes_per_second = 0;      // bus width times clock: the nominal ceiling; 0 when unknown
+  double memory_bytes_per_second = 0;         // bus width times clock: the nominal ceiling; 0 when unknown
   bool usable() const { return major >= 8; }  // the oldest that our portable kernels are built for
 };
 
 struct CudaStatus {
-  bool built = false;                      // this program contains CUDA code
-  bool driver = false;                     // and a driver new enough for it runs here
-  std::string message{};                   // one line: what was found
-  std::string hint{};                      // what to do about what is missing; "" when nothing is
+  bool built = false;     // this program contains CUDA code
+  bool driver = false;    // and a driver new enough for it runs here
+  std::string message{};  // one line: what was found
+  std::string hint{};     // what to do about what is missing; "" when nothing is
   std::vector<CudaDeviceInfo> devices{};
 };
 CudaStatus probe_cuda();

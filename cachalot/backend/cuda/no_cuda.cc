@@ -7,8 +7,9 @@ namespace cachalot {
 
 namespace {
 constexpr const char* kMessage = "this program was built without CUDA";
-constexpr const char* kHint = "cmake --preset cuda && cmake --build --preset cuda (needs nvcc of CUDA 13); "
-                              "the program is then build/cuda/cachalot";
+constexpr const char* kHint =
+    "cmake --preset cuda && cmake --build --preset cuda (needs nvcc of CUDA 13); "
+    "the program is then build/cuda/cachalot";
 }  // namespace
 
 CudaStatus probe_cuda() { return {.message = kMessage, .hint = kHint}; }

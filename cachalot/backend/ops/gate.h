@@ -8,6 +8,8 @@
 // weights: the unbiased s of the chosen, divided by (their sum + 1e-20) when `normalise`, times `scale`.
 // With `replay`, indices are an input (expert choices of another run, ascending) and only the weights follow.
 // A NaN score compares below every number; the indices stay in range whatever the logits are.
+// Everything after the sigmoid starts from s as stored, and b and the group scores are rounded to the format of
+// scores: what the stored numbers say is what was chosen, and saturated scores tie on every backend.
 #pragma once
 
 #include "backend/ops/common.h"

@@ -1,0 +1,97 @@
+// Contract: backend/ops/permute.h.
+#include <algorithm>
+
+#include "backend/cpu/convert.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/ops/check.h"
+
+namespace cachalot::cpu {
+
+namespace {
+
+// Rows are device data: a wrong one must not become a wild write.
+int64_t checked_row(const char* op, int32_t row, int64_t rows) {
+  CHECK(0 <= row && row < rows, std::string(op) + ": row " + std::to_string(row) + " of " + std::to_string(rows));
+  return row;
+}
+
+}  // namespace
+
+// Counting sort: count, prefix sums, place in the order of (token, choice). Two passes over T K integers.
+void CpuBackend::permute_plan(const PermutePlan& p) {
+  check(p);
+  const auto indices = p.indices.matrix<const int32_t>();
+  const auto row_of = p.row_of.matrix<int32_t>();
+  const auto offsets = p.offsets.vector<int32_t>();
+  Scratch scratch;
+  int32_t* next = scratch.take<int32_t>(p.experts + 1);
+  std::fill(next, next + p.experts + 1, 0);
+  for (int64_t t = 0; t < indices.rows; ++t)
+    for (int64_t j = 0; j < indices.cols; ++j) ++next[checked_row("permute_plan", indices(t, j), p.experts) + 1];
+  for (int64_t e = 0; e < p.experts; ++e) next[e + 1] += next[e];
+  std::copy(next, next + p.experts + 1, offsets.data);
+  for (int64_t t = 0; t < indices.rows; ++t)
+    for (int64_t j = 0; j < indices.cols; ++j) row_of(t, j) = next[indices(t, j)]++;
+}
+
+void CpuBackend::permute(const Permute& p) {
+  check(p);
+  require_no_f64("permute", {&p.x, &p.y});
+  const auto row_of = p.row_of.matrix<const int32_t>();
+  context_->parallel_ranges(p.x.rows, rows_per_item(p.y.cols), 0.3 * double(p.y.size()), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t j = 0; j < row_of.cols; ++j) copy_row(p.x, t, p.y, checked_row("permute", row_of(t, j), p.y.rows));
+  });
+}
+
+void CpuBackend::unpermute(const Unpermute& p) {
+  check(p);
+  require_no_f64("unpermute", {&p.x, &p.y});
+  const int64_t d = p.y.cols;
+  const auto row_of = p.row_of.matrix<const int32_t>();
+  const Matrix<const float> weights = p.weights ? p.weights.matrix<const float>() : Matrix<const float>{};
+  context_->parallel_ranges(p.y.rows, rows_per_item(d), 0.5 * double(p.x.size() + 3 * p.y.size()), [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    float* sum = scratch.take<float>(d);
+    float* buffer = scratch.take<float>(d);
+    for (int64_t t = begin; t < end; ++t) {
+      if (p.residual) load_row(p.residual, t, 0, d, sum);
+      else std::fill(sum, sum + d, 0.0f);
+      if (p.shared) {
+        const float* shared = row_as_floats(p.shared, t, buffer);
+        for (int64_t i = 0; i < d; ++i) sum[i] += shared[i];
+      }
+      for (int64_t j = 0; j < row_of.cols; ++j) {
+        const float* x = row_as_floats(p.x, checked_row("unpermute", row_of(t, j), p.x.rows), buffer);
+        const float weight = p.weights ? weights(t, j) : 1.0f;
+        for (int64_t i = 0; i < d; ++i) sum[i] += weight * x[i];
+      }
+      store_row(p.y, t, 0, d, sum);
+    }
+  });
+}
+
+void CpuBackend::unpermute_backward(const UnpermuteBackward& p) {
+  check(p);
+  require_no_f64("unpermute_backward", {&p.x, &p.dx});
+  const int64_t d = p.dy.cols;
+  const auto row_of = p.row_of.matrix<const int32_t>();
+  const auto weights = p.weights.matrix<const float>();
+  const auto dweights = p.dweights.matrix<float>();
+  context_->parallel_ranges(p.dy.rows, rows_per_item(d), double(p.x.size()), [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    float* dy_buffer = scratch.take<float>(d);
+    float* buffer = scratch.take<float>(d);
+    for (int64_t t = begin; t < end; ++t) {
+      const float* dy = row_as_floats(p.dy, t, dy_buffer);
+      for (int64_t j = 0; j < row_of.cols; ++j) {
+        const int64_t row = checked_row("unpermute_backward", row_of(t, j), p.x.rows);
+        dweights(t, j) = dot(dy, row_as_floats(p.x, row, buffer), d);
+        for (int64_t i = 0; i < d; ++i) buffer[i] = weights(t, j) * dy[i];
+        store_row(p.dx, row, 0, d, buffer);
+      }
+    }
+  });
+}
+
+}  // namespace cachalot::cpu

@@ -1,0 +1,101 @@
+// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4 ...]
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <filesystem>
+#include <iostream>
+#include <map>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "train/pretrain.h"
+
+namespace cachalot::cli {
+
+namespace {
+
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free);  // as signal handlers need it
+
+// The first signal asks for a clean end, the second one ends.
+extern "C" void request_stop(int signal) {
+  if (stop_requested.exchange(true)) _exit(128 + signal);
+  constexpr char kMessage[] = "\nstopping: finishing the step and saving; once more to stop at once\n";
+  [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+}
+
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = request_stop;
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+}
+
+struct Options {
+  std::string config, run_dir, device = "cpu";
+  bool overwrite = false;
+  int threads = -1;
+  std::map<std::string, std::string> overrides;  // by dotted key
+};
+
+void run(const Options& o, const CLI::App& command) {
+  // In the order given, so that the last of two wins.
+  Overrides overrides;
+  for (const CLI::Option* option : command.parse_order()) {
+    const std::string key = option->get_name().substr(2);
+    if (const auto it = o.overrides.find(key); it != o.overrides.end()) overrides.emplace_back(key, it->second);
+  }
+  if (o.threads >= 0) overrides.emplace_back("train.threads", std::to_string(o.threads));
+
+  const RunConfig config = load_run_config(o.config, overrides);
+  PretrainOptions options{.config_path = o.config, .run_dir = o.run_dir, .overwrite = o.overwrite, .device = o.device,
+                          .style = progress_style(std::cout)};
+  if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
+  while (options.run_dir.size() > 1 && options.run_dir.back() == '/') options.run_dir.pop_back();
+  catch_signals();
+  pretrain(config, options, std::cout, stop_requested);
+}
+
+}  // namespace
+
+void add_pretrain(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* c = app.add_subcommand("pretrain", "train a model on text files");
+  c->add_option("CONFIG", o->config, "training configuration, like configs/nano.json")->required()->check(CLI::ExistingFile);
+  c->add_option("--run-dir", o->run_dir, "where the run is written [runs/<name of CONFIG>]");
+  c->add_flag("--overwrite", o->overwrite, "replace the run that is there");
+  c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")->check(CLI::Range(0, 4096));
+  c->add_option("--device", o->device, "cpu, or ref: slow and exact")->check(CLI::IsMember({"cpu", "ref"}))->capture_default_str();
+
+  std::vector<std::string> keys;
+  for (const fields::Line& line : list_run_config()) {
+    const std::string section = line.key.substr(0, line.key.find('.'));
+    keys.push_back("--" + line.key);
+    std::string& value = o->overrides[line.key];
+    c->add_option("--" + line.key, value, fmt::format("{} [{}]", line.meaning, line.value))
+        ->group(fmt::format("\"{}\" in CONFIG, and on the command line{}", section,
+                            section == "model" ? "; in brackets: DeepSeek-V3's" : ""))
+        ->type_name("")
+        ->allow_extra_args(false)
+        ->take_last();
+  }
+  c->allow_extras();  // to name the nearest one
+  c->callback([o, c, keys] {
+    for (const std::string& extra : c->remaining()) {
+      const std::string name = extra.substr(0, extra.find('='));
+      std::vector<std::string> known = keys;
+      for (const CLI::Option* option : c->get_options()) known.push_back(option->get_name());
+      const std::string close = nearest(name, known);
+      throw Error(fmt::format("cachalot pretrain does not know {}", extra))
+          .hint(close.empty() ? "cachalot pretrain --help" : fmt::format("did you mean {}?", close));
+    }
+    run(*o, *c);
+  });
+}
+
+}  // namespace cachalot::cli

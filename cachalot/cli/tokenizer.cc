@@ -1,0 +1,257 @@
+// cachalot tokenizer train | encode | decode.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/json.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "data/bpe_trainer.h"
+#include "data/tokenizer.h"
+
+namespace cachalot::cli {
+
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void write_out(std::string_view bytes) {
+  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0)
+    throw Error("the output cannot be written").hint("is the disk full, or the reading program gone?");
+}
+
+// The whole of `file`, or of standard input when `file` is "" or "-".
+std::string read_input(const std::string& file) {
+  if (!file.empty() && file != "-") return read_file(file);
+  std::string text;
+  char block[1 << 16];
+  while (const size_t n = std::fread(block, 1, sizeof block, stdin)) text.append(block, n);
+  if (std::ferror(stdin)) throw Error("standard input cannot be read");
+  return text;
+}
+
+// Calls line(text, "name:number") for each line that is not blank.
+template <class Line>
+void for_each_line(const std::string& file, const Line& on_line) {
+  const bool standard = file.empty() || file == "-";
+  std::ifstream stream;
+  if (!standard) {
+    stream.open(file, std::ios::binary);
+    if (!stream) throw Error(fmt::format("{}: cannot be opened", file)).hint("does the file exist?");
+  }
+  std::istream& in = standard ? std::cin : stream;
+  int64_t number = 0;
+  for (std::string line; std::getline(in, line);) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    on_line(line, fmt::format("{}:{}", standard ? "standard input" : file, number));
+  }
+  if (in.bad()) throw Error(fmt::format("{}: reading stopped after line {}", standard ? "standard input" : file, number));
+}
+
+// The field of a JSON line.
+const Json& need_field(const Json& line, const char* field, const std::string& where) {
+  if (!line.is_object() || !line.contains(field))
+    throw Error(fmt::format("{}: no field \"{}\"", where, field))
+        .hint(fmt::format("a line is an object such as {}", field == std::string_view("text") ? R"({"text": "Call me Ishmael."})"
+                                                                                              : R"({"ids": [1, 2, 3]})"));
+  return line.at(field);
+}
+
+std::string ids_json(const std::vector<int32_t>& ids) { return fmt::format("{{\"ids\":[{}]}}\n", fmt::join(ids, ",")); }
+
+// {"text"}; text that is not UTF-8, which JSON cannot hold, has U+FFFD for each wrong byte, and "hex" beside it.
+std::string text_json(const std::string& bytes) {
+  Json json = Json::object();
+  const std::string text = utf8_lossy(bytes);
+  json["text"] = text;
+  if (text != bytes) {
+    std::string hex;
+    for (const char byte : bytes) hex += fmt::format("{:02x}", uint8_t(byte));
+    json["hex"] = hex;
+  }
+  return json.dump() + "\n";
+}
+
+// One id of a JSON line or of the command line.
+int32_t narrow_id(int64_t id, const std::string& where) {
+  if (id < 0 || id > INT32_MAX) throw Error(fmt::format("{}: {} is no token id", where, id));
+  return int32_t(id);
+}
+
+std::vector<int32_t> parse_ids(const std::string& text, const std::string& where) {
+  std::vector<int32_t> ids;
+  for (size_t at = 0; (at = text.find_first_not_of(" \t\r\n,", at)) != std::string::npos;) {
+    const size_t end = std::min(text.find_first_of(" \t\r\n,", at), text.size());
+    const std::string word = text.substr(at, end - at);
+    if (word.size() > 10 || word.find_first_not_of("0123456789") != std::string::npos)
+      throw Error(fmt::format("{}: \"{}\" is no token id", where, utf8_lossy(word.substr(0, 40))))
+          .hint("ids are whole numbers with spaces between, as `cachalot tokenizer encode` prints them");
+    ids.push_back(narrow_id(std::stoll(word), where));
+    at = end;
+  }
+  return ids;
+}
+
+void summarise(int64_t tokens, int64_t bytes, double seconds) {
+  fmt::print(stderr, "{} tokens, {} bytes", tokens, bytes);
+  if (tokens > 0) fmt::print(stderr, ", {:.2f} bytes a token", double(bytes) / double(tokens));
+  if (seconds > 0) fmt::print(stderr, ", {}/s", human_bytes(double(bytes) / seconds));
+  fmt::print(stderr, "\n");
+}
+
+struct TrainOptions {
+  std::vector<std::string> input, special;
+  int64_t vocab_size = 0, min_count = 2;
+  std::string out;
+};
+
+void train(const TrainOptions& o) {
+  const Stopwatch watch;
+  BpeTrainOptions options{.vocab_size = o.vocab_size, .min_count = o.min_count};
+  if (!o.special.empty()) options.special_tokens = o.special;
+  BpeTrainer trainer(options);
+  int64_t bytes = 0;
+  for (const std::string& file : o.input) {
+    const std::string text = read_input(file);
+    trainer.add_text(text);
+    bytes += int64_t(text.size());
+  }
+  const TrainedBpe trained = trainer.train();
+  const std::string file = save_tokenizer(trained, o.out);
+  fmt::print(stderr, "{}: {} tokens from {} of text in {}\n", file, trained.vocab_size, human_bytes(double(bytes)),
+             human_seconds(watch.seconds()));
+  if (trained.vocab_size < o.vocab_size)
+    fmt::print(stderr, "  {} were asked for, but no further pair of tokens occurs {} times\n", o.vocab_size, o.min_count);
+}
+
+struct EncodeCommand {
+  std::string tokenizer, input, text;
+  bool has_text = false, jsonl = false, plain = false;
+};
+
+void encode(const EncodeCommand& o) {
+  const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
+  const Stopwatch watch;
+  int64_t tokens = 0, bytes = 0;
+  const auto run = [&](std::string_view text) {
+    std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = !o.plain});
+    tokens += int64_t(ids.size());
+    bytes += int64_t(text.size());
+    return ids;
+  };
+  if (o.jsonl) {
+    if (o.has_text) throw Error("--jsonl reads lines, not the text on the command line").hint("leave the text out");
+    for_each_line(o.input, [&](const std::string& line, const std::string& where) {
+      const Json json = parse_json(line, where);
+      const Json& text = need_field(json, "text", where);
+      if (!text.is_string()) throw Error(fmt::format("{}: \"text\" is a {}; it must be a string", where, json_kind(text)));
+      write_out(ids_json(run(text.get_ref<const std::string&>())));
+    });
+  } else {
+    write_out(fmt::format("{}\n", fmt::join(run(o.has_text ? o.text : read_input(o.input)), " ")));
+  }
+  summarise(tokens, bytes, watch.seconds());
+}
+
+struct DecodeCommand {
+  std::string tokenizer, input;
+  std::vector<std::string> ids;
+  bool jsonl = false, skip_special = false;
+};
+
+void decode(const DecodeCommand& o) {
+  const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
+  const Stopwatch watch;
+  int64_t tokens = 0, bytes = 0;
+  const auto run = [&](const std::vector<int32_t>& ids, const std::string& where) {
+    try {
+      std::string text = tokenizer.decode(ids, {.skip_special = o.skip_special});
+      tokens += int64_t(ids.size());
+      bytes += int64_t(text.size());
+      return text;
+    } catch (const Error& e) {
+      throw Error(fmt::format("{}: {}", where, e.what())).hint(e.hint());
+    }
+  };
+  if (o.jsonl) {
+    if (!o.ids.empty()) throw Error("--jsonl reads lines, not the ids on the command line").hint("leave the ids out");
+    for_each_line(o.input, [&](const std::string& line, const std::string& where) {
+      const Json json = parse_json(line, where);
+      const Json& list = need_field(json, "ids", where);
+      if (!list.is_array()) throw Error(fmt::format("{}: \"ids\" is a {}; it must be an array", where, json_kind(list)));
+      std::vector<int32_t> ids;
+      for (const Json& id : list) {
+        if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX))
+          throw Error(fmt::format("{}: \"ids\" holds {}, which is no token id", where, id.dump().substr(0, 40)));
+        ids.push_back(narrow_id(id.get<int64_t>(), where));
+      }
+      write_out(text_json(run(ids, where)));
+    });
+  } else if (!o.ids.empty()) {
+    write_out(run(parse_ids(fmt::format("{}", fmt::join(o.ids, " ")), "the command line"), "the command line"));
+  } else {
+    const std::string where = o.input.empty() || o.input == "-" ? "standard input" : o.input;
+    write_out(run(parse_ids(read_input(o.input), where), where));
+  }
+  summarise(tokens, bytes, watch.seconds());
+}
+
+}  // namespace
+
+void add_tokenizer(CLI::App& app) {
+  auto* group = app.add_subcommand("tokenizer", "train a tokenizer; turn text into token ids and back");
+  group->require_subcommand(1);
+
+  auto t = std::make_shared<TrainOptions>();
+  auto* c = group->add_subcommand("train", "learn a byte-level BPE vocabulary from text and write a tokenizer.json\n"
+                                           "that Hugging Face's tokenizers library reads too");
+  c->add_option("--input", t->input, "text files, each a text of its own; - is standard input")->required();
+  c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")->required();
+  c->add_option("--out", t->out, "directory, or a file ending in .json; tokenizer_config.json is written beside")->required();
+  c->add_option("--special", t->special, "special tokens, ids 0, 1, ...; the first begins a text, the second ends it\n"
+                                         "(default: those of DeepSeek-V3)");
+  c->add_option("--min-count", t->min_count, "occurrences that make a pair a token")->capture_default_str();
+  c->callback([t] { train(*t); });
+
+  auto e = std::make_shared<EncodeCommand>();
+  c = group->add_subcommand("encode", "print the token ids of a text, without a begin-of-text token");
+  c->add_option("--tokenizer", e->tokenizer, "tokenizer.json, or the directory of one")->required();
+  auto* text = c->add_option("text", e->text, "the text; without it, --input or standard input is read");
+  auto* input = c->add_option("--input", e->input, "file to read; - is standard input");
+  text->excludes(input);
+  c->add_flag("--jsonl", e->jsonl, "read lines {\"text\": \"...\"}, write lines {\"ids\": [...]}");
+  c->add_flag("--plain", e->plain, "treat names such as <｜User｜> in the text as ordinary text (untrusted input)");
+  c->callback([e, text] {
+    e->has_text = text->count() > 0;
+    encode(*e);
+  });
+
+  auto d = std::make_shared<DecodeCommand>();
+  c = group->add_subcommand("decode", "print the text of token ids, byte for byte, with nothing added");
+  c->add_option("--tokenizer", d->tokenizer, "tokenizer.json, or the directory of one")->required();
+  auto* ids = c->add_option("ids", d->ids, "the ids; without them, --input or standard input is read");
+  input = c->add_option("--input", d->input, "file of ids to read; - is standard input");
+  ids->excludes(input);
+  c->add_flag("--jsonl", d->jsonl, "read lines {\"ids\": [...]}, write lines {\"text\": \"...\"}; where the bytes are not\n"
+                                   "UTF-8, \"text\" has U+FFFD for them and \"hex\" holds them all");
+  c->add_flag("--skip-special", d->skip_special, "leave out tokens that tokenizer.json flags special");
+  c->callback([d] { decode(*d); });
+}
+
+}  // namespace cachalot::cli

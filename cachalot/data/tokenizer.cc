@@ -1,0 +1,460 @@
+#include "data/tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "data/byte_level.h"
+#include "data/json_fields.h"
+#include "data/pre_tokenizer.h"
+
+namespace cachalot {
+
+namespace {
+
+constexpr int64_t kMaxId = (1 << 20) - 1;     // the largest public vocabulary has 262,144; ids size a table
+constexpr size_t kMaxAddedBytes = 1 << 10;    // of one added token; bounds the time of a search at one place
+constexpr size_t kMaxCachedPiece = 32;        // bytes: words
+constexpr size_t kMaxCachedPieces = 1 << 16;  // per call of encode
+
+struct StringHash {
+  using is_transparent = void;
+  size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+template <class Value>
+using StringMap = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
+
+struct Merge {
+  uint32_t rank = 0;
+  int32_t token = -1;  // what the pair becomes; -1: the pair is no merge
+};
+
+// (left id, right id) -> merge, by open addressing with linear probing, at most half full.
+class MergeTable {
+ public:
+  explicit MergeTable(size_t count) : slots_(std::bit_ceil(2 * count + 2)), mask_(slots_.size() - 1) {}
+
+  // False when the pair is already there.
+  bool insert(int32_t left, int32_t right, Merge merge) {
+    Slot& slot = slots_[place(key(left, right))];
+    if (slot.key != kEmpty) return false;
+    slot = {key(left, right), merge};
+    return true;
+  }
+
+  Merge find(int32_t left, int32_t right) const { return slots_[place(key(left, right))].merge; }
+
+ private:
+  static constexpr uint64_t kEmpty = ~uint64_t(0);  // no pair: ids are not negative
+  struct Slot {
+    uint64_t key = kEmpty;
+    Merge merge;
+  };
+  static uint64_t key(int32_t left, int32_t right) { return uint64_t(uint32_t(left)) << 32 | uint32_t(right); }
+  size_t place(uint64_t wanted) const {
+    uint64_t h = wanted * 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio; the high bits are the mixed ones
+    size_t at = size_t(h >> 32) & mask_;
+    while (slots_[at].key != wanted && slots_[at].key != kEmpty) at = (at + 1) & mask_;
+    return at;
+  }
+  std::vector<Slot> slots_;
+  size_t mask_;
+};
+
+// Finds added tokens in a text: the leftmost, and of several that begin there the longest.
+class AddedTokens {
+ public:
+  void add(std::string content, int32_t id) { entries_.push_back({std::move(content), id}); }
+  void finish() {
+    std::sort(entries_.begin(), entries_.end(), [](auto& a, auto& b) { return a.content < b.content; });
+    for (const Entry& e : entries_) begins_[uint8_t(e.content[0])] = true;
+  }
+  // Calls token(id) and text(view) for what is found and what is between, in order.
+  template <class Token, class Text>
+  void cut(std::string_view text, const Token& on_token, const Text& on_text) const {
+    size_t done = 0;
+    for (size_t at = 0; at < text.size();) {
+      const Entry* found = begins_[uint8_t(text[at])] ? longest(text.substr(at)) : nullptr;
+      if (!found) {
+        ++at;
+        continue;
+      }
+      if (at > done) on_text(text.substr(done, at - done));
+      on_token(found->id);
+      done = at += found->content.size();
+    }
+    if (done < text.size()) on_text(text.substr(done));
+  }
+
+ private:
+  struct Entry {
+    std::string content;
+    int32_t id;
+  };
+  // Narrows the sorted entries to those that share ever longer prefixes with the text.
+  const Entry* longest(std::string_view text) const {
+    const Entry* found = nullptr;
+    auto low = entries_.begin(), high = entries_.end();
+    for (size_t depth = 0; low != high; ++depth) {
+      if (low->content.size() == depth) found = &*low++;
+      if (depth == text.size()) break;
+      const auto byte = [depth](const Entry& e) { return uint8_t(e.content[depth]); };
+      const uint8_t wanted = uint8_t(text[depth]);
+      low = std::partition_point(low, high, [&](const Entry& e) { return byte(e) < wanted; });
+      high = std::partition_point(low, high, [&](const Entry& e) { return byte(e) == wanted; });
+    }
+    return found;
+  }
+  std::vector<Entry> entries_;
+  std::array<bool, 256> begins_{};
+};
+
+// The id in a field of tokenizer.json. `of` names the token in messages.
+int32_t read_id(const Json& value, const std::string& path, std::string_view of) {
+  if (!value.is_number_integer())
+    throw Error(fmt::format("{}: the id of {} is a {}; it must be a whole number", path, in_quotes(of), json_kind(value)));
+  const bool huge = value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(kMaxId);
+  if (huge || value.get<int64_t>() < 0)
+    throw Error(fmt::format("{}: the id of {} is {}; ids must be in 0 to {}", path, in_quotes(of), value.dump(), kMaxId));
+  return value.get<int32_t>();
+}
+
+}  // namespace
+
+struct Tokenizer::Tables {
+  enum class Origin : uint8_t { none, vocab, added };
+  struct Token {
+    std::string bytes;
+    Origin origin = Origin::none;
+    bool special = false;
+  };
+  std::vector<Token> tokens;  // by id
+  StringMap<int32_t> ids;     // by content
+  std::array<int32_t, 256> byte_ids{};
+  MergeTable merges{0};
+  AddedTokens added_first, added_second;
+  std::optional<PreTokenizer> pre_tokenizer;
+  std::optional<int32_t> bos, eos;
+  bool add_bos = false;
+
+  void add_token(const std::string& content, int32_t id, Token token, const std::string& path);
+  void read_vocab(const JsonObject& model);
+  void read_merges(const JsonObject& model);
+  void read_added(const Json& list, const std::string& path);
+  void read_config(const std::string& path);
+  int32_t need_id(std::string_view content, const std::string& path) const;
+
+  // Working memory of one call of encode.
+  struct Work {
+    struct Symbol {
+      int32_t token;        // -1: merged into the symbol before
+      uint32_t prev, next;  // kNone at the ends
+    };
+    struct Candidate {
+      uint64_t order;  // rank, then place of the left symbol: lowest first
+      int32_t token;
+      bool operator>(const Candidate& other) const { return order > other.order; }
+    };
+    std::vector<Symbol> symbols;
+    std::vector<Candidate> heap;  // std::push_heap with greater: the lowest order on top
+    StringMap<std::pair<size_t, size_t>> seen;  // piece -> where in `ids` it was encoded before, and its length
+    std::vector<int32_t> ids;
+  };
+  void encode_text(std::string_view text, Work& work) const;
+  void encode_piece(std::string_view piece, Work& work) const;
+  void merge_piece(std::string_view piece, Work& work) const;
+};
+
+void Tokenizer::Tables::add_token(const std::string& content, int32_t id, Token token, const std::string& path) {
+  if (content.empty()) throw Error(fmt::format("{}: id {} is an empty token", path, id));
+  if (size_t(id) >= tokens.size()) tokens.resize(size_t(id) + 1);
+  if (tokens[id].origin != Origin::none)
+    throw Error(fmt::format("{}: id {} belongs to both {} and {}", path, id, in_quotes(tokens[id].bytes), in_quotes(token.bytes)));
+  tokens[id] = std::move(token);
+  ids.emplace(content, id);
+}
+
+int32_t Tokenizer::Tables::need_id(std::string_view content, const std::string& path) const {
+  const auto at = ids.find(content);
+  if (at == ids.end()) throw Error(fmt::format("{}: no token {} in model.vocab", path, in_quotes(content)));
+  return at->second;
+}
+
+void Tokenizer::Tables::read_vocab(const JsonObject& model) {
+  const Json& vocab = model.need("vocab");
+  const std::string path = model.path("vocab");
+  if (!vocab.is_object()) throw Error(fmt::format("{} is a {}; it must be an object", path, json_kind(vocab)));
+  const auto& entries = vocab.get_ref<const Json::object_t&>();
+  ids.reserve(entries.size());
+  for (const auto& [content, id] : entries) {
+    std::optional<std::string> bytes = read_bytes(content);
+    add_token(content, read_id(id, path, content), {bytes ? std::move(*bytes) : content, Origin::vocab, false}, path);
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    const std::string content = write_bytes(std::string(1, char(byte)));
+    const auto at = ids.find(content);
+    if (at == ids.end())
+      throw Error(fmt::format("{} lacks {}, the token of byte 0x{:02x}", path, in_quotes(content), byte))
+          .hint("a byte-level vocabulary holds all 256 bytes; without one, text with that byte would be lost");
+    byte_ids[byte] = at->second;
+  }
+}
+
+void Tokenizer::Tables::read_merges(const JsonObject& model) {
+  const Json& list = model.need("merges");
+  const std::string path = model.path("merges");
+  if (!list.is_array()) throw Error(fmt::format("{} is a {}; it must be an array", path, json_kind(list)));
+  merges = MergeTable(list.size());
+  std::string joined;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Json& entry = list[i];
+    std::string_view left, right;
+    if (entry.is_string()) {  // "left right"
+      const std::string_view text = entry.get_ref<const std::string&>();
+      const size_t space = text.find(' ');
+      if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
+        throw Error(fmt::format("{}[{}] is {}; it must be two tokens with one space between", path, i, in_quotes(text)));
+      left = text.substr(0, space), right = text.substr(space + 1);
+    } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
+      left = entry[0].get_ref<const std::string&>(), right = entry[1].get_ref<const std::string&>();
+    } else {
+      throw Error(fmt::format("{}[{}] is {}; it must be \"left right\" or [\"left\", \"right\"]", path, i,
+                              in_quotes(entry.dump())));
+    }
+    joined.assign(left).append(right);
+    const auto need = [&](std::string_view content) {  // the path is only spelled out for a message
+      const auto at = ids.find(content);
+      return at != ids.end() ? at->second : need_id(content, fmt::format("{}[{}]", path, i));
+    };
+    const Merge merge{.rank = uint32_t(i), .token = need(joined)};
+    if (!merges.insert(need(left), need(right), merge))
+      throw Error(fmt::format("{}[{}] repeats the merge of {} and {}", path, i, in_quotes(left), in_quotes(right)));
+  }
+}
+
+void Tokenizer::Tables::read_added(const Json& list, const std::string& path) {
+  if (!list.is_array()) throw Error(fmt::format("{} is a {}; it must be an array", path, json_kind(list)));
+  for (size_t i = 0; i < list.size(); ++i) {
+    const JsonObject entry(list[i], fmt::format("{}[{}]", path, i));
+    entry.refuse_unknown({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+    const std::string content(entry.need_string("content"));
+    const int32_t id = read_id(entry.need("id"), entry.path("id"), content);
+    if (content.size() > kMaxAddedBytes)
+      throw Error(fmt::format("{} has {} bytes; at most {} are supported", entry.path("content"), content.size(),
+                              kMaxAddedBytes));
+    for (const std::string_view flag : {"single_word", "lstrip", "rstrip"}) entry.refuse_other(flag, "false");
+    const bool special = entry.boolean("special", false);
+    const auto known = ids.find(content);
+    if (known == ids.end()) {
+      add_token(content, id, {content, Origin::added, special}, entry.path());
+    } else {  // the entry names a token of the vocabulary
+      Token& token = tokens[known->second];
+      if (known->second != id)
+        throw Error(fmt::format("{}: {} has id {} here and id {} before", entry.path(), in_quotes(content), id, known->second));
+      if (token.origin == Origin::added) throw Error(fmt::format("{}: {} is listed twice", entry.path(), in_quotes(content)));
+      if (token.bytes != content)
+        throw Error(fmt::format("{}: {} is a token of model.vocab that stands for the bytes of {}", entry.path(),
+                                in_quotes(content), in_quotes(token.bytes)))
+            .hint("text with either could not be told apart after encoding; rename the added token");
+      token.origin = Origin::added;
+      token.special = special;
+    }
+    // The library searches the text for the tokens that a normalizer may not touch, then searches the
+    // normalized rest for the others. Our normalizer does nothing, but the order shows.
+    (entry.boolean("normalized", !special) ? added_second : added_first).add(content, id);
+  }
+  added_first.finish();
+  added_second.finish();
+}
+
+std::shared_ptr<Tokenizer::Tables> Tokenizer::read_tables(std::string_view json, const std::string& what) {
+  const Json document = parse_json(json, what);
+  const JsonObject root(document, what);
+  root.refuse_unknown({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+                       "post_processor", "decoder", "model"});
+  root.refuse_other("version", R"("1.0")");
+  root.refuse_other("truncation", "null");
+  root.refuse_other("padding", "null");
+  if (const Json* normalizer = root.find("normalizer")) {
+    const JsonObject object(*normalizer, root.path("normalizer"));
+    if (const std::string_view type = object.need_string("type"); type != "Sequence")
+      throw Error(fmt::format("{} is {}; cachalot supports no normalizer", object.path("type"), in_quotes(type)));
+    object.refuse_unknown({"type", "normalizers"});
+    object.refuse_other("normalizers", "[]");
+  }
+  // The post-processor adds tokens around the text, which encode() leaves to its caller, and moves offsets.
+  if (const Json* post = root.find("post_processor")) (void)JsonObject(*post, root.path("post_processor"));
+  const JsonObject decoder(root.need("decoder"), root.path("decoder"));
+  if (const std::string_view type = decoder.need_string("type"); type != "ByteLevel")
+    throw Error(fmt::format("{} is {}; cachalot supports ByteLevel", decoder.path("type"), in_quotes(type)));
+
+  const JsonObject model(root.need("model"), root.path("model"));
+  if (const std::string_view type = model.need_string("type"); type != "BPE")
+    throw Error(fmt::format("{} is {}; cachalot supports BPE", model.path("type"), in_quotes(type)));
+  model.refuse_unknown({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                        "byte_fallback", "ignore_merges", "vocab", "merges"});
+  model.refuse_other("dropout", "null");
+  model.refuse_other("continuing_subword_prefix", R"("")");
+  model.refuse_other("end_of_word_suffix", R"("")");
+  model.refuse_other("byte_fallback", "false");
+  model.refuse_other("ignore_merges", "false");
+  // Every byte has a token, so nothing is ever unknown.
+  if (model.find("unk_token")) (void)model.need_string("unk_token");
+  (void)model.boolean("fuse_unk", false);
+
+  auto tables = std::make_shared<Tables>();
+  tables->read_vocab(model);
+  tables->read_merges(model);
+  if (const Json* added = root.find("added_tokens")) tables->read_added(*added, root.path("added_tokens"));
+  tables->pre_tokenizer.emplace(root.need("pre_tokenizer"), root.path("pre_tokenizer"));
+  return tables;
+}
+
+void Tokenizer::Tables::read_config(const std::string& path) {
+  const Json document = read_json_file(path);
+  const JsonObject config(document, path);  // its other fields (chat template, classes, ...) are not ours to judge
+  const auto token = [&](std::string_view key) -> std::optional<int32_t> {
+    const Json* value = config.find(key);
+    if (!value) return std::nullopt;
+    const std::string content(value->is_object() ? JsonObject(*value, config.path(key)).need_string("content")
+                                                 : config.need_string(key));
+    const auto at = ids.find(content);
+    if (at == ids.end())
+      throw Error(fmt::format("{} is {}, which the tokenizer.json beside it does not have", config.path(key), in_quotes(content)))
+          .hint("the two files must come from the same tokenizer");
+    return at->second;
+  };
+  bos = token("bos_token");
+  eos = token("eos_token");
+  add_bos = config.boolean("add_bos_token", false);
+}
+
+Tokenizer Tokenizer::parse(std::string_view json, const std::string& what) { return Tokenizer(read_tables(json, what)); }
+
+Tokenizer Tokenizer::load(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;  // what is no directory is read as a file, which reports what is wrong
+  const fs::path file = fs::is_directory(path, ignored) ? fs::path(path) / "tokenizer.json" : fs::path(path);
+  auto tables = read_tables(read_file(file.string()), file.string());
+  const fs::path config = file.parent_path() / "tokenizer_config.json";
+  if (fs::exists(config, ignored)) tables->read_config(config.string());
+  return Tokenizer(std::move(tables));
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
+  const Tables& t = *tables_;
+  Tables::Work work;
+  work.ids.reserve(text.size() / 4 + 1);
+  if (!options.parse_special) {
+    t.encode_text(text, work);
+    return std::move(work.ids);
+  }
+  const auto token = [&](int32_t id) { work.ids.push_back(id); };
+  t.added_first.cut(text, token, [&](std::string_view rest) {
+    t.added_second.cut(rest, token, [&](std::string_view plain) { t.encode_text(plain, work); });
+  });
+  return std::move(work.ids);
+}
+
+void Tokenizer::Tables::encode_text(std::string_view text, Work& work) const {
+  pre_tokenizer->pieces(text, [&](std::string_view piece) { encode_piece(piece, work); });
+}
+
+void Tokenizer::Tables::encode_piece(std::string_view piece, Work& work) const {
+  if (piece.size() == 1) {
+    work.ids.push_back(byte_ids[uint8_t(piece[0])]);
+    return;
+  }
+  if (piece.size() > kMaxCachedPiece) return merge_piece(piece, work);
+  if (const auto at = work.seen.find(piece); at != work.seen.end()) {
+    const auto [first, count] = at->second;
+    for (size_t i = first; i < first + count; ++i) work.ids.push_back(work.ids[i]);
+    return;
+  }
+  const size_t first = work.ids.size();
+  merge_piece(piece, work);
+  if (work.seen.size() < kMaxCachedPieces) work.seen.emplace(piece, std::pair(first, work.ids.size() - first));
+}
+
+void Tokenizer::Tables::merge_piece(std::string_view piece, Work& work) const {
+  constexpr uint32_t kNone = ~uint32_t(0);
+  if (piece.size() >= kNone)
+    throw Error(fmt::format("a piece of {} bytes that the pre-tokenizer does not cut", piece.size()))
+        .hint("cut the text into parts of less than 4 GiB");
+  const uint32_t n = uint32_t(piece.size());
+  auto& symbols = work.symbols;
+  auto& heap = work.heap;
+  symbols.resize(n);
+  heap.clear();
+  for (uint32_t i = 0; i < n; ++i) symbols[i] = {byte_ids[uint8_t(piece[i])], i - 1, i + 1 < n ? i + 1 : kNone};
+  const auto candidate = [&](uint32_t left) {  // appended if the symbol and its neighbour are a merge
+    const Merge merge = merges.find(symbols[left].token, symbols[symbols[left].next].token);
+    if (merge.token >= 0) heap.push_back({uint64_t(merge.rank) << 32 | left, merge.token});
+    return merge.token >= 0;
+  };
+  const auto push = [&](uint32_t left) {
+    if (candidate(left)) std::push_heap(heap.begin(), heap.end(), std::greater<>());
+  };
+  for (uint32_t i = 0; i + 1 < n; ++i) candidate(i);
+  std::make_heap(heap.begin(), heap.end(), std::greater<>());
+
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+    const Work::Candidate best = heap.back();
+    heap.pop_back();
+    const uint32_t left = uint32_t(best.order);
+    Work::Symbol& symbol = symbols[left];
+    if (symbol.token < 0 || symbol.next == kNone) continue;
+    const uint32_t right = symbol.next;
+    // A neighbour may have changed since. As the Rust library has it, the candidate still holds if the present
+    // pair becomes the same token, even if by another merge.
+    if (merges.find(symbol.token, symbols[right].token).token != best.token) continue;
+    symbol.token = best.token;
+    symbol.next = symbols[right].next;
+    symbols[right].token = -1;
+    if (symbol.next != kNone) {
+      symbols[symbol.next].prev = left;
+      push(left);
+    }
+    if (symbol.prev != kNone) push(symbol.prev);
+  }
+  for (uint32_t i = 0; i != kNone; i = symbols[i].next) work.ids.push_back(symbols[i].token);
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, DecodeOptions options) const {
+  std::string text;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= vocab_size() || tables_->tokens[ids[i]].origin == Tables::Origin::none)
+      throw Error(fmt::format("id {} at place {} is no token; the tokenizer has ids 0 to {}", ids[i], i, vocab_size() - 1))
+          .hint("were these ids made with another tokenizer?");
+    const Tables::Token& token = tables_->tokens[ids[i]];
+    if (!(options.skip_special && token.special)) text += token.bytes;
+  }
+  return text;
+}
+
+int64_t Tokenizer::vocab_size() const { return int64_t(tables_->tokens.size()); }
+
+std::string_view Tokenizer::token_bytes(int32_t id) const {
+  return 0 <= id && id < vocab_size() ? std::string_view(tables_->tokens[id].bytes) : std::string_view();
+}
+
+std::optional<int32_t> Tokenizer::find(std::string_view content) const {
+  const auto at = tables_->ids.find(content);
+  return at == tables_->ids.end() ? std::nullopt : std::optional(at->second);
+}
+
+bool Tokenizer::is_special(int32_t id) const { return 0 <= id && id < vocab_size() && tables_->tokens[id].special; }
+
+std::optional<int32_t> Tokenizer::bos_id() const { return tables_->bos; }
+std::optional<int32_t> Tokenizer::eos_id() const { return tables_->eos; }
+bool Tokenizer::add_bos() const { return tables_->add_bos; }
+
+}  // namespace cachalot

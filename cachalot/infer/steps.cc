@@ -1,0 +1,240 @@
+#include "infer/steps.h"
+
+#include <algorithm>
+#include <optional>
+
+namespace cachalot {
+
+namespace {
+
+std::vector<int32_t> range(int64_t first, int64_t count) {
+  std::vector<int32_t> values;
+  for (int64_t i = 0; i < count; ++i) values.push_back(int32_t(first + i));
+  return values;
+}
+
+void append(std::vector<int32_t>& to, const std::vector<int32_t>& more) { to.insert(to.end(), more.begin(), more.end()); }
+
+}  // namespace
+
+KvShape Steps::cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& o) {
+  return {.layers = config.num_hidden_layers + o.speculate,
+          .pages = o.max_sequences * ((o.max_context + o.page_size - 1) / o.page_size),
+          .page_size = o.page_size, .width = config.cached_per_token(), .dtype = recipe.act};
+}
+
+Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options,
+             int64_t positions, int64_t arena_bytes)
+    : config_(config),
+      recipe_(params.recipe()),
+      options_(options),
+      stream_(device),
+      model_(stream_, config, params, positions),
+      cache_(device, cache_shape(config, params.recipe(), options)),
+      // Depth k + 1 needs h^k from position n-k-1 of the step before on: with S drafts accepted 2S positions.
+      window_(2 * options.speculate + 1),
+      window_buffer_(device,
+                     options.speculate * options.max_sequences * window_ * config.hidden_size * size_of(recipe_.act),
+                     "speculation windows"),
+      arena_(device, arena_bytes, "activations of inference") {
+  const int64_t rows = options.max_sequences * window_, bytes = rows * config.hidden_size * size_of(recipe_.act);
+  for (int64_t k = 0; k < options.speculate; ++k)
+    windows_.push_back(make_tensor(static_cast<uint8_t*>(window_buffer_.data()) + k * bytes, recipe_.act, rows,
+                                   config.hidden_size));
+}
+
+int64_t Steps::window_row(const Sequence& sequence, int64_t position) const {
+  return sequence.window * window_ + position % window_;
+}
+
+std::vector<int32_t> Steps::window_rows(const Sequence& sequence, int64_t first, int64_t end) const {
+  std::vector<int32_t> rows;
+  for (int64_t i = first; i < end; ++i) rows.push_back(i < end - window_ ? -1 : int32_t(window_row(sequence, i)));
+  return rows;
+}
+
+Tensor Steps::trunk(const TokenBatch& batch) {
+  Tensor hidden = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
+  Arena::Scope scratch(arena_);
+  const auto state = model_.forward(stream_, arena_, batch,
+                                    {.caches = cache_.layers(), .replay = {}, .keep_states = false});
+  on(stream_).cast({.x = state.hidden, .y = hidden});
+  return hidden;
+}
+
+Tensor Steps::mtp(int64_t depth, const TokenBatch& batch, Tensor previous) {
+  Tensor hidden = arena_.take_like(previous);
+  Arena::Scope scratch(arena_);
+  const auto state = model_.forward_mtp(stream_, arena_, batch, depth, previous,
+                                        {.caches = cache_.layers(), .replay = {}});
+  on(stream_).cast({.x = state.hidden, .y = hidden});
+  return hidden;
+}
+
+void Steps::sample(const Sampling& sampling, Tensor logits, Tensor positions, Tensor tokens) {
+  on(stream_).sample({.logits = logits, .positions = positions, .tokens = tokens, .temperature = sampling.temperature,
+                      .top_p = sampling.top_p, .top_k = sampling.top_k, .seed = sampling.seed});
+}
+
+std::vector<int32_t> Steps::wait_for(Tensor tokens) {
+  std::vector<int32_t> host(size_t(tokens.size()));
+  on(stream_).download(tokens, host.data());
+  on(stream_).synchronize();
+  return host;
+}
+
+int64_t Steps::prefill(Sequence& q, int64_t count) {
+  const int64_t n = q.known(), first = q.cached[0], end = first + count;
+  CHECK(count > 0 && end <= n);
+  arena_.clear();
+  IndexPack pack;
+
+  // Depth k runs the positions of this piece whose token t_(i+k) the prompt still holds.
+  struct Piece {
+    CacheBatch batch;
+    int64_t rows;
+    size_t window;  // where its hidden states go
+  };
+  std::vector<Piece> pieces;
+  for (int64_t k = 0; k <= options_.speculate; ++k) {
+    const int64_t depth_end = std::min(end, n - k);
+    if (depth_end <= first) break;
+    CHECK(q.cached[size_t(k)] == first);
+    const CacheRows rows{.first = first, .tokens = {q.tokens.begin() + first + k, q.tokens.begin() + depth_end + k},
+                         .pages = &q.pages};
+    pieces.push_back({.batch = CacheBatch(pack, Attend::expand, {&rows, 1}), .rows = depth_end - first,
+                      .window = pack.add(window_rows(q, first, depth_end))});
+    q.cached[size_t(k)] = depth_end;
+  }
+  const size_t drawn_position = pack.add({int32_t(n)});
+  pack.upload(stream_, arena_);
+
+  Tensor hidden = trunk(pieces[0].batch.view(pack));
+  const Tensor last = hidden.slice_rows(count - 1, 1);
+  for (size_t k = 0; k < windows_.size() && k < pieces.size(); ++k) {
+    if (k > 0) hidden = mtp(int64_t(k), pieces[k].batch.view(pack), hidden.slice_rows(0, pieces[k].rows));
+    on(stream_).scatter_rows({.x = hidden, .rows = pack.view(pieces[k].window), .y = windows_[k]});
+  }
+  // The deepest depth fills its cache; nobody needs its hidden states.
+  if (const size_t s = windows_.size(); s > 0 && s < pieces.size())
+    mtp(int64_t(s), pieces[s].batch.view(pack), hidden.slice_rows(0, pieces[s].rows));
+  if (end < n) return kNoToken;
+
+  Tensor logits = arena_.take(recipe_.stat, 1, config_.vocab_size), token = arena_.take_vector(DType::i32, 1);
+  model_.head().logits(stream_, last, logits);
+  sample(q.sampling, logits, pack.view(drawn_position), token);
+  return wait_for(token)[0];
+}
+
+std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
+  arena_.clear();
+  IndexPack pack;
+  int64_t depths = 0;
+  std::vector<int64_t> first_drawn;  // of each sequence in `drawn`: its drafts d_1 ... d_s, then its s + 1 tokens
+  int64_t drawn_size = 0;
+  for (const Sequence* q : sequences) {
+    CHECK(0 <= q->drafts && q->drafts <= options_.speculate && q->cached[0] == q->known() - 1);
+    depths = std::max(depths, q->drafts);
+    first_drawn.push_back(drawn_size);
+    drawn_size += 2 * q->drafts + 1;
+  }
+
+  // What each depth runs: from the first position that does not stand on true tokens yet, up to n-2.
+  struct Depth {
+    std::vector<size_t> members;  // sequences
+    CacheBatch batch;
+    size_t window;                // rows of the windows: h^(k-1) comes from there, h^k goes there
+    size_t last_rows, positions;  // of each member: its last row, the position of its draft
+  };
+  std::vector<Depth> plans;
+  for (int64_t k = 1; k <= depths; ++k) {
+    std::vector<size_t> members;
+    std::vector<CacheRows> rows;
+    std::vector<int32_t> window, last_rows, positions;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      Sequence& q = *sequences[i];
+      if (q.drafts < k) continue;
+      const int64_t n = q.known(), first = q.cached[size_t(k)];
+      CHECK(first < n - 1 && n - 1 - first <= window_);
+      CacheRows r{.first = first, .tokens = {q.tokens.begin() + std::min(first + k, n), q.tokens.end()},
+                  .pages = &q.pages};
+      r.tokens.resize(size_t(n - 1 - first), -1);  // the last k - 1 are drafts
+      members.push_back(i);
+      append(window, window_rows(q, first, n - 1));
+      last_rows.push_back(int32_t(window.size()) - 1);
+      positions.push_back(int32_t(n - 1 + k));
+      rows.push_back(std::move(r));
+      q.cached[size_t(k)] = std::max<int64_t>(n - k, 0);
+    }
+    CacheBatch batch(pack, Attend::absorb, rows);
+    plans.push_back({.members = std::move(members), .batch = std::move(batch), .window = pack.add(std::move(window)),
+                     .last_rows = pack.add(std::move(last_rows)), .positions = pack.add(std::move(positions))});
+  }
+  std::vector<CacheRows> rows;
+  std::vector<int32_t> window, positions;
+  for (const Sequence* q : sequences) {
+    const int64_t n = q->known();
+    CacheRows r{.first = n - 1, .tokens = {q->tokens.back()}, .pages = &q->pages};
+    r.tokens.resize(size_t(q->drafts) + 1, -1);
+    append(window, window_rows(*q, n - 1, n + q->drafts));
+    append(positions, range(n, q->drafts + 1));
+    rows.push_back(std::move(r));
+  }
+  const CacheBatch verify(pack, Attend::absorb, rows);
+  const size_t window_handle = pack.add(std::move(window)), positions_handle = pack.add(std::move(positions));
+  pack.upload(stream_, arena_);
+  const Tensor drawn = arena_.take_vector(DType::i32, drawn_size);
+
+  for (int64_t k = 1; k <= depths; ++k) {
+    const Depth& plan = plans[size_t(k) - 1];
+    Arena::Scope scratch(arena_);
+    const TokenBatch batch = plan.batch.view(pack);
+    for (size_t m = 0; m < plan.members.size(); ++m) {  // rows end with d_(k-c) ... d_(k-1)
+      const int64_t end = plan.batch.first_row(m + 1), c = std::min(k - 1, end - plan.batch.first_row(m));
+      if (c > 0)
+        on(stream_).cast({.x = drawn.slice_cols(first_drawn[plan.members[m]] + k - 1 - c, c),
+                          .y = batch.tokens.slice_cols(end - c, c)});
+    }
+    Tensor previous = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
+    on(stream_).gather_rows({.x = windows_[size_t(k) - 1], .rows = pack.view(plan.window), .y = previous});
+    const Tensor hidden = mtp(k, batch, previous);
+    if (size_t(k) < windows_.size())
+      on(stream_).scatter_rows({.x = hidden, .rows = pack.view(plan.window), .y = windows_[size_t(k)]});
+    const int64_t members = int64_t(plan.members.size());
+    Tensor last = arena_.take(recipe_.act, members, config_.hidden_size);
+    on(stream_).gather_rows({.x = hidden, .rows = pack.view(plan.last_rows), .y = last});
+    Tensor logits = arena_.take(recipe_.stat, members, config_.vocab_size);
+    model_.head().logits(stream_, last, logits);
+    for (int64_t m = 0; m < members; ++m) {
+      const size_t i = plan.members[size_t(m)];
+      sample(sequences[i]->sampling, logits.slice_rows(m, 1), pack.view(plan.positions).slice_cols(m, 1),
+             drawn.slice_cols(first_drawn[i] + k - 1, 1));
+    }
+  }
+
+  const TokenBatch batch = verify.view(pack);
+  for (size_t i = 0; i < sequences.size(); ++i)
+    if (const int64_t s = sequences[i]->drafts; s > 0)
+      on(stream_).cast({.x = drawn.slice_cols(first_drawn[i], s), .y = batch.tokens.slice_cols(verify.first_row(i) + 1, s)});
+  const Tensor hidden = trunk(batch);
+  if (!windows_.empty())
+    on(stream_).scatter_rows({.x = hidden, .rows = pack.view(window_handle), .y = windows_[0]});
+  Tensor logits = arena_.take(recipe_.stat, batch.rows, config_.vocab_size);
+  model_.head().logits(stream_, hidden, logits);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const int64_t row = verify.first_row(i), count = sequences[i]->drafts + 1;
+    sample(sequences[i]->sampling, logits.slice_rows(row, count), pack.view(positions_handle).slice_cols(row, count),
+           drawn.slice_cols(first_drawn[i] + sequences[i]->drafts, count));
+  }
+
+  const std::vector<int32_t> host = wait_for(drawn);
+  std::vector<Drawn> result;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto begin = host.begin() + first_drawn[i];
+    const int64_t s = sequences[i]->drafts;
+    result.push_back({.drafts = {begin, begin + s}, .tokens = {begin + s, begin + 2 * s + 1}});
+  }
+  return result;
+}
+
+}  // namespace cachalot

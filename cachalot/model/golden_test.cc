@@ -1,0 +1,183 @@
+// The whole model against Hugging Face transformers: tests/golden/README.md says what the files hold and how they were
+// made. `nano` and `nano-yarn` are in the repository; two larger ones live beside it, where ../shared exists.
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "backend/testing.h"
+#include "model/forward_results.h"
+#include "model/safetensors.h"
+
+namespace cachalot::testing {
+namespace {
+
+std::string source_root() {
+  const char* root = std::getenv("CACHALOT_SOURCE");
+  return root ? root : ".";
+}
+
+class Golden : public TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    directory_ = source_root() + "/tests/golden/" + GetParam();
+    if (!std::filesystem::exists(directory_)) directory_ = source_root() + "/../shared/golden/" + GetParam();
+    if (!std::filesystem::exists(directory_))
+      GTEST_SKIP() << GetParam() << " is tested on machines that have ../shared/golden";
+    reference_ = std::make_unique<SafetensorsFile>(SafetensorsFile::open(directory_ + "/reference.safetensors"));
+    json_ = read_json_file(directory_ + "/reference.json");
+    read_tokens(directory_ + "/reference.safetensors", request_);
+  }
+
+  ForwardResults run(const std::string& device, Precision precision, const std::string& model = "model") {
+    auto d = open_device(device);
+    return run_forward(*d, directory_ + "/" + model, precision, false, request_);
+  }
+
+  std::vector<double> expected(const std::string& name) const {
+    const StoredTensor* t = reference_->find(name);
+    CHECK(t && t->type == StoredType::f32, name);
+    std::vector<float> values(size_t(t->size()));
+    std::memcpy(values.data(), t->data, size_t(t->bytes()));
+    return {values.begin(), values.end()};
+  }
+  static std::vector<double> wide(const NamedTensor& t) { return {t.values.begin(), t.values.end()}; }
+
+  // Every f32 tensor of the reference whose name starts with `prefix`; how many there were.
+  int expect_all(const ForwardResults& results, const std::string& prefix, double bound) const {
+    int count = 0;
+    for (const StoredTensor& t : reference_->tensors()) {
+      if (t.type != StoredType::f32 || !t.name.starts_with(prefix)) continue;
+      SCOPED_TRACE(t.name);
+      EXPECT_METRIC(wide(results.at(t.name)), expected(t.name), bound);
+      EXPECT_EQ(results.at(t.name).shape, t.shape);
+      ++count;
+    }
+    return count;
+  }
+  void expect_routing(const ForwardResults& results) const {
+    for (const StoredTensor& t : reference_->tensors())
+      if (t.type == StoredType::i32 && t.name.starts_with("router.")) {
+        std::vector<int32_t> indices(size_t(t.size()));
+        std::memcpy(indices.data(), t.data, size_t(t.bytes()));
+        EXPECT_EQ(results.at(t.name).indices, indices) << t.name;
+      }
+  }
+  void expect_losses(const ForwardResults& results, double relative) const {
+    EXPECT_NEAR(results.loss_main, json_["loss_main"].get<double>(), relative * results.loss_main);
+    EXPECT_NEAR(results.loss_total, json_["loss_total"].get<double>(), relative * results.loss_total);
+    ASSERT_EQ(results.loss_mtp.size(), json_["loss_mtp"].size());
+    for (size_t k = 0; k < results.loss_mtp.size(); ++k)
+      EXPECT_NEAR(results.loss_mtp[k], json_["loss_mtp"][k].get<double>(), relative * results.loss_mtp[k]);
+  }
+
+  std::string directory_;
+  std::unique_ptr<SafetensorsFile> reference_;
+  Json json_;
+  ForwardRequest request_;
+};
+
+TEST_P(Golden, ForwardAndBackwardInF32) {
+  request_.gradients = true;
+  const ForwardResults results = run("cpu", Precision::f32);
+  expect_routing(results);
+  EXPECT_EQ(expect_all(results, "logits", 1e-11), 1);
+  EXPECT_GE(expect_all(results, "hidden.", 1e-11), 3);
+  EXPECT_GE(expect_all(results, "router.", 1e-11), 1);
+  EXPECT_GE(expect_all(results, "mtp.", 1e-11), 2);
+  expect_losses(results, 1e-6);
+  EXPECT_GE(expect_all(results, "grad.", 1e-10), 30);
+}
+
+TEST_P(Golden, ForwardWithoutGradientsIsTheSameForward) {
+  const ForwardResults plain = run("cpu", Precision::f32);
+  request_.gradients = true;
+  const ForwardResults both = run("cpu", Precision::f32);
+  for (const NamedTensor& t : plain.tensors) EXPECT_EQ(t.values, both.at(t.name).values) << t.name;
+  EXPECT_EQ(plain.loss_total, both.loss_total);
+}
+
+TEST_P(Golden, Fp8CheckpointInF32Arithmetic) {
+  const ForwardResults results = run("cpu", Precision::f32, "model_fp8");
+  EXPECT_METRIC(wide(results.at("logits")), expected("fp8.logits"), 1e-11);
+}
+
+TEST_P(Golden, Bf16WithRoutingReplayed) {
+  const ForwardResults exact = run("cpu", Precision::f32);
+  const ForwardResults free = run("cpu", Precision::bf16);
+  int64_t flips = 0, choices = 0;
+  for (const NamedTensor& t : exact.tensors) {
+    int layer = 0;
+    if (t.dtype != DType::i32 || std::sscanf(t.name.c_str(), "router.%d.indices", &layer) != 1) continue;
+    request_.routing[layer] = t.indices;
+    const int64_t k = t.shape[1];
+    for (int64_t row = 0; row < t.shape[0]; ++row) {
+      const int32_t* a = t.indices.data() + row * k;
+      const int32_t* b = free.at(t.name).indices.data() + row * k;
+      for (int64_t j = 0; j < k; ++j) flips += std::find(b, b + k, a[j]) == b + k;
+    }
+    choices += t.shape[0] * k;
+  }
+  fmt::print("  {}: free bf16 routing flips {} of {} choices; logits metric {:.2e}\n", GetParam(), flips, choices,
+             metric(wide(free.at("logits")), expected("logits")));
+  request_.gradients = true;
+  const ForwardResults results = run("cpu", Precision::bf16);
+  expect_routing(results);
+  EXPECT_EQ(expect_all(results, "logits", 2e-4), 1);
+  EXPECT_GE(expect_all(results, "hidden.", 2e-4), 3);
+  EXPECT_GE(expect_all(results, "mtp.", 2e-4), 2);
+}
+
+TEST_P(Golden, FakeDeviceHasTheSameBits) {
+  request_.gradients = true;
+  const ForwardResults cpu = run("cpu", Precision::f32), fake = run("fake", Precision::f32);
+  for (const NamedTensor& t : cpu.tensors) {
+    EXPECT_EQ(t.values, fake.at(t.name).values) << t.name;
+    EXPECT_EQ(t.indices, fake.at(t.name).indices) << t.name;
+  }
+}
+
+TEST_P(Golden, AnyNumberOfThreadsHasTheSameBits) {
+  request_.gradients = true;
+  const auto with = [&](int threads, Precision precision) {
+    auto d = open_device("cpu", {.threads = threads});
+    return run_forward(*d, directory_ + "/model", precision, false, request_);
+  };
+  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+    const ForwardResults one = with(1, precision), three = with(3, precision);
+    for (const NamedTensor& t : one.tensors) EXPECT_EQ(t.values, three.at(t.name).values) << t.name;
+  }
+}
+
+TEST_P(Golden, WithoutMtpTheTrunkIsTheSame) {
+  const ForwardResults whole = run("cpu", Precision::f32);
+  auto d = open_device("cpu");
+  const ForwardResults trunk = run_forward(*d, directory_ + "/model", Precision::f32, true, request_);
+  EXPECT_EQ(trunk.at("logits").values, whole.at("logits").values);
+  EXPECT_TRUE(trunk.loss_mtp.empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(, Golden, Values("nano", "nano-yarn", "tiny-unaligned", "tiny-v3-heads"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+TEST(ForwardRequest, BadTokensAndRoutingAreRefused) {
+  auto d = open_device("cpu");
+  const std::string model = source_root() + "/tests/golden/nano/model";
+  ForwardRequest r{.tokens = {1, 2, 3, 4, 5, 160}, .batch = 1, .length = 5, .routing = {}};
+  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);  // token 160 of 160
+  r.tokens.back() = 6;
+  EXPECT_NO_THROW(run_forward(*d, model, Precision::f32, false, r));
+  r.routing[1] = {0, 1};  // 5 x 3 needed
+  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
+  r.routing = {{0, std::vector<int32_t>(15, 0)}};  // a dense layer
+  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
+  r.routing = {{1, {2, 1, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2}}};  // not ascending
+  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
+}
+
+}  // namespace
+}  // namespace cachalot::testing

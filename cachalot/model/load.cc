@@ -1,0 +1,98 @@
+#include "model/load.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "model/hf_checkpoint.h"
+
+namespace cachalot {
+
+namespace fs = std::filesystem;
+
+std::string resolve_model_directory(const std::string& path) {
+  if (!fs::is_directory(path))
+    throw Error(fmt::format("{} is not a directory", path)).hint("give a Hugging Face model directory or a run directory");
+  const fs::path checkpoints = fs::path(path) / "checkpoints";
+  if (!fs::is_directory(checkpoints)) {
+    if (fs::exists(fs::path(path) / "config.json")) return path;
+    throw Error(fmt::format("{} holds neither config.json nor checkpoints/", path))
+        .hint("give a Hugging Face model directory or a run directory");
+  }
+  std::string newest;
+  for (const auto& entry : fs::directory_iterator(checkpoints))
+    if (fs::exists(entry.path() / "COMPLETE")) newest = std::max(newest, entry.path().string());
+  if (newest.empty())
+    throw Error(fmt::format("{} holds no complete checkpoint", checkpoints.string()))
+        .hint("let the run reach its first save, or stop it with Ctrl-C: it saves before it ends");
+  return newest + "/model";
+}
+
+LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Precision precision,
+                       const LoadOptions& options) {
+  LoadedModel model;
+  model.directory = resolve_model_directory(model_or_run_directory);
+  const HfCheckpoint checkpoint(model.directory, {.drop_mtp = options.drop_mtp});
+  model.config = checkpoint.config();
+  const Recipe recipe = Recipe::of(precision);
+  // E4M3 is kept parameter by parameter; a checkpoint may store some linears as BF16 all the same.
+  const auto fp8 = [&](const Param& p) { return options.keep_fp8 && p.can_be_fp8() && checkpoint.is_fp8(p); };
+  model.params = std::make_unique<ParamSet>(s.device(), model.config, recipe,
+                                            ParamSet::Options{.gradients = options.gradients, .fp8 = fp8});
+  for (size_t i = 0; i < model.params->table().size(); ++i) {
+    const Param& p = model.params->table()[i];
+    const Tensor w = model.params->weight(i);
+    if (w.dtype == DType::e4m3) {
+      const Tensor scales = model.params->scales(i);
+      std::vector<uint8_t> codes(size_t(p.size()));
+      std::vector<float> scale(size_t(scales.size()));
+      checkpoint.read_fp8(p, codes.data(), scale.data());
+      on(s).upload(codes.data(), w);
+      on(s).upload(scale.data(), scales);
+      continue;
+    }
+    std::vector<float> values(size_t(p.size()));
+    checkpoint.read_f32(p, values.data());
+    if (w.dtype == DType::f32) {
+      on(s).upload(values.data(), w);
+    } else if (w.dtype == DType::bf16) {
+      std::vector<bf16> rounded(values.size());
+      for (size_t k = 0; k < values.size(); ++k) rounded[k] = bf16(values[k]);
+      on(s).upload(rounded.data(), w);
+    } else {
+      CHECK(w.dtype == DType::f64);
+      const std::vector<double> wide(values.begin(), values.end());
+      on(s).upload(wide.data(), w);
+    }
+  }
+  on(s).synchronize();
+  return model;
+}
+
+void save_model(Stream& s, const ParamSet& params, const ModelConfig& config, const MasterSource& master,
+                const std::string& directory, const SaveOptions& options) {
+  CHECK(options.storage == DType::bf16 || options.storage == DType::f32);
+  const RowSource rows = [&](const Param& param, int64_t first_row, int64_t count, float* out) {
+    const Tensor t = master(params.index(param.name)).slice_rows(first_row, count);
+    const int64_t n = count * param.cols;
+    if (t.dtype == DType::f32) {
+      on(s).download(t, out);
+      on(s).synchronize();
+    } else if (t.dtype == DType::bf16) {
+      std::vector<bf16> values(static_cast<size_t>(n));
+      on(s).download(t, values.data());
+      on(s).synchronize();
+      for (int64_t i = 0; i < n; ++i) out[i] = float(values[i]);
+    } else {
+      CHECK(t.dtype == DType::f64);
+      std::vector<double> values(static_cast<size_t>(n));
+      on(s).download(t, values.data());
+      on(s).synchronize();
+      for (int64_t i = 0; i < n; ++i) out[i] = float(values[i]);
+    }
+  };
+  write_model(directory, config, {.storage = options.storage, .tokenizer_directory = options.tokenizer_directory}, rows);
+}
+
+}  // namespace cachalot

@@ -1,0 +1,120 @@
+// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be overridden on
+// the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
+//   "model"      the model's hyper-parameters under their Hugging Face names, as in a config.json
+//   "tokenizer"  a tokenizer.json, or the size of one to train on the training text
+//   "data"       text files and the share of them that is held out
+//   "train"      everything else
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/json.h"
+#include "config/fields.h"
+#include "config/model.h"
+#include "config/precision.h"
+
+namespace cachalot {
+
+// The "model" section as it was written: config/model.h parses it, once the vocabulary's size is known.
+struct ModelSection {
+  Json json = Json::object();
+};
+// For config/fields.h.
+void assign(ModelSection& field, const Json& value, const std::string& where);  // refuses keys that config.json lacks
+void to_json(Json& json, const ModelSection& section);
+
+struct TokenizerSection {
+  std::string path;
+  int64_t vocab_size = 0;
+  template <class V> void visit(V& v) {
+    v("path", path, "a tokenizer.json or the directory of one; empty: train one on the training text");
+    v("vocab_size", vocab_size, "tokens of the byte-level BPE that is trained when path is empty");
+  }
+};
+
+struct DataSection {
+  std::vector<std::string> files;
+  double held_out = 0.1;
+  template <class V> void visit(V& v) {
+    v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
+    v("held_out", held_out, "share of the text, its end, that is never trained on; 0: none");
+  }
+};
+
+// Defaults: DeepSeek-V3's where its report gives one (section 4.2).
+struct TrainSection {
+  int64_t seed = 1;
+  int64_t tokens = 0, steps = 0;
+  int64_t seq_len = 256, batch = 16, micro_batch = 0;
+  double lr = 2.2e-4, min_lr = 2.2e-5;
+  int64_t warmup_steps = 100;
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
+  double mtp_lambda = 0.3, balance_alpha = 1e-4, bias_gamma = 0.001;
+  std::string precision = "f32";
+  int64_t threads = 0;
+  int64_t eval_every = 0, eval_sequences = 0, save_every = 0, log_every = 10;
+
+  template <class V> void visit(V& v) {
+    v("seed", seed, "of the initial weights and of the order of the data");
+    v("tokens", tokens, "budget: trained tokens, rounded up to whole steps (or give steps)");
+    v("steps", steps, "budget: optimizer steps (or give tokens)");
+    v("seq_len", seq_len, "T: tokens of a training sequence");
+    v("batch", batch, "sequences of one optimizer step");
+    v("micro_batch", micro_batch, "sequences that go through the model at once; 0: all of batch");
+    v("lr", lr, "peak learning rate");
+    v("min_lr", min_lr, "learning rate at the end of the cosine");
+    v("warmup_steps", warmup_steps, "steps of linear warm-up from 0");
+    v("beta1", beta1, "AdamW: decay of the first moment");
+    v("beta2", beta2, "AdamW: decay of the second moment, below 0.998 (moments are BF16)");
+    v("eps", eps, "AdamW: added to the root of the second moment");
+    v("weight_decay", weight_decay, "AdamW: decay of matrices; norms and router biases have none");
+    v("clip", clip, "largest global norm of the gradient; 0: no clipping");
+    v("mtp_lambda", mtp_lambda, "weight of the multi-token prediction losses");
+    v("balance_alpha", balance_alpha, "weight of the sequence-wise balance loss");
+    v("bias_gamma", bias_gamma, "step of the router biases that balance the experts' load");
+    v("precision", precision, "f32 or bf16");
+    v("threads", threads, "of the cpu device; 0: all that the machine and the container allow");
+    v("eval_every", eval_every, "steps between held-out evaluations; 0: at the end only");
+    v("eval_sequences", eval_sequences, "held-out windows of an evaluation on the way; 0: all, as at the end");
+    v("save_every", save_every, "steps between checkpoints; 0: at the end only");
+    v("log_every", log_every, "steps between lines when the output is no terminal");
+  }
+
+  // What follows from the fields; call validate() first.
+  int64_t micro_batch_sequences() const { return micro_batch ? micro_batch : batch; }
+  int64_t tokens_per_step() const { return batch * seq_len; }
+  int64_t total_steps() const { return steps ? steps : (tokens + tokens_per_step() - 1) / tokens_per_step(); }
+};
+
+struct RunConfig {
+  ModelSection model;
+  TokenizerSection tokenizer;
+  DataSection data;
+  TrainSection train;
+  template <class V> void visit(V& v) {
+    v("model", model, "");
+    v("tokenizer", tokenizer, "");
+    v("data", data, "");
+    v("train", train, "");
+  }
+  // Everything but the model: throws Error naming the key, the values and what to do. `where`: the file.
+  void validate(const std::string& where) const;
+};
+
+// Dotted key and text, as the command line has them.
+using Overrides = std::vector<std::pair<std::string, std::string>>;
+
+// Reads, overrides, checks. Relative paths inside are kept as they are: relative to the working directory.
+RunConfig load_run_config(const std::string& path, const Overrides& overrides);
+
+// The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or larger
+// than `vocab`, not smaller; bos_token_id and eos_token_id default to `end_of_text`. Checked against the train section.
+ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text, const std::string& where);
+
+// Every key with DeepSeek-V3's value (model) or its default, and its meaning: what --help prints.
+std::vector<fields::Line> list_run_config();
+
+}  // namespace cachalot

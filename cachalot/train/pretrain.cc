@@ -1,0 +1,209 @@
+#include "train/pretrain.h"
+
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/files.h"
+#include "base/text.h"
+#include "config/params.h"
+#include "data/batch_sampler.h"
+#include "data/bpe_trainer.h"
+#include "data/corpus.h"
+#include "model/load.h"
+#include "train/run_directory.h"
+#include "train/schedule.h"
+#include "train/telemetry.h"
+#include "train/trainer.h"
+
+namespace cachalot {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int kMostSkippedSteps = 10;
+
+// Learns the tokens from what will be trained on: the text without its held-out end (data/corpus.h).
+TrainedBpe train_tokenizer(const RunConfig& config) {
+  std::vector<std::string> texts;
+  int64_t bytes = 0;
+  for (const std::string& file : config.data.files) {
+    texts.push_back(read_file(file));
+    bytes += int64_t(texts.back().size());
+  }
+  int64_t left = bytes - int64_t(double(bytes) * config.data.held_out);
+  BpeTrainer trainer({.vocab_size = config.tokenizer.vocab_size});
+  for (const std::string& text : texts) {
+    const int64_t n = std::min(left, int64_t(text.size()));
+    if (n > 0) trainer.add_text(std::string_view(text).substr(0, size_t(n)));
+    left -= n;
+  }
+  return trainer.train();
+}
+
+// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder beside it until
+// then, which is gone when the run does not come about.
+class RunTokenizer {
+ public:
+  RunTokenizer(const RunConfig& config, const std::string& run_dir) : path_(config.tokenizer.path) {
+    if (!path_.empty()) {
+      tokenizer_.emplace(Tokenizer::load(path_));
+      return;
+    }
+    scratch_.emplace(run_dir + ".tokenizer");
+    path_ = scratch_->path();
+    save_tokenizer(train_tokenizer(config), path_);
+    tokenizer_.emplace(Tokenizer::load(path_));
+  }
+  const Tokenizer& get() const { return *tokenizer_; }
+  void save(const std::string& directory) const {
+    const fs::path from(path_), json = fs::is_directory(from) ? from / "tokenizer.json" : from;
+    write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
+    const fs::path config = json.parent_path() / "tokenizer_config.json";
+    if (fs::exists(config)) write_file_atomic(directory + "/tokenizer_config.json", read_file(config.string()));
+  }
+
+ private:
+  std::string path_;
+  std::optional<AtomicDirectory> scratch_;
+  std::optional<Tokenizer> tokenizer_;
+};
+
+std::string resolved_json(RunConfig config, const ModelConfig& model) {
+  config.model.json = model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16");
+  config.train.micro_batch = config.train.micro_batch_sequences();
+  return write_fields(config).dump(2) + "\n";
+}
+
+void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model, const Tokenizer& tokenizer,
+                 const Corpus& corpus, const BatchSampler& sampler, const HeldOut& held_out, const Device& device,
+                 const MemoryPlan& plan, const std::string& run_dir) {
+  const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
+  const auto count = [](int64_t n) { return human_count(double(n)); };
+  const TrainSection& t = config.train;
+  const double bytes_per_token = double(corpus.text_bytes(corpus.train())) / double(corpus.train().size());
+  fmt::print(out, "text       {} tokens to train on, {:.2f} bytes each; {} held out; vocabulary {}{}\n",
+             count(int64_t(corpus.train().size())), bytes_per_token, count(int64_t(corpus.held_out().size())),
+             tokenizer.vocab_size(), config.tokenizer.path.empty() ? ", learned from the text" : "");
+  std::string parts = fmt::format("{} layers", model.num_hidden_layers);
+  if (model.has_experts(model.layers_with_mtp() - 1))
+    parts += fmt::format(" ({} dense), {} of {} experts{}", std::min(model.first_k_dense_replace, model.num_hidden_layers),
+                         model.num_experts_per_tok, model.n_routed_experts,
+                         model.n_shared_experts ? fmt::format(" and {} shared", model.n_shared_experts) : "");
+  if (model.num_nextn_predict_layers) parts += fmt::format(", MTP depth {}", model.num_nextn_predict_layers);
+  fmt::print(out, "model      {} parameters, {} active a token: {}\n", count(parameter_count(parameter_table(model))),
+             count(active_parameter_count(model)), parts);
+  fmt::print(out, "training   {} steps of {} x {} tokens = {} tokens, {:.1f} times the text; {} on {}\n", t.total_steps(),
+             t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
+             double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision, device.name());
+  if (!held_out.windows().empty())
+    fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n", held_out.windows().size(), t.seq_len);
+  fmt::print(out, "memory     {} = weights {} + gradients {} + optimizer {} + activations {} + tables {}; {} free\n",
+             bytes(plan.total()), bytes(plan.weights), bytes(plan.gradients), bytes(plan.optimizer), bytes(plan.arena),
+             bytes(plan.tables), bytes(device.free_bytes()));
+  fmt::print(out, "run        {}\n", run_dir);
+  out << std::flush;
+}
+
+std::vector<Sequence> rows_of(const std::vector<int32_t>& batch, int64_t width) {
+  std::vector<Sequence> rows;
+  for (size_t at = 0; at < batch.size(); at += size_t(width)) rows.push_back(Sequence(batch).subspan(at, size_t(width)));
+  return rows;
+}
+
+}  // namespace
+
+PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options, std::ostream& out,
+                        const std::atomic<bool>& stop) {
+  const TrainSection& t = config.train;
+  RunDirectory::require_usable(options.run_dir, options.overwrite);
+  // What is wrong with the model should show before the minutes that a tokenizer may take.
+  if (config.tokenizer.path.empty()) resolve_model(config, 257, 1, options.config_path);
+
+  const RunTokenizer run_tokenizer(config, options.run_dir);
+  const Tokenizer& tokenizer = run_tokenizer.get();
+  const Corpus corpus(config.data.files, tokenizer, config.data.held_out);
+  const ModelConfig model = resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
+  const BatchSampler sampler({.tokens = int64_t(corpus.train().size()), .seq_len = t.seq_len, .batch_rows = t.batch,
+                              .seed = uint64_t(t.seed)});
+  const HeldOut held_out(corpus, t.seq_len);
+
+  const auto device = open_device(options.device, {.threads = int(t.threads)});
+  const MemoryPlan plan = Trainer::plan(model, t);
+  print_start(out, config, model, tokenizer, corpus, sampler, held_out, *device, plan, options.run_dir);
+  plan.require_fit(*device, t);
+
+  const RunDirectory run(options.run_dir, options.overwrite);
+  run.write_config(resolved_json(config, model));
+  run_tokenizer.save(run.path());
+
+  Stream s(*device);
+  Trainer trainer(s, model, t, plan.arena);
+  trainer.init();
+  const Schedule schedule{.lr = t.lr, .min_lr = t.min_lr, .warmup_steps = t.warmup_steps, .total_steps = t.total_steps()};
+  Telemetry telemetry(out, options.style, run.metrics_path(), t);
+  PretrainResult result;
+  int64_t saved_step = 0;
+  const auto save = [&](int64_t step) {
+    if (step == saved_step) return;
+    result.checkpoint = run.save_checkpoint(step, [&](const std::string& directory) {
+      save_model(s, trainer.params(), model, [&](size_t i) { return trainer.optimizer().master(i); }, directory,
+                 {.torch_dtype = t.precision == "f32" ? "float32" : "bfloat16", .tokenizer_directory = run.path()});
+    });
+    saved_step = step;
+  };
+
+  int skipped = 0;
+  while (result.steps < t.total_steps() && !stop) {
+    const int64_t step = result.steps + 1;
+    telemetry.step_begins();
+    const std::vector<int32_t> batch = sampler.batch(corpus.train(), step - 1);
+    const StepMetrics m = trainer.step(rows_of(batch, t.seq_len + 1), schedule.at(step));
+    telemetry.step_ends();
+    result.steps = step;
+    result.last_loss = m.loss;
+
+    std::optional<HeldOut::Result> score;
+    const bool last = step == t.total_steps();
+    if (last) save(step);  // before the evaluation: whatever happens now, the work is safe
+    if (last || (t.eval_every > 0 && step % t.eval_every == 0))
+      score = held_out.score(trainer, last ? 0 : t.eval_sequences, stop);
+    if (last) result.held_out = score;
+    telemetry.step(step, m, score);
+
+    skipped = m.updated ? 0 : skipped + 1;
+    if (skipped == kMostSkippedSteps) {
+      save(step);
+      throw Error(fmt::format("the norm of the gradient was not finite in {} steps in a row, {} the last; the weights as "
+                              "they were before are in {}", kMostSkippedSteps, step, result.checkpoint))
+          .hint("a lower --train.lr, a longer --train.warmup_steps or a smaller --train.clip");
+    }
+    if (!last && t.save_every > 0 && step % t.save_every == 0) save(step);
+  }
+  telemetry.finish();
+  result.stopped = result.steps < t.total_steps();
+  if (result.stopped) {
+    if (result.steps > 0) save(result.steps);
+    fmt::print(out, "stopped at step {} of {}; {}\n", result.steps, t.total_steps(),
+               result.steps > 0 ? "saved " + result.checkpoint : "nothing to save");
+    out << std::flush;
+    return result;
+  }
+  const int64_t tokens = result.steps * t.tokens_per_step();
+  const double rate = double(tokens) / std::max(telemetry.seconds_in_steps(), 1e-9);
+  fmt::print(out, "\n{}\n", telemetry.curve());
+  if (result.held_out)
+    fmt::print(out, "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
+               result.held_out->bits_per_byte(), result.held_out->loss(), result.held_out->tokens, result.held_out->bytes);
+  fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(tokens)), result.steps,
+             human_seconds(telemetry.seconds()), human_count(rate));
+  fmt::print(out, "saved      {}\n", result.checkpoint);
+  out << std::flush;
+  return result;
+}
+
+}  // namespace cachalot

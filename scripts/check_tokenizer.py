@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Compares cachalot's tokenizer with the Rust library behind Hugging Face (the `tokenizers` package of PyPI).
+
+  scripts/check_tokenizer.py CACHALOT [TOKENIZER_JSON] [--text FILE] [--documents N]
+
+CACHALOT is the program; TOKENIZER_JSON a published tokenizer to check as well (default: DeepSeek-V3's, where
+../shared has it); --text what to train on (default: Shakespeare). Exits with 1 on any difference.
+
+  1. the Unicode tables are the library's (scripts/make_unicode_tables.py --check)
+  2. a vocabulary trained by `cachalot tokenizer train` is, token by token, the one that the library trains
+  3. the file written is read by the library; ids and texts are the same on random documents of many scripts,
+     code, white space, control characters, characters of the newest Unicode, special tokens whole and broken
+  4. the same with the pre-tokenizers of other byte-level tokenizers put in its place
+  5. the same with TOKENIZER_JSON
+"""
+import argparse
+import gzip
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+
+# First and last code point of the alphabets that random words are drawn from.
+SCRIPTS = {
+    "latin": [(0x61, 0x7A), (0x41, 0x5A)], "accents": [(0xC0, 0x17F)], "greek": [(0x391, 0x3C9)],
+    "cyrillic": [(0x410, 0x44F)], "armenian": [(0x531, 0x587)], "hebrew": [(0x591, 0x5EA)],
+    "arabic": [(0x610, 0x669)], "devanagari": [(0x900, 0x97F)], "bengali": [(0x980, 0x9FE)],
+    "thai": [(0xE01, 0xE5B)], "georgian": [(0x10A0, 0x10FF)], "hangul": [(0xAC00, 0xD7A3)],
+    "han": [(0x4E00, 0x9FFF)], "han end": [(0x9F90, 0x9FFF)], "kana": [(0x3041, 0x30FF)],
+    "han rare": [(0x20000, 0x20400), (0x2EBF0, 0x2EE5D), (0x31350, 0x32400)], "math": [(0x1D400, 0x1D7FF)],
+    "combining": [(0x61, 0x66), (0x300, 0x36F)], "cuneiform": [(0x12000, 0x12399)],
+    "emoji": [(0x1F300, 0x1F6FF), (0x1F900, 0x1FAFF)], "joined emoji": [(0x1F466, 0x1F469), (0x200D, 0x200D),
+                                                                     (0xFE0F, 0xFE0F), (0x1F3FB, 0x1F3FF)],
+    "digits": [(0x30, 0x39)], "other digits": [(0x660, 0x669), (0x966, 0x96F), (0xB2, 0xB3), (0xBC, 0xBE),
+                                               (0x2160, 0x2188), (0xFF10, 0xFF19), (0x1CCF0, 0x1CCF9)],
+    "punctuation": [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E)],
+    "other punctuation": [(0x2010, 0x2027), (0x3001, 0x301F), (0xFF01, 0xFF0F), (0xA1, 0xBF)],
+    "symbols": [(0x2190, 0x23FF), (0x20A0, 0x20C0)], "control": [(0x00, 0x1F), (0x7F, 0x9F)],
+    "invisible": [(0x200B, 0x200F), (0x2060, 0x206F), (0xFEFF, 0xFEFF), (0xE0001, 0xE007F), (0x180B, 0x180F)],
+    "private": [(0xE000, 0xE010), (0xF0000, 0xF0010)], "no characters": [(0xFFFE, 0xFFFF), (0x378, 0x379)],
+    "new": [(0x1C89, 0x1C8A), (0x10D40, 0x10D8F), (0x1CC00, 0x1CEB3), (0x1FA89, 0x1FAE9), (0xA7CB, 0xA7DC)],
+}
+SPACES = [" "] * 12 + ["  ", "   ", "\n", "\n\n", "\r\n", "\r", "\t", " \n", "\n ", "\u0085", "\u00a0", "\u1680", "\u180e",
+                       "\u2003", "\u2028", "\u2029", "\u202f", "\u3000", "\v", "\f", "\x1c", "\u200b", "", "", ""]
+SNIPPETS = [
+    "don't I'LL we'Ve he'd 'twas 's", "def f(x):\n    return x ** 2  # squared\n", "#include <stdio.h>\n\tint x = 0x1F;\n",
+    "for (int i=0; i<10; ++i) { a[i] += b->c; }", "x = {'a': [1, 2.5e-3], \"b\": None}\r\n", "https://example.org/a?b=c&d=%20e",
+    "SELECT * FROM t WHERE a >= 10;", "\\frac{1}{2} \\cdot x_{n+1}^2", "3.14159 1,234,567.89 -42 1e-5", "CamelCaseAndHTMLParser",
+    "<div class=\"a\">&nbsp;</div>", "user@example.org", "...!?!?---***===", "１２３ ½ ² Ⅳ ٣٤٥", "ﬁ ß ſ K K Å", "e\u0301a\u0308",
+    "Ġ Ċ ċ Ń Ā", "\ufffd", "x" * 70, " " * 40, "\n" * 20, "!" * 33, "1" * 20, "的" * 50,
+]
+
+
+def random_document(rng, specials):
+    out = []
+    for _ in range(rng.randint(0, 30)):
+        kind = rng.random()
+        if kind < 0.12:
+            out.append(rng.choice(SNIPPETS))
+        elif kind < 0.17 and specials:
+            token = rng.choice(specials)
+            out.append(token if rng.random() < 0.6 else token[rng.randint(0, 2):rng.randint(1, len(token))])
+        elif kind < 0.22:
+            points = [rng.randrange(0x110000) for _ in range(rng.randint(1, 6))]
+            out.append("".join(chr(c) for c in points if not 0xD800 <= c <= 0xDFFF))
+        else:
+            ranges = SCRIPTS[rng.choice(list(SCRIPTS))]
+            for _ in range(rng.randint(1, 9)):
+                first, last = rng.choice(ranges)
+                out.append(chr(rng.randint(first, last)))
+        out.append(rng.choice(SPACES))
+    return "".join(out)
+
+
+class Check:
+    def __init__(self, program):
+        self.program = program
+        self.differences = 0
+
+    def run(self, *arguments, text=""):
+        done = subprocess.run([self.program, "tokenizer", *arguments], input=text.encode("utf-8"), capture_output=True)
+        if done.returncode != 0:
+            sys.exit("cachalot tokenizer %s failed:\n%s" % (" ".join(arguments), done.stderr.decode("utf-8", "replace")))
+        return done.stdout.decode("utf-8")
+
+    def report(self, name, bad, total):
+        print("%-58s %s" % (name, "equal (%d)" % total if not bad else "%d of %d DIFFER" % (len(bad), total)), flush=True)
+        for item in bad[:3]:
+            print("   ", ascii(item)[:1500])
+        self.differences += len(bad)
+
+    def compare(self, name, path, documents, plain=False):
+        """ids and texts of `documents` under the tokenizer.json at `path`."""
+        library = Tokenizer.from_file(str(path))
+        flags = ["--plain"] if plain else []
+        lines = "".join(json.dumps({"text": d}) + "\n" for d in documents)
+        ours = [json.loads(line)["ids"] for line in
+                self.run("encode", "--tokenizer", str(path), "--jsonl", *flags, text=lines).splitlines()]
+        if plain:  # the library has no such mode; without its added tokens it knows none
+            bare = json.loads(library.to_str())
+            bare["added_tokens"] = []
+            library = Tokenizer.from_str(json.dumps(bare))
+        theirs = [e.ids for e in library.encode_batch(documents, add_special_tokens=False)]
+        bad = [(d, a, b) for d, a, b in zip(documents, ours, theirs) if a != b]
+        if len(ours) != len(documents):
+            bad.append(("number of lines", len(ours), len(documents)))
+        self.report(name + ": ids", bad, len(documents))
+        if plain:
+            return
+        # Split one id list in two as well: half tokens decode to bytes that are not UTF-8.
+        rng = random.Random(1)
+        lists = theirs + [ids[:rng.randint(0, len(ids))] for ids in theirs]
+        lines = "".join(json.dumps({"ids": ids}) + "\n" for ids in lists)
+        for skip in (False, True):
+            flags = ["--skip-special"] if skip else []
+            answers = [json.loads(line) for line in
+                       self.run("decode", "--tokenizer", str(path), "--jsonl", *flags, text=lines).splitlines()]
+            texts = [bytes.fromhex(a["hex"]).decode("utf-8", "replace") if "hex" in a else a["text"] for a in answers]
+            expected = library.decode_batch(lists, skip_special_tokens=skip)
+            bad = [(i, a, b) for i, a, b in zip(lists, texts, expected) if a != b]
+            self.report(name + ": texts" + (", special tokens skipped" if skip else ""), bad, len(lists))
+
+
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def byte_level(use_regex, add_prefix_space=False):
+    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
+
+
+def sequence(*stages):
+    return {"type": "Sequence", "pretokenizers": list(stages)}
+
+
+OTHER_PRE_TOKENIZERS = {
+    "GPT-2": byte_level(True),
+    "GPT-2, space before": byte_level(True, True),
+    "splits, then a space before each": sequence(split(r"\p{N}"), byte_level(False, True)),
+    "GPT-4 and Llama 3": sequence(split(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                                        r"|\s*[\r\n]+|\s+(?!\S)|\s+"), byte_level(False)),
+    "GPT-4o": sequence(split(r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+                             r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+                             r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"), byte_level(False)),
+    "DeepSeek-V2": sequence(split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"), split(r"\s+$"),
+                            split(r"[一-龥ࠀ-一가-퟿]+"), split(r"\p{N}"), byte_level(False)),
+    "a literal string": sequence({"type": "Split", "pattern": {"String": "e."}, "behavior": "Isolated", "invert": False},
+                                 byte_level(False)),
+    "anchors and look-behind": sequence(split(r"^\s*\p{Lu}|(?<=[a-z])\p{P}+$|(?<!\d)\d{,2}(?=\D)"), byte_level(False)),
+    "lazy, possessive, atomic": sequence(split(r"\p{L}+?\p{M}|[^\S\n]++.|(?>\d+|\p{P}+)\.?|\x{41}{2,}?"), byte_level(False)),
+    "empty matches": sequence(split(r"[aeiou]*"), byte_level(False)),
+    "uncut": byte_level(False),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("cachalot")
+    parser.add_argument("tokenizer_json", nargs="?")
+    parser.add_argument("--text")
+    parser.add_argument("--documents", type=int, default=4000)
+    options = parser.parse_args()
+    check = Check(options.cachalot)
+    rng = random.Random(20240)
+
+    tables = subprocess.run([sys.executable, str(ROOT / "scripts/make_unicode_tables.py"), "--check"])
+    check.differences += tables.returncode != 0
+
+    text = pathlib.Path(options.text).read_bytes() if options.text else \
+        gzip.decompress((SHARED / "tinyshakespeare/input.txt.gz").read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "input.txt").write_bytes(text)
+        trained = folder / "trained" / "tokenizer.json"
+        for size in (400, 4000):
+            check.run("train", "--input", str(folder / "input.txt"), "--vocab-size", str(size), "--out", str(trained.parent))
+            ours = json.loads(trained.read_text("utf-8"))
+            library = Tokenizer(models.BPE())
+            library.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex(s["pattern"]["Regex"]), "isolated") for s in ours["pre_tokenizer"]["pretokenizers"][:-1]]
+                + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+            library.decoder = decoders.ByteLevel()
+            library.train_from_iterator([text.decode("utf-8")], trainers.BpeTrainer(
+                vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                special_tokens=[AddedToken(t, special=True, normalized=False) for t in (BOS, EOS)]))
+            theirs = json.loads(library.to_str())["model"]
+            pairs = list(ours["model"]["vocab"].items())
+            check.report("training to %d tokens: vocabulary" % size,
+                         [p for p in pairs if theirs["vocab"].get(p[0]) != p[1]] + [None] * abs(len(pairs) - len(theirs["vocab"])),
+                         len(pairs))
+            merges = [m if isinstance(m, str) else " ".join(m) for m in theirs["merges"]]
+            check.report("training to %d tokens: merges" % size,
+                         [m for m in zip(ours["model"]["merges"], merges) if m[0] != m[1]]
+                         + [None] * abs(len(merges) - len(ours["model"]["merges"])), len(merges))
+
+        documents = [random_document(rng, [BOS, EOS]) for _ in range(options.documents)] + SNIPPETS + [text.decode("utf-8")]
+        check.compare("trained", trained, documents)
+        check.compare("trained, special tokens as text", trained, documents, plain=True)
+        other = folder / "other.json"
+        for name, pre_tokenizer in OTHER_PRE_TOKENIZERS.items():
+            other.write_text(json.dumps(dict(ours, pre_tokenizer=pre_tokenizer)), "utf-8")
+            check.compare(name, other, documents[:options.documents // 2] + SNIPPETS)
+
+        published = pathlib.Path(options.tokenizer_json or SHARED / "deepseek_v3_tokenizer/tokenizer.json")
+        if options.tokenizer_json or published.exists():
+            specials = [t["content"] for t in json.loads(published.read_text("utf-8"))["added_tokens"]]
+            named = [s for s in specials if "holder" not in s] or specials
+            documents = [random_document(rng, named) for _ in range(5 * options.documents)] + SNIPPETS + [text.decode("utf-8")]
+            check.compare(published.parent.name, published, documents)
+            check.compare(published.parent.name + ", special tokens as text", published, documents, plain=True)
+        else:
+            print("no published tokenizer.json given or found: only our own was checked")
+    print("no differences" if not check.differences else "%d differences" % check.differences)
+    return 1 if check.differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
