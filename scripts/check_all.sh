@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # The long checks: every test under every sanitizer preset, and every fuzzer for FUZZ_SECONDS (default 60).
-#   scripts/check_all.sh                  all of it
-#   scripts/check_all.sh asan fuzz        some stages: asan tsan fuzz tidy
+#   scripts/check_all.sh                  all of it: asan tsan fuzz
+#   scripts/check_all.sh asan             some stages; there is also: tidy (clang-tidy)
 #   FUZZ_SECONDS=600 scripts/check_all.sh fuzz
-# Ends with a table; exits non-zero when anything failed. Corpora: tests/fuzz/<name> are the seeds and are only
-# read; what a run adds is kept in build/fuzz/corpus/<name>, inputs that crash in build/fuzz/crashes/.
+# Ends with a table; exits non-zero when anything failed. Corpora: tests/fuzz/<name> are the seeds and are
+# only read; what a run adds is kept in build/fuzz/corpus/<name>, inputs that crash in build/fuzz/crashes/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
 
 fuzz_seconds=${FUZZ_SECONDS:-60}
 stages=("$@")
-((${#stages[@]})) || stages=(asan tsan fuzz tidy)
+((${#stages[@]})) || stages=(asan tsan fuzz)
 scripts/setup.sh --checks || exit 1
 
 rows=() failed=0

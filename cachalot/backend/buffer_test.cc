@@ -87,7 +87,8 @@ TEST(Buffer, MoreThanTheMachineHasIsAnErrorNotAKill) {
 TEST(Arena, TensorsAreAlignedContiguousAndApart) {
   const auto device = open_device("ref");
   Arena arena(*device, 4096, "test");
-  const Tensor a = arena.take(DType::bf16, 3, 5), b = arena.take_vector(DType::f64, 7), c = arena.take_like(a);
+  const Tensor a = arena.take(DType::bf16, 3, 5), b = arena.take_vector(DType::f64, 7),
+               c = arena.take_like(a);
   for (const Tensor& t : {a, b, c}) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(t.data) % 256, 0u);
     EXPECT_EQ(t.ld, t.cols);
@@ -150,7 +151,8 @@ TEST(Arena, RunningOutIsABugThatNamesTheNumbers) {
     arena.take(DType::f32, 20, 10);
     FAIL() << "512 + 800 bytes out of 1000";
   } catch (const InternalError& e) {
-    EXPECT_NE(std::string(e.what()).find("f32 [20, 10] needs 800 bytes; 512 of 1000 are used"), std::string::npos)
+    EXPECT_NE(std::string(e.what()).find("f32 [20, 10] needs 800 bytes; 512 of 1000 are used"),
+              std::string::npos)
         << e.what();
   }
   EXPECT_EQ(arena.take_vector(DType::f32, 122).cols, 122);  // to the last byte

@@ -23,7 +23,8 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
   }
   const std::string close = nearest(name, {"cpu", "ref", "fake", "plan", "cuda"});
   throw Error(fmt::format("there is no device \"{}\"", name))
-      .hint(fmt::format("{}known: cpu, ref, fake, plan", close.empty() ? "" : "did you mean " + close + "? "));
+      .hint(
+          fmt::format("{}known: cpu, ref, fake, plan", close.empty() ? "" : "did you mean " + close + "? "));
 }
 
 }  // namespace cachalot

@@ -44,7 +44,8 @@ int64_t field_in(const std::string& path, const std::string& name) {
 }
 
 // limit - use, where file cache that the kernel would drop does not count as use.
-int64_t left_under(const std::string& limit, const std::string& use, const std::string& stat, const char* cache) {
+int64_t left_under(const std::string& limit, const std::string& use, const std::string& stat,
+                   const char* cache) {
   const int64_t most = number_in(limit);
   const int64_t used = number_in(use);
   if (most == kUnlimited || used == kUnlimited) return kUnlimited;
@@ -69,8 +70,8 @@ int64_t cgroup_left() {
     }
     for (;; path.resize(path.rfind('/'))) {
       const std::string group = root + (path == "/" ? "" : path) + "/";
-      left = std::min(left, v2 ? left_under(group + "memory.max", group + "memory.current", group + "memory.stat",
-                                            "inactive_file")
+      left = std::min(left, v2 ? left_under(group + "memory.max", group + "memory.current",
+                                            group + "memory.stat", "inactive_file")
                                : left_under(group + "memory.limit_in_bytes", group + "memory.usage_in_bytes",
                                             group + "memory.stat", "total_inactive_file"));
       if (path.find('/') == std::string::npos) break;

@@ -1,10 +1,10 @@
-// For tests of operations, layers and models: seeded tensors on any device, and comparison by the house metric.
-// Inside namespace cachalot, `testing::` finds these and GoogleTest's names alike.
+// For tests of operations, layers and models: seeded tensors on any device, and comparison by the house
+// metric. Inside namespace cachalot, `testing::` finds these and GoogleTest's names alike.
 //
 //   auto device = open_device("cpu");                  auto oracle = open_device("ref");
 //   Stream s(*device), ref(*oracle);
-//   TestTensors t(*device, s, 7), u(*oracle, ref, 7);  // one seed: the same numbers in the same order of calls
-//   Tensor x = t.normal(DType::f32, 5, 3), y = t.garbage(DType::f32, 5, 7);   // and so on for u
+//   TestTensors t(*device, s, 7), u(*oracle, ref, 7);  // one seed, one order of calls: the same numbers
+//   Tensor x = t.normal(DType::f32, 5, 3), y = t.garbage(DType::f32, 5, 7);  // and so on for u
 //   on(s).gemm({...});
 //   EXPECT_METRIC(read(s, y), read(ref, y_ref), 1e-12);
 #pragma once
@@ -50,7 +50,8 @@ inline void set_number(void* data, DType dtype, int64_t i, double x) {
 class HostTensor {
  public:
   HostTensor(DType dtype, int64_t rows, int64_t cols)
-      : bytes_(size_t(rows * cols * size_of(dtype) / 8 + 1)), view_(make_tensor(bytes_.data(), dtype, rows, cols)) {}
+      : bytes_(size_t(rows * cols * size_of(dtype) / 8 + 1)),
+        view_(make_tensor(bytes_.data(), dtype, rows, cols)) {}
   HostTensor(HostTensor&&) = default;  // a vector's bytes stay where they are
   const Tensor& tensor() const { return view_; }
   operator const Tensor&() const { return view_; }
@@ -108,11 +109,12 @@ inline double read_number(Stream& s, const Tensor& t) {
   return read(s, t)[0];
 }
 
-// Tensors that live until the end of the test. The k-th one of a seed holds the same numbers on every device (each
-// rounded to its format). `padding` > 0 puts that many NaN columns behind each row: ld = cols + padding.
+// Tensors that live until the end of the test. The k-th one of a seed holds the same numbers on every device
+// (each rounded to its format). `padding` puts that many columns of NaN behind each row: ld > cols.
 class TestTensors {
  public:
-  TestTensors(Device& device, Stream& stream, uint64_t seed = 1) : device_(device), stream_(stream), seed_(seed) {}
+  TestTensors(Device& device, Stream& stream, uint64_t seed = 1)
+      : device_(device), stream_(stream), seed_(seed) {}
 
   Tensor normal(DType dtype, int64_t rows, int64_t cols, double scale = 1, int64_t padding = 0) {
     std::vector<double> values(size_t(rows * cols));
@@ -123,7 +125,8 @@ class TestTensors {
   Tensor uniform(DType dtype, int64_t rows, int64_t cols, double low, double high, int64_t padding = 0) {
     std::vector<double> values(size_t(rows * cols));
     ++count_;
-    for (size_t i = 0; i < values.size(); ++i) values[i] = low + (high - low) * random_uniform(seed_, count_, i);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = low + (high - low) * random_uniform(seed_, count_, i);
     return make(dtype, rows, cols, values, padding);
   }
   // FP8 codes with a different scale in every block; `part_rows` as in Tensor. `padding` is of the codes.
@@ -147,7 +150,8 @@ class TestTensors {
     return make(DType::i32, rows, cols, {values.begin(), values.end()}, 0);
   }
   // The given numbers, in rows.
-  Tensor values(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values, int64_t padding = 0) {
+  Tensor values(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values,
+                int64_t padding = 0) {
     return make(dtype, rows, cols, values, padding);
   }
   // What `t` holds now, on this device or another one, in the same format, contiguous or padded.
@@ -213,8 +217,8 @@ inline double dot(Stream& s, const Tensor& a, const Tensor& b) {
   return sum;
 }
 
-// d loss() / d x by central differences, number after number; for f64 on "ref". With numbers and third derivatives
-// around 1 the default step leaves some 10 digits: EXPECT_METRIC(..., kFiniteDifferences).
+// d loss() / d x by central differences, number after number; for f64 on "ref". With numbers and third
+// derivatives around 1 the default step leaves some 10 digits: EXPECT_METRIC(..., kFiniteDifferences).
 inline constexpr double kFiniteDifferences = 1e-17;
 inline std::vector<double> numeric_gradient(Stream& s, const Tensor& x, const std::function<double()>& loss,
                                             double step = 1e-5) {

@@ -32,6 +32,14 @@ double nice_step(double span, int parts) {
   return 10 * power;
 }
 
+// The multiples of `step` in the range.
+std::vector<double> ticks(const Range& range, double step) {
+  const double first = std::ceil(range.low / step - 1e-9), last = std::floor(range.high / step + 1e-9);
+  std::vector<double> values(size_t(std::max(0.0, last - first + 1)));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = (first + double(i)) * step;
+  return values;
+}
+
 std::string label(double value, double step) {
   if (std::abs(value) < step * 1e-6) value = 0;
   const double a = std::max(std::abs(value), step);
@@ -109,7 +117,7 @@ std::string plot(const std::vector<PlotSeries>& series, const PlotOptions& optio
   const double y_step = nice_step(ys.high - ys.low, std::max(2, rows / 3));
   std::vector<std::string> y_labels(static_cast<size_t>(rows));
   size_t margin = 0;
-  for (double v = std::ceil(ys.low / y_step - 1e-9) * y_step; v <= ys.high + 1e-9 * y_step; v += y_step) {
+  for (const double v : ticks(ys, y_step)) {
     const int row = rows - 1 - int(std::lround(ys.share(v) * (rows - 1)));
     y_labels[size_t(row)] = label(v, y_step);
     margin = std::max(margin, y_labels[size_t(row)].size());
@@ -145,17 +153,19 @@ std::string plot(const std::vector<PlotSeries>& series, const PlotOptions& optio
   for (int c = 0; c < columns; ++c) out += options.ascii ? "-" : "─";
   out += '\n';
 
-  // Labels of the x axis start below their column; one that would touch its neighbour is left out.
+  // Labels of the x axis start below their column; one that would touch its neighbour or not fit is left out.
   const double x_step = nice_step(xs.high - xs.low, std::max(1, columns / 12));
-  std::string axis(margin + 2, ' ');
-  const size_t origin = axis.size();
-  for (double v = std::ceil(xs.low / x_step - 1e-9) * x_step; v <= xs.high + 1e-9 * x_step; v += x_step) {
+  const std::string x_label = options.x_label.empty() ? "" : "  " + options.x_label;
+  const size_t origin = margin + 2, end = origin + size_t(columns);
+  std::string axis(origin, ' ');
+  for (const double v : ticks(xs, x_step)) {
     const size_t at = origin + size_t(xs.share(v) * (columns - 1));
-    if (at < axis.size() + (axis.size() > origin)) continue;
+    const std::string text = label(v, x_step);
+    if (at < axis.size() + (axis.size() > origin) || at + text.size() + x_label.size() > end) continue;
     axis.resize(at, ' ');
-    axis += label(v, x_step);
+    axis += text;
   }
-  if (!options.x_label.empty()) axis += "  " + options.x_label;
+  axis += x_label;
   out += axis + "\n";
 
   if (series.size() > 1) {

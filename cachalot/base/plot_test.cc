@@ -58,8 +58,8 @@ TEST(Plot, SurvivesAConstantAndASinglePoint) {
 }
 
 TEST(Plot, IsNeverWiderThanAsked) {
-  const std::string picture =
-      plot({{.name = "a", .x = {0, 123456}, .y = {0.001, 7.5}}}, {.width = 50, .ascii = true});
+  const std::string picture = plot({{.name = "a", .x = {0, 123456}, .y = {0.001, 7.5}}},
+                                   {.width = 50, .x_label = "step", .ascii = true});
   for (size_t at = 0; at < picture.size();) {
     const size_t end = picture.find('\n', at);
     EXPECT_LE(end - at, 50u) << picture;

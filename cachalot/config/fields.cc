@@ -71,11 +71,13 @@ void override_key(Json& object, const std::string& dotted_key, const std::string
   for (size_t begin = 0;;) {
     const size_t dot = dotted_key.find('.', begin);
     const std::string key = dotted_key.substr(begin, dot - begin);
-    if (key.empty()) throw Error(fmt::format("\"{}\" is not a dotted key", dotted_key)).hint("write it like model.hidden_size");
+    if (key.empty())
+      throw Error(fmt::format("\"{}\" is not a dotted key", dotted_key))
+          .hint("write it like model.hidden_size");
     if (at->is_null()) *at = Json::object();  // an optional section that was off
     if (!at->is_object())
-      throw Error(fmt::format("{}: {} is {}, it has no keys", dotted_key, dotted_key.substr(0, begin ? begin - 1 : 0),
-                              json_kind(*at)));
+      throw Error(fmt::format("{}: {} is {}, it has no keys", dotted_key,
+                              dotted_key.substr(0, begin ? begin - 1 : 0), json_kind(*at)));
     at = &(*at)[key];
     if (dot == std::string::npos) break;
     begin = dot + 1;

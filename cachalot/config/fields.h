@@ -136,7 +136,8 @@ template <fields::Struct T> Json write_fields(const T& object) {
   return fields::write(copy);
 }
 // Every field with its dotted key, current value and meaning: what --help prints.
-template <fields::Struct T> std::vector<fields::Line> list_fields(const T& object, const std::string& prefix = "") {
+template <fields::Struct T>
+std::vector<fields::Line> list_fields(const T& object, const std::string& prefix = "") {
   std::vector<fields::Line> lines;
   T copy = object;
   fields::Lister lister{lines, prefix};

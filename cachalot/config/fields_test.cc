@@ -71,8 +71,10 @@ TEST(Fields, WriteThenReadGivesTheSameJson) {
 
 TEST(Fields, UnknownKeyIsRefusedWithTheNearestKnownOne) {
   EXPECT_EQ(message_of(R"({"widht": 3})"), "f.json: widht is not a known key | did you mean f.json: width?");
-  EXPECT_EQ(message_of(R"({"inner": {"rat": 3}})"), "f.json: inner.rat is not a known key | did you mean f.json: inner.rate?");
-  EXPECT_NE(message_of(R"({"inner": {"zzzzzzzzzzzz": 3}})").find("known here: rate, sizes"), std::string::npos);
+  EXPECT_EQ(message_of(R"({"inner": {"rat": 3}})"),
+            "f.json: inner.rat is not a known key | did you mean f.json: inner.rate?");
+  EXPECT_NE(message_of(R"({"inner": {"zzzzzzzzzzzz": 3}})").find("known here: rate, sizes"),
+            std::string::npos);
 }
 
 TEST(Fields, WrongKindNamesKeyValueAndExpectation) {
@@ -90,7 +92,8 @@ TEST(Fields, WrongKindNamesKeyValueAndExpectation) {
 
 TEST(Fields, LongValuesAreCutBetweenCharacters) {
   std::string text = "{\"width\": \"" + std::string(55, 'a') + "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\"}";
-  EXPECT_NE(message_of(text).find(std::string(55, 'a') + "... (string)"), std::string::npos) << message_of(text);
+  EXPECT_NE(message_of(text).find(std::string(55, 'a') + "... (string)"), std::string::npos)
+      << message_of(text);
 }
 
 TEST(Fields, OverrideGuessesTheKindAndCreatesTheWay) {

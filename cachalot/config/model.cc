@@ -25,23 +25,26 @@ namespace {
 
 // Bounds far above any model of this kind, low enough that no product of sizes leaves int64.
 constexpr int64_t kMaxVocab = int64_t{1} << 28, kMaxWidth = int64_t{1} << 22, kMaxHidden = int64_t{1} << 20,
-                  kMaxHeads = int64_t{1} << 16, kMaxHeadDim = int64_t{1} << 16, kMaxExperts = int64_t{1} << 16,
-                  kMaxLayers = 4096, kMaxMtp = 64, kMaxShared = 1024, kMaxExpertTensors = int64_t{1} << 20,
-                  kMaxPositions = int64_t{1} << 40;
+                  kMaxHeads = int64_t{1} << 16, kMaxHeadDim = int64_t{1} << 16,
+                  kMaxExperts = int64_t{1} << 16, kMaxLayers = 4096, kMaxMtp = 64, kMaxShared = 1024,
+                  kMaxExpertTensors = int64_t{1} << 20, kMaxPositions = int64_t{1} << 40;
 constexpr double kMaxParameters = 1e15;
 
 class Validator {
  public:
   explicit Validator(const std::string& where) : where_(where.empty() ? "" : where + ": ") {}
 
-  [[noreturn]] void fail(const std::string& what, const std::string& hint) const { throw Error(where_ + what).hint(hint); }
+  [[noreturn]] void fail(const std::string& what, const std::string& hint) const {
+    throw Error(where_ + what).hint(hint);
+  }
 
   void in_range(const char* key, int64_t value, int64_t low, int64_t high) const {
     if (value < low || value > high)
       fail(fmt::format("{} is {}", key, value), fmt::format("it must be between {} and {}", low, high));
   }
   void positive(const char* key, double value) const {
-    if (!std::isfinite(value) || value <= 0) fail(fmt::format("{} is {}", key, value), "it must be a number above 0");
+    if (!std::isfinite(value) || value <= 0)
+      fail(fmt::format("{} is {}", key, value), "it must be a number above 0");
   }
   void not_negative(const char* key, double value) const {
     if (!std::isfinite(value) || value < 0) fail(fmt::format("{} is {}", key, value), "it must be 0 or more");
@@ -52,18 +55,17 @@ class Validator {
 };
 
 void validate_experts(const ModelConfig& c, const Validator& v) {
-  v.in_range("moe_intermediate_size", c.moe_intermediate_size, 1, kMaxWidth);
-  v.in_range("n_shared_experts", c.n_shared_experts, 0, kMaxShared);
   v.in_range("n_group", c.n_group, 1, c.n_routed_experts);
   v.in_range("topk_group", c.topk_group, 1, c.n_group);
   v.in_range("num_experts_per_tok", c.num_experts_per_tok, 1, c.n_routed_experts);
   if (c.n_routed_experts % c.n_group != 0)
-    v.fail(fmt::format("n_routed_experts is {}, which {} groups (n_group) do not divide", c.n_routed_experts, c.n_group),
+    v.fail(fmt::format("n_routed_experts is {}, which {} groups (n_group) do not divide", c.n_routed_experts,
+                       c.n_group),
            "every group holds equally many experts: change n_routed_experts or n_group");
   const int64_t per_group = c.n_routed_experts / c.n_group;
   if (c.n_group > 1 && per_group < 2)
-    v.fail(fmt::format("n_routed_experts {} in {} groups (n_group) leaves {} expert in each", c.n_routed_experts,
-                       c.n_group, per_group),
+    v.fail(fmt::format("n_routed_experts {} in {} groups (n_group) leaves {} expert in each",
+                       c.n_routed_experts, c.n_group, per_group),
            "a group is scored by its two best experts: use at most n_routed_experts / 2 groups, or one");
   if (c.num_experts_per_tok > c.topk_group * per_group)
     v.fail(fmt::format("num_experts_per_tok is {}, but the {} chosen groups (topk_group) hold {} experts",
@@ -80,8 +82,10 @@ void validate_experts(const ModelConfig& c, const Validator& v) {
 void validate_yarn(const ModelConfig& c, const Validator& v) {
   const YarnConfig& y = *c.yarn;
   if (!(std::isfinite(y.factor) && y.factor >= 1))
-    v.fail(fmt::format("rope_scaling.factor is {}", y.factor), "YaRN stretches the context: the factor is 1 or more");
-  v.in_range("rope_scaling.original_max_position_embeddings", y.original_max_position_embeddings, 1, kMaxPositions);
+    v.fail(fmt::format("rope_scaling.factor is {}", y.factor),
+           "YaRN stretches the context: the factor is 1 or more");
+  v.in_range("rope_scaling.original_max_position_embeddings", y.original_max_position_embeddings, 1,
+             kMaxPositions);
   v.positive("rope_scaling.beta_slow", y.beta_slow);
   if (!(std::isfinite(y.beta_fast) && y.beta_fast > y.beta_slow))
     v.fail(fmt::format("rope_scaling.beta_fast is {} and beta_slow {}", y.beta_fast, y.beta_slow),
@@ -93,16 +97,19 @@ void validate_yarn(const ModelConfig& c, const Validator& v) {
 // In doubles, before the table is built: the bounds of single fields alone would allow sums beyond int64.
 double rough_parameter_count(const ModelConfig& c) {
   const double d = double(c.hidden_size), h = double(c.num_attention_heads);
-  const double q = c.q_lora_rank ? double(c.q_lora_rank) * (d + h * double(c.qk_head_dim())) : d * h * double(c.qk_head_dim());
-  const double kv = double(c.cached_per_token()) * d + h * double(c.qk_nope_head_dim + c.v_head_dim) * double(c.kv_lora_rank);
+  const double q = c.q_lora_rank ? double(c.q_lora_rank) * (d + h * double(c.qk_head_dim()))
+                                 : d * h * double(c.qk_head_dim());
+  const double kv = double(c.cached_per_token()) * d +
+                    h * double(c.qk_nope_head_dim + c.v_head_dim) * double(c.kv_lora_rank);
   const double attention = q + kv + d * h * double(c.v_head_dim);
   const double layers = double(c.layers_with_mtp());
   const double moe_layers = c.n_routed_experts ? layers - double(c.first_k_dense_replace) : 0;
-  const double experts = d * double(c.n_routed_experts) +
-                         3 * d * (double(c.n_routed_experts) * double(c.moe_intermediate_size) + double(c.shared_width()));
+  const double experts =
+      d * double(c.n_routed_experts) +
+      3 * d * (double(c.n_routed_experts) * double(c.moe_intermediate_size) + double(c.shared_width()));
   const double dense = 3 * d * double(c.intermediate_size);
-  return 2 * d * double(c.vocab_size) + layers * attention + moe_layers * experts + (layers - moe_layers) * dense +
-         2 * d * d * double(c.num_nextn_predict_layers);
+  return 2 * d * double(c.vocab_size) + layers * attention + moe_layers * experts +
+         (layers - moe_layers) * dense + 2 * d * d * double(c.num_nextn_predict_layers);
 }
 
 }  // namespace
@@ -123,11 +130,10 @@ void ModelConfig::validate(const std::string& where) const {
     v.fail(fmt::format("qk_rope_head_dim is {}", qk_rope_head_dim), "rotary pairs need an even number");
   v.in_range("n_routed_experts", n_routed_experts, 0, kMaxExperts);
   v.in_range("first_k_dense_replace", first_k_dense_replace, 0, num_hidden_layers);
-  // The sizes of a part that no layer has are not looked at, as in the published code, but stay in bounds.
-  const bool any_experts = has_experts(layers_with_mtp() - 1);
-  const bool any_dense = !has_experts(0);
-  v.in_range("intermediate_size", intermediate_size, any_dense ? 1 : 0, kMaxWidth);
-  if (any_experts) validate_experts(*this, v);
+  v.in_range("intermediate_size", intermediate_size, has_experts(0) ? 0 : 1, kMaxWidth);
+  v.in_range("moe_intermediate_size", moe_intermediate_size, n_routed_experts ? 1 : 0, kMaxWidth);
+  v.in_range("n_shared_experts", n_shared_experts, 0, kMaxShared);
+  if (n_routed_experts > 0) validate_experts(*this, v);
   v.not_negative("rms_norm_eps", rms_norm_eps);
   if (!(std::isfinite(rope_theta) && rope_theta > 1))
     v.fail(fmt::format("rope_theta is {}", rope_theta), "it must be above 1 (10000 in DeepSeek-V3)");
@@ -148,7 +154,8 @@ namespace {
 class Keys {
  public:
   Keys(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {
-    if (!object.is_object()) fields::wrong_kind(object, prefix_.substr(0, prefix_.find_last_not_of(". :") + 1), "an object");
+    if (!object.is_object())
+      fields::wrong_kind(object, prefix_.substr(0, prefix_.find_last_not_of(". :") + 1), "an object");
   }
   const std::string& prefix() const { return prefix_; }
 
@@ -167,14 +174,17 @@ class Keys {
     const Json* value = find(key);
     if (!value)
       throw Error(fmt::format("{}{} is missing", prefix_, key))
-          .hint("it decides the shape or the result of the model; the published DeepSeek-V3 config.json has it");
+          .hint(
+              "it decides the shape or the result of the model; the published DeepSeek-V3 config.json has "
+              "it");
     fields::assign(field, *value, prefix_ + key);
   }
   // The key, if present, must say what cachalot computes.
   void only(const char* key, const Json& accepted, const std::string& why) const {
     const Json* value = find(key);
     if (value && *value != accepted)
-      throw Error(fmt::format("{}{} is {}", prefix_, key, value->dump(-1, ' ', false, Json::error_handler_t::replace)))
+      throw Error(fmt::format("{}{} is {}", prefix_, key,
+                              value->dump(-1, ' ', false, Json::error_handler_t::replace)))
           .hint(fmt::format("only {} is supported: {}", accepted.dump(), why));
   }
 
@@ -193,7 +203,8 @@ double yarn_attention_factor(const YarnConfig& y) {
 void parse_rope(const Keys& top, ModelConfig& c) {
   top.optional("rope_theta", c.rope_theta);
   top.only("rope_interleave", true, "DeepSeek-V3 rotates neighbouring pairs");
-  if (top.find("rope_scaling") && top.find("rope_parameters") && *top.find("rope_scaling") != *top.find("rope_parameters"))
+  if (top.find("rope_scaling") && top.find("rope_parameters") &&
+      *top.find("rope_scaling") != *top.find("rope_parameters"))
     throw Error(top.prefix() + "rope_scaling and rope_parameters are both present and differ")
         .hint("keep the one that the weights were trained with");
   const char* key = top.find("rope_parameters") ? "rope_parameters" : "rope_scaling";
@@ -205,7 +216,8 @@ void parse_rope(const Keys& top, ModelConfig& c) {
     double theta = 0;
     rope.required("rope_theta", theta);
     if (top.find("rope_theta") && theta != c.rope_theta)
-      throw Error(fmt::format("{}rope_theta is {}, but {}.rope_theta is {}", top.prefix(), c.rope_theta, key, theta))
+      throw Error(
+          fmt::format("{}rope_theta is {}, but {}.rope_theta is {}", top.prefix(), c.rope_theta, key, theta))
           .hint("keep one of them");
     c.rope_theta = theta;
   }
@@ -217,12 +229,14 @@ void parse_rope(const Keys& top, ModelConfig& c) {
     std::string rope_type;
     rope.required("rope_type", rope_type);
     if (rope.find("type") && type != rope_type)
-      throw Error(fmt::format("{}.type is \"{}\", but {}.rope_type is \"{}\"", where, type, key, rope_type)).hint("keep one of them");
+      throw Error(fmt::format("{}.type is \"{}\", but {}.rope_type is \"{}\"", where, type, key, rope_type))
+          .hint("keep one of them");
     type = rope_type;
   }
   if (type == "default") return;
   if (type != "yarn")
-    throw Error(fmt::format("{}: rope scaling of type \"{}\"", where, type)).hint("supported: \"yarn\", \"default\", or null");
+    throw Error(fmt::format("{}: rope scaling of type \"{}\"", where, type))
+        .hint("supported: \"yarn\", \"default\", or null");
 
   // What the published code takes for absent keys: mscale 1, mscale_all_dim 0.
   YarnConfig y{.mscale = 1, .mscale_all_dim = 0};
@@ -237,8 +251,8 @@ void parse_rope(const Keys& top, ModelConfig& c) {
     double given = 0;
     rope.required("attention_factor", given);
     if (const double ours = yarn_attention_factor(y); !(std::abs(given - ours) <= 1e-6 * ours))
-      throw Error(fmt::format("{}.attention_factor is {}, but mscale {} and mscale_all_dim {} make it {}", where, given,
-                              y.mscale, y.mscale_all_dim, ours))
+      throw Error(fmt::format("{}.attention_factor is {}, but mscale {} and mscale_all_dim {} make it {}",
+                              where, given, y.mscale, y.mscale_all_dim, ours))
           .hint("give the factor by mscale and mscale_all_dim, as DeepSeek-V3 does");
   }
   c.yarn = y;
@@ -269,7 +283,8 @@ void parse_token_id(const Keys& top, const char* key, int64_t& field) {
   if (!value) return;
   if (!value->is_array()) return fields::assign(field, *value, top.prefix() + key);
   if (value->size() != 1)
-    throw Error(fmt::format("{}{} lists {} tokens", top.prefix(), key, value->size())).hint("keep one token here");
+    throw Error(fmt::format("{}{} lists {} tokens", top.prefix(), key, value->size()))
+        .hint("keep one token here");
   fields::assign(field, (*value)[0], top.prefix() + key + "[0]");
 }
 
@@ -293,11 +308,13 @@ ModelConfig parse_model_config(const Json& json, const std::string& where) {
 
   top.required("num_attention_heads", c.num_attention_heads);
   if (!top.has("q_lora_rank"))
-    throw Error(top.prefix() + "q_lora_rank is missing").hint("write null for a model that does not compress queries");
+    throw Error(top.prefix() + "q_lora_rank is missing")
+        .hint("write null for a model that does not compress queries");
   c.q_lora_rank = 0;
   if (top.find("q_lora_rank")) {
     top.required("q_lora_rank", c.q_lora_rank);
-    if (c.q_lora_rank == 0) throw Error(top.prefix() + "q_lora_rank is 0").hint("write null for no query compression");
+    if (c.q_lora_rank == 0)
+      throw Error(top.prefix() + "q_lora_rank is 0").hint("write null for no query compression");
   }
   top.required("kv_lora_rank", c.kv_lora_rank);
   top.required("qk_nope_head_dim", c.qk_nope_head_dim);
@@ -324,7 +341,8 @@ ModelConfig parse_model_config(const Json& json, const std::string& where) {
   } else {
     c.first_k_dense_replace = c.num_hidden_layers;
   }
-  if (c.n_routed_experts == 0 || c.first_k_dense_replace > 0) top.required("intermediate_size", c.intermediate_size);
+  if (c.n_routed_experts == 0 || c.first_k_dense_replace > 0)
+    top.required("intermediate_size", c.intermediate_size);
   else top.optional("intermediate_size", c.intermediate_size);
 
   top.only("hidden_act", "silu", "DeepSeek-V3's MLPs are SwiGLU");
@@ -332,7 +350,8 @@ ModelConfig parse_model_config(const Json& json, const std::string& where) {
   top.only("attention_bias", false, "DeepSeek-V3 has no biases");
   top.only("mlp_bias", false, "DeepSeek-V3 has no biases");
   top.only("attention_dropout", 0.0, "DeepSeek-V3 was trained without dropout");
-  top.only("num_key_value_heads", c.num_attention_heads, "with latent attention it must equal num_attention_heads");
+  top.only("num_key_value_heads", c.num_attention_heads,
+           "with latent attention it must equal num_attention_heads");
   top.only("qk_head_dim", c.qk_head_dim(), "it must be qk_nope_head_dim + qk_rope_head_dim");
 
   top.optional("rms_norm_eps", c.rms_norm_eps);

@@ -1,5 +1,5 @@
-// The model's hyper-parameters under their Hugging Face names. Defaults: DeepSeek-V3, 671B (report section 4.2,
-// inference/configs/config_671B.json of the published code).
+// The model's hyper-parameters under their Hugging Face names. Defaults: DeepSeek-V3, 671B (report section
+// 4.2, inference/configs/config_671B.json of the published code).
 #pragma once
 
 #include <cstdint>
@@ -41,12 +41,12 @@ struct ModelConfig {
   double routed_scaling_factor = 2.5;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
-  std::optional<YarnConfig> yarn = std::nullopt; // "rope_scaling" (published) or "rope_parameters" (transformers 5)
+  std::optional<YarnConfig> yarn = std::nullopt; // "rope_scaling", in transformers 5 "rope_parameters"
   int64_t max_position_embeddings = 163840;
   double initializer_range = 0.006;              // V3 report section 4.2
   int64_t bos_token_id = 0, eos_token_id = 1;
 
-  // How the weights of a checkpoint are stored: BF16, F32, or E4M3 with 128 x 128 scales ("quantization_config").
+  // How a checkpoint stores the weights: BF16, F32, or E4M3 with 128 x 128 scales ("quantization_config").
   bool fp8 = false;
   bool fp8_power_of_two_scales = false;          // "scale_fmt": "ue8m0"
 

@@ -13,7 +13,8 @@ class Table {
   std::vector<Param> take() { return std::move(params_); }
 
   void embedding() {
-    Param& p = add("embed", ParamKind::embedding, -1, c_.vocab_size, c_.hidden_size, "model.embed_tokens.weight");
+    Param& p =
+        add("embed", ParamKind::embedding, -1, c_.vocab_size, c_.hidden_size, "model.embed_tokens.weight");
     copies(p, "embed_tokens.weight");
   }
 
@@ -49,9 +50,11 @@ class Table {
     } else {
       add_in(l, "attn.q_b", ParamKind::linear, h * c_.qk_head_dim(), d, "self_attn.q_proj.weight");
     }
-    add_in(l, "attn.kv_a", ParamKind::linear, c + c_.qk_rope_head_dim, d, "self_attn.kv_a_proj_with_mqa.weight");
+    add_in(l, "attn.kv_a", ParamKind::linear, c + c_.qk_rope_head_dim, d,
+           "self_attn.kv_a_proj_with_mqa.weight");
     add_in(l, "attn.kv_a_norm", ParamKind::norm, 1, c, "self_attn.kv_a_layernorm.weight");
-    add_in(l, "attn.kv_b", ParamKind::linear, h * (c_.qk_nope_head_dim + c_.v_head_dim), c, "self_attn.kv_b_proj.weight");
+    add_in(l, "attn.kv_b", ParamKind::linear, h * (c_.qk_nope_head_dim + c_.v_head_dim), c,
+           "self_attn.kv_b_proj.weight");
     add_in(l, "attn.o", ParamKind::linear, d, h * c_.v_head_dim, "self_attn.o_proj.weight");
   }
 
@@ -78,17 +81,29 @@ class Table {
   }
 
   // The reference is good until the next add.
-  Param& add(std::string name, ParamKind kind, int64_t layer, int64_t rows, int64_t cols, std::string hf_name) {
-    params_.push_back({.name = std::move(name), .kind = kind, .layer = layer, .rows = rows, .cols = cols,
-                       .part_rows = rows, .views = {{.hf_name = std::move(hf_name), .first_row = 0, .rows = rows}}});
+  Param& add(std::string name, ParamKind kind, int64_t layer, int64_t rows, int64_t cols,
+             std::string hf_name) {
+    params_.push_back({.name = std::move(name),
+                       .kind = kind,
+                       .layer = layer,
+                       .rows = rows,
+                       .cols = cols,
+                       .part_rows = rows,
+                       .views = {{.hf_name = std::move(hf_name), .first_row = 0, .rows = rows}}});
     return params_.back();
   }
-  void add_in(int64_t l, const std::string& name, ParamKind kind, int64_t rows, int64_t cols, const std::string& hf) {
+  void add_in(int64_t l, const std::string& name, ParamKind kind, int64_t rows, int64_t cols,
+              const std::string& hf) {
     add(fmt::format("layers.{}.{}", l, name), kind, l, rows, cols, fmt::format("model.layers.{}.{}", l, hf));
   }
   Param& add_stacked(int64_t l, const std::string& name, int64_t rows, int64_t cols, int64_t part_rows) {
-    params_.push_back({.name = fmt::format("layers.{}.{}", l, name), .kind = ParamKind::linear, .layer = l,
-                       .rows = rows, .cols = cols, .part_rows = part_rows, .views = {}});
+    params_.push_back({.name = fmt::format("layers.{}.{}", l, name),
+                       .kind = ParamKind::linear,
+                       .layer = l,
+                       .rows = rows,
+                       .cols = cols,
+                       .part_rows = part_rows,
+                       .views = {}});
     return params_.back();
   }
   static ParamView view(int64_t l, const std::string& hf, int64_t first_row, int64_t rows) {

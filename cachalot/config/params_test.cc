@@ -9,10 +9,24 @@ namespace cachalot {
 namespace {
 
 ModelConfig small() {
-  return {.vocab_size = 50, .hidden_size = 10, .intermediate_size = 7, .moe_intermediate_size = 3, .num_hidden_layers = 2,
-          .first_k_dense_replace = 1, .num_nextn_predict_layers = 2, .num_attention_heads = 2, .q_lora_rank = 5,
-          .kv_lora_rank = 6, .qk_nope_head_dim = 4, .qk_rope_head_dim = 2, .v_head_dim = 3, .n_routed_experts = 4,
-          .n_shared_experts = 2, .num_experts_per_tok = 2, .n_group = 2, .topk_group = 1};
+  return {.vocab_size = 50,
+          .hidden_size = 10,
+          .intermediate_size = 7,
+          .moe_intermediate_size = 3,
+          .num_hidden_layers = 2,
+          .first_k_dense_replace = 1,
+          .num_nextn_predict_layers = 2,
+          .num_attention_heads = 2,
+          .q_lora_rank = 5,
+          .kv_lora_rank = 6,
+          .qk_nope_head_dim = 4,
+          .qk_rope_head_dim = 2,
+          .v_head_dim = 3,
+          .n_routed_experts = 4,
+          .n_shared_experts = 2,
+          .num_experts_per_tok = 2,
+          .n_group = 2,
+          .topk_group = 1};
 }
 const Param& find(const std::vector<Param>& table, const std::string& name) {
   const auto it = std::find_if(table.begin(), table.end(), [&](const Param& p) { return p.name == name; });
@@ -21,7 +35,8 @@ const Param& find(const std::vector<Param>& table, const std::string& name) {
 }
 
 TEST(Params, CountsAreThePublishedModels) {
-  ModelConfig c;  // V3 report section 4.2: 671B, 37B active; README_WEIGHTS.md: 11.5B of MTP without embed and head
+  ModelConfig
+      c;  // V3 report section 4.2: 671B, 37B active; README_WEIGHTS.md: 11.5B of MTP without embed and head
   const auto with_mtp = parameter_table(c);
   c.num_nextn_predict_layers = 0;
   const auto main = parameter_table(c);
@@ -55,7 +70,8 @@ TEST(Params, NamesAreUniqueAndViewsTileTheirParameter) {
 
 TEST(Params, ShapesAndNamesOfASmallModel) {
   const auto table = parameter_table(small());
-  const auto expect = [&](const char* name, int64_t rows, int64_t cols, int64_t part_rows, const char* first, const char* last) {
+  const auto expect = [&](const char* name, int64_t rows, int64_t cols, int64_t part_rows, const char* first,
+                          const char* last) {
     const Param& p = find(table, name);
     EXPECT_EQ(p.rows, rows) << name;
     EXPECT_EQ(p.cols, cols) << name;
@@ -65,13 +81,18 @@ TEST(Params, ShapesAndNamesOfASmallModel) {
   };
   expect("embed", 50, 10, 50, "model.embed_tokens.weight", "model.layers.3.embed_tokens.weight");
   expect("head", 50, 10, 50, "lm_head.weight", "model.layers.3.shared_head.head.weight");
-  expect("layers.0.attn.q_a", 5, 10, 5, "model.layers.0.self_attn.q_a_proj.weight", "model.layers.0.self_attn.q_a_proj.weight");
-  expect("layers.0.attn.q_b", 12, 5, 12, "model.layers.0.self_attn.q_b_proj.weight", "model.layers.0.self_attn.q_b_proj.weight");
+  expect("layers.0.attn.q_a", 5, 10, 5, "model.layers.0.self_attn.q_a_proj.weight",
+         "model.layers.0.self_attn.q_a_proj.weight");
+  expect("layers.0.attn.q_b", 12, 5, 12, "model.layers.0.self_attn.q_b_proj.weight",
+         "model.layers.0.self_attn.q_b_proj.weight");
   expect("layers.0.attn.kv_a", 8, 10, 8, "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
          "model.layers.0.self_attn.kv_a_proj_with_mqa.weight");
-  expect("layers.0.attn.kv_b", 14, 6, 14, "model.layers.0.self_attn.kv_b_proj.weight", "model.layers.0.self_attn.kv_b_proj.weight");
-  expect("layers.0.attn.o", 10, 6, 10, "model.layers.0.self_attn.o_proj.weight", "model.layers.0.self_attn.o_proj.weight");
-  expect("layers.0.mlp.gate_up", 14, 10, 7, "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight");
+  expect("layers.0.attn.kv_b", 14, 6, 14, "model.layers.0.self_attn.kv_b_proj.weight",
+         "model.layers.0.self_attn.kv_b_proj.weight");
+  expect("layers.0.attn.o", 10, 6, 10, "model.layers.0.self_attn.o_proj.weight",
+         "model.layers.0.self_attn.o_proj.weight");
+  expect("layers.0.mlp.gate_up", 14, 10, 7, "model.layers.0.mlp.gate_proj.weight",
+         "model.layers.0.mlp.up_proj.weight");
   expect("layers.1.mlp.experts.gate_up", 24, 10, 3, "model.layers.1.mlp.experts.0.gate_proj.weight",
          "model.layers.1.mlp.experts.3.up_proj.weight");
   expect("layers.1.mlp.experts.down", 40, 3, 10, "model.layers.1.mlp.experts.0.down_proj.weight",
@@ -79,7 +100,8 @@ TEST(Params, ShapesAndNamesOfASmallModel) {
   expect("layers.1.mlp.shared.gate_up", 12, 10, 6, "model.layers.1.mlp.shared_experts.gate_proj.weight",
          "model.layers.1.mlp.shared_experts.up_proj.weight");
   expect("layers.3.eh_proj", 10, 20, 10, "model.layers.3.eh_proj.weight", "model.layers.3.eh_proj.weight");
-  expect("layers.2.head_norm", 1, 10, 1, "model.layers.2.shared_head.norm.weight", "model.layers.2.shared_head.norm.weight");
+  expect("layers.2.head_norm", 1, 10, 1, "model.layers.2.shared_head.norm.weight",
+         "model.layers.2.shared_head.norm.weight");
   EXPECT_EQ(find(table, "layers.1.mlp.gate").kind, ParamKind::gate);
   EXPECT_EQ(find(table, "layers.1.mlp.gate_bias").kind, ParamKind::gate_bias);
   EXPECT_EQ(find(table, "layers.1.mlp.gate_bias").cols, 4);

@@ -36,19 +36,19 @@ class Translator {
  public:
   Translator(std::string_view pattern, std::string_view what) : pattern_(pattern), what_(what) {}
 
-  std::string run() {
+  TranslatedPattern run() {
     if (pattern_.size() > kMaxPattern)
       throw Error(fmt::format("{}: a pattern of {} bytes; at most {} are read", what_, pattern_.size(), kMaxPattern));
     while (at_ < pattern_.size()) step();
     if (!groups_.empty()) refuse("has an unclosed (");
-    return std::move(out_);
+    return {std::move(out_), !atomic_};
   }
 
  private:
-  enum class Last { nothing, atom, assertion, quantifier };  // what stands before: may it be repeated?
+  enum class Last { nothing, atom, group, assertion, quantifier };  // what stands before: may it be repeated?
   struct Group {
     bool ignore_case = false;  // of the enclosing group, restored at ")"
-    Last closes_as = Last::atom;
+    Last closes_as = Last::group;
   };
 
   [[noreturn]] void refuse(const std::string& complaint) const {
@@ -87,9 +87,9 @@ class Translator {
         ++at_;
         out_ += "(?:\\A|(?<=\\n)(?!\\z))";
         return set_last(Last::assertion);
-      case '$':  // before every newline, and at the end unless a newline stands there
+      case '$':  // before every newline, and at the end
         ++at_;
-        out_ += "(?:(?=\\n)|(?<!\\n)\\z)";
+        out_ += "(?=\\n|\\z)";
         return set_last(Last::assertion);
       case '.': {
         ++at_;
@@ -118,7 +118,9 @@ class Translator {
       } else if (next_is("=") || next_is("!") || next_is("<=") || next_is("<!")) {
         at_ += next_is("<") ? 2 : 1;
         group.closes_as = Last::assertion;
-      } else if (!take(":") && !take(">")) {
+      } else if (take(">")) {
+        atomic_ = true;
+      } else if (!take(":")) {
         refuse("uses a kind of group other than (..) (?:..) (?i:..) (?>..) (?=..) (?!..) (?<=..) (?<!..)");
       }
     }
@@ -182,8 +184,12 @@ class Translator {
       if (take("?")) out_ += '?';
     } else {
       out_ += pattern_[at_++];
-      if (take("?")) out_ += '?';
-      else if (take("+")) out_ += '+';
+      if (take("?")) {
+        out_ += '?';
+      } else if (take("+")) {
+        out_ += '+';
+        atomic_ |= last_ == Last::group;
+      }
     }
     set_last(Last::quantifier);
   }
@@ -385,7 +391,7 @@ class Translator {
   size_t at_ = 0;
   Last last_ = Last::nothing;
   uint32_t previous_ = 0;  // the literal character just before, or 0
-  bool ignore_case_ = false;
+  bool ignore_case_ = false, atomic_ = false;
 };
 
 std::string pcre2_message(int code) {
@@ -396,7 +402,7 @@ std::string pcre2_message(int code) {
 
 }  // namespace
 
-std::string translate_pattern(std::string_view pattern, std::string_view what) {
+TranslatedPattern translate_pattern(std::string_view pattern, std::string_view what) {
   return Translator(pattern, what).run();
 }
 
@@ -405,25 +411,25 @@ struct Regex::Code {
   std::string what;
   ~Code() { pcre2_code_free(code); }
 
-  static std::unique_ptr<const Code> compile(std::string_view pattern, uint32_t options, std::string_view what) {
+  static std::unique_ptr<const Code> build(const TranslatedPattern& pattern, uint32_t options, std::string_view what) {
     auto result = std::make_unique<Code>();
     result->what = what;
     int error = 0;
     PCRE2_SIZE offset = 0;
-    result->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+    result->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.text.data()), pattern.text.size(),
                                  options | PCRE2_UTF | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
     if (!result->code) throw Error(fmt::format("{}: the pattern does not compile: {}", what, pcre2_message(error)));
     // Where the system forbids memory that is written and executed this fails, and PCRE2 interprets.
-    (void)pcre2_jit_compile(result->code, PCRE2_JIT_COMPLETE);
+    if (pattern.may_compile) (void)pcre2_jit_compile(result->code, PCRE2_JIT_COMPLETE);
     return result;
   }
 };
 
 Regex::Regex(std::unique_ptr<const Code> code) : code_(std::move(code)) {}
 Regex::Regex(std::string_view pattern, std::string_view what)
-    : code_(Code::compile(translate_pattern(pattern, what), 0, what)) {}
+    : code_(Code::build(translate_pattern(pattern, what), 0, what)) {}
 Regex Regex::literal(std::string_view text, std::string_view what) {
-  return Regex(Code::compile(text, PCRE2_LITERAL, what));
+  return Regex(Code::build({std::string(text), true}, PCRE2_LITERAL, what));
 }
 Regex::Regex(Regex&&) noexcept = default;
 Regex& Regex::operator=(Regex&&) noexcept = default;

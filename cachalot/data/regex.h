@@ -16,8 +16,15 @@
 
 namespace cachalot {
 
-// `pattern`, valid UTF-8, in PCRE2's dialect. Error naming `what` (file and field) and the place in the pattern.
-std::string translate_pattern(std::string_view pattern, std::string_view what);
+struct TranslatedPattern {
+  std::string text;  // in PCRE2's dialect
+  // Has neither (?>..) nor a possessive group (..)*+: those PCRE2 10.42 compiles wrongly for its JIT ((?>[0-9]+?)K
+  // does not match "11K" then) and must interpret.
+  bool may_compile = true;
+};
+
+// Error naming `what` (file and field) and the place in the pattern.
+TranslatedPattern translate_pattern(std::string_view pattern, std::string_view what);
 
 class Regex {
  public:

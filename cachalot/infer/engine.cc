@@ -16,24 +16,6 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-EngineOptions checked(const ModelConfig& config, EngineOptions o) {
-  if (o.max_context == 0) o.max_context = config.max_position_embeddings;
-  if (o.max_context < 1 || o.max_context > config.max_position_embeddings)
-    throw Error(fmt::format("a context of {} tokens; the model was made for {} (max_position_embeddings)",
-                            o.max_context, config.max_position_embeddings))
-        .hint(fmt::format("--max-context between 1 and {}", config.max_position_embeddings));
-  if (o.speculate < 0 || o.speculate > config.num_nextn_predict_layers)
-    throw Error(fmt::format("speculation of depth {}; the model has {} multi-token prediction layers "
-                            "(num_nextn_predict_layers)",
-                            o.speculate, config.num_nextn_predict_layers))
-        .hint(fmt::format("--speculate between 0 and {}", config.num_nextn_predict_layers));
-  if (o.prefill_chunk < 1)
-    throw Error(fmt::format("a prefill chunk of {} tokens", o.prefill_chunk)).hint("--prefill-chunk 1 or more");
-  if (o.max_sequences < 1) throw Error(fmt::format("{} sequences at a time", o.max_sequences)).hint("1 or more");
-  CHECK(o.page_size >= 1);
-  return o;
-}
-
 // What the largest steps need, by running them where nothing is computed.
 int64_t step_bytes(const ModelConfig& config, const ParamSet& params, const EngineOptions& o) {
   const auto plan = open_device("plan");
@@ -69,6 +51,45 @@ int64_t step_bytes(const ModelConfig& config, const ParamSet& params, const Engi
 }
 
 }  // namespace
+
+EngineOptions checked(const ModelConfig& config, EngineOptions o) {
+  if (o.max_context == 0) o.max_context = config.max_position_embeddings;
+  if (o.max_context < 1 || o.max_context > config.max_position_embeddings)
+    throw Error(fmt::format("a context of {} tokens; the model was made for {} (max_position_embeddings)",
+                            o.max_context, config.max_position_embeddings))
+        .hint(fmt::format("--max-context between 1 and {}", config.max_position_embeddings));
+  if (o.speculate < 0 || o.speculate > config.num_nextn_predict_layers)
+    throw Error(fmt::format("speculation of depth {}; the model has {} multi-token prediction layers "
+                            "(num_nextn_predict_layers)",
+                            o.speculate, config.num_nextn_predict_layers))
+        .hint(fmt::format("--speculate between 0 and {}", config.num_nextn_predict_layers));
+  if (o.prefill_chunk < 1)
+    throw Error(fmt::format("a prefill chunk of {} tokens", o.prefill_chunk)).hint("--prefill-chunk 1 or more");
+  if (o.max_sequences < 1) throw Error(fmt::format("{} sequences at a time", o.max_sequences)).hint("1 or more");
+  CHECK(o.page_size >= 1);
+  return o;
+}
+
+void check(const Request& r, const ModelConfig& config, const EngineOptions& options, const std::string& which) {
+  if (r.prompt.empty())
+    throw Error(which + " has no tokens").hint("give some text, or a tokenizer whose config says add_bos_token");
+  if (int64_t(r.prompt.size()) > options.max_context)
+    throw Error(fmt::format("{} has {} tokens; the context holds {}", which, r.prompt.size(), options.max_context))
+        .hint(options.max_context < config.max_position_embeddings
+                  ? fmt::format("raise --max-context (this model: up to {}), or shorten the prompt",
+                                config.max_position_embeddings)
+                  : "shorten the prompt: the model was made for no more (max_position_embeddings)");
+  for (const int32_t id : r.prompt)
+    if (id < 0 || id >= config.vocab_size)
+      throw Error(fmt::format("{} holds token {}; the model knows 0 to {}", which, id, config.vocab_size - 1))
+          .hint("the tokens come from another model's tokenizer");
+  if (r.max_new_tokens < 0) throw Error(fmt::format("{} new tokens asked for", r.max_new_tokens)).hint("0 or more");
+  const Sampling& s = r.sampling;
+  if (!(s.temperature >= 0) || !std::isfinite(s.temperature))
+    throw Error(fmt::format("temperature is {}", s.temperature)).hint("0 (always the likeliest token) or more");
+  if (!(s.top_p > 0 && s.top_p <= 1)) throw Error(fmt::format("top-p is {}", s.top_p)).hint("above 0, at most 1");
+  if (s.top_k < 0) throw Error(fmt::format("top-k is {}", s.top_k)).hint("0 (all tokens) or more");
+}
 
 const char* name_of(Finish finish) { return finish == Finish::length ? "length" : "stop"; }
 
@@ -124,27 +145,6 @@ std::string Engine::memory_plan() const {
                           options_.max_context)) +
          (windows > 0 ? line("speculation", windows, fmt::format("depth {}", options_.speculate)) : "") +
          line("together", weight_bytes_ + kv + windows + activations, "on " + device_.name());
-}
-
-void Engine::check(const Request& r, const std::string& which) const {
-  if (r.prompt.empty())
-    throw Error(which + " has no tokens").hint("give some text, or a tokenizer whose config says add_bos_token");
-  if (int64_t(r.prompt.size()) > options_.max_context)
-    throw Error(fmt::format("{} has {} tokens; the context holds {}", which, r.prompt.size(), options_.max_context))
-        .hint(options_.max_context < config_.max_position_embeddings
-                  ? fmt::format("raise --max-context (this model: up to {}), or shorten the prompt",
-                                config_.max_position_embeddings)
-                  : "shorten the prompt: the model was made for no more (max_position_embeddings)");
-  for (const int32_t id : r.prompt)
-    if (id < 0 || id >= config_.vocab_size)
-      throw Error(fmt::format("{} holds token {}; the model knows 0 to {}", which, id, config_.vocab_size - 1))
-          .hint("the tokens come from another model's tokenizer");
-  if (r.max_new_tokens < 0) throw Error(fmt::format("{} new tokens asked for", r.max_new_tokens)).hint("0 or more");
-  const Sampling& s = r.sampling;
-  if (!(s.temperature >= 0) || !std::isfinite(s.temperature))
-    throw Error(fmt::format("temperature is {}", s.temperature)).hint("0 (always the likeliest token) or more");
-  if (!(s.top_p > 0 && s.top_p <= 1)) throw Error(fmt::format("top-p is {}", s.top_p)).hint("above 0, at most 1");
-  if (s.top_k < 0) throw Error(fmt::format("top-k is {}", s.top_k)).hint("0 (all tokens) or more");
 }
 
 // Keeps the new tokens up to the end of the sequence, whatever ends it; false when it has ended.
@@ -227,7 +227,7 @@ Completion Engine::generate(const Request& request, const OnTokens& on_tokens) {
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const OnTokens& on_tokens) {
   for (size_t i = 0; i < requests.size(); ++i)
-    check(requests[i], requests.size() == 1 ? "the prompt" : fmt::format("prompt {}", i));
+    check(requests[i], config_, options_, requests.size() == 1 ? "the prompt" : fmt::format("prompt {}", i));
   statistics_ = {};
   statistics_.drafted.assign(size_t(options_.speculate), 0);
   statistics_.accepted = statistics_.drafted;

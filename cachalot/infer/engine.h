@@ -53,14 +53,20 @@ struct Statistics {
   double acceptance(size_t depth) const;    // 0, 1, ...: share of the drafts of depth 1, 2, ...
 };
 
+// What the engine refuses, for callers that want to know before they load a model.
+// Error: a context beyond max_position_embeddings (0 asks for just that and is replaced), more speculation than MTP
+// layers, sizes below 1.
+EngineOptions checked(const ModelConfig& config, EngineOptions options);
+// Error: a prompt that is empty, longer than the context or holds unknown ids; bad settings. `which` names it.
+void check(const Request& request, const ModelConfig& config, const EngineOptions& options, const std::string& which);
+
 class Engine {
  public:
-  // Error: options that contradict the model (a context beyond max_position_embeddings, more speculation than MTP
-  // layers), or too little memory, naming the flag to change. `params` must outlive the engine.
+  // Error: see checked(), or too little memory, naming the flag to change. `params` must outlive the engine.
   Engine(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options);
   ~Engine();
 
-  // Error before anything runs: a prompt that is empty, longer than the context or holds unknown ids; bad settings.
+  // Error, before anything runs, when check() refuses one of them.
   Completion generate(const Request& request, const OnTokens& on_tokens = {});
   std::vector<Completion> generate(std::span<const Request> requests, const OnTokens& on_tokens = {});
 
@@ -70,7 +76,6 @@ class Engine {
 
  private:
   struct Running;
-  void check(const Request& request, const std::string& which) const;
   bool deliver(Running& running, std::span<const int32_t> tokens, const OnTokens& on_tokens);
   bool prefill(Running& running, const OnTokens& on_tokens);
   void decode(std::vector<std::unique_ptr<Running>>& running, const OnTokens& on_tokens);

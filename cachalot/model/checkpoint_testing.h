@@ -59,7 +59,8 @@ inline std::string golden(const std::string& name) { return source_root() + "/te
 inline std::vector<std::string> golden_models() {
   std::vector<std::string> models = {golden("nano"), golden("nano-yarn")};
   for (const char* name : {"tiny-unaligned", "tiny-v3-heads"})
-    if (const std::string path = source_root() + "/../shared/golden/" + name; std::filesystem::exists(path)) models.push_back(path);
+    if (const std::string path = source_root() + "/../shared/golden/" + name; std::filesystem::exists(path))
+      models.push_back(path);
   return models;
 }
 

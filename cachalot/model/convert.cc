@@ -22,16 +22,24 @@ bool inside(const fs::path& path, const fs::path& folder) {
 
 void check_target(const ConvertOptions& o) {
   std::error_code code;
-  const fs::path from = fs::weakly_canonical(fs::absolute(o.from), code), to = fs::weakly_canonical(fs::absolute(o.to), code);
-  if (from == to) throw Error(fmt::format("{} is the source and the target", o.to)).hint("name another folder for the result");
-  if (inside(from, to)) throw Error(fmt::format("the source {} lies inside the target {}", o.from, o.to)).hint("name another folder for the result");
+  const fs::path from = fs::weakly_canonical(fs::absolute(o.from), code),
+                 to = fs::weakly_canonical(fs::absolute(o.to), code);
+  if (from == to)
+    throw Error(fmt::format("{} is the source and the target", o.to))
+        .hint("name another folder for the result");
+  if (inside(from, to))
+    throw Error(fmt::format("the source {} lies inside the target {}", o.from, o.to))
+        .hint("name another folder for the result");
   if (!fs::exists(to)) return;
-  if (!fs::is_directory(to)) throw Error(fmt::format("{} is no directory", o.to)).hint("name a folder for the result");
+  if (!fs::is_directory(to))
+    throw Error(fmt::format("{} is no directory", o.to)).hint("name a folder for the result");
   if (fs::is_empty(to)) return;
   if (!o.overwrite)
-    throw Error(fmt::format("{} is not empty", o.to)).hint("name another folder, or replace this one with --overwrite");
+    throw Error(fmt::format("{} is not empty", o.to))
+        .hint("name another folder, or replace this one with --overwrite");
   if (!fs::exists(to / "config.json"))
-    throw Error(fmt::format("{} is not empty and holds no config.json", o.to)).hint("only a model directory is overwritten");
+    throw Error(fmt::format("{} is not empty and holds no config.json", o.to))
+        .hint("only a model directory is overwritten");
 }
 
 // The scales that an earlier conversion from FP8 kept beside its result.
@@ -45,15 +53,18 @@ class OriginalScales {
 
   ScaleFormat format() const {
     const auto it = file_->metadata().find("scale_fmt");
-    return it != file_->metadata().end() && it->second == "ue8m0" ? ScaleFormat::power_of_two : ScaleFormat::float32;
+    return it != file_->metadata().end() && it->second == "ue8m0" ? ScaleFormat::power_of_two
+                                                                  : ScaleFormat::float32;
   }
   // nullptr: none are known.
   const float* find(const Param& param, const ParamView& view) const {
     const StoredTensor* t = file_ ? file_->find(view.hf_name + "_scale_inv") : nullptr;
     if (!t) return nullptr;
     const std::vector<int64_t> shape = {fp8_blocks(view.rows), fp8_blocks(param.cols)};
-    if (t->type != StoredType::f32 || t->shape != shape || reinterpret_cast<uintptr_t>(t->data) % alignof(float) != 0)
-      throw Error(fmt::format("{}: {} is {}, which does not fit the weight", file_->path(), t->name, t->describe()))
+    if (t->type != StoredType::f32 || t->shape != shape ||
+        reinterpret_cast<uintptr_t>(t->data) % alignof(float) != 0)
+      throw Error(
+          fmt::format("{}: {} is {}, which does not fit the weight", file_->path(), t->name, t->describe()))
           .hint("the file is not this model's: remove it, it only helps to restore FP8 scales exactly");
     return reinterpret_cast<const float*>(t->data);
   }
@@ -122,7 +133,9 @@ class Conversion {
       return source_.config().fp8_power_of_two_scales ? ScaleFormat::power_of_two : ScaleFormat::float32;
     return original_ ? original_.format() : ScaleFormat::float32;
   }
-  bool same_scale_format() const { return config_.fp8_power_of_two_scales == source_.config().fp8_power_of_two_scales; }
+  bool same_scale_format() const {
+    return config_.fp8_power_of_two_scales == source_.config().fp8_power_of_two_scales;
+  }
 
   std::vector<TensorSource> collect(ConvertSummary& summary) const {
     std::vector<TensorSource> tensors;
@@ -132,19 +145,22 @@ class Conversion {
       for (const ParamView& v : p.views) {
         const StoredTensor* stored = source_.find(v);
         if (!stored) continue;  // an absent copy stays absent
-        const StoredTensor* scales = source_.is_fp8(v) ? source_.reader().find(v.hf_name + "_scale_inv") : nullptr;
+        const StoredTensor* scales =
+            source_.is_fp8(v) ? source_.reader().find(v.hf_name + "_scale_inv") : nullptr;
         summary.bytes_read += stored->bytes() + (scales ? scales->bytes() : 0);
         if (stored->type == stored_type(p, o_.storage) && (!scales || same_scale_format())) {
           tensors.push_back(copied(*stored));
           if (scales) tensors.push_back(copied(*scales));
           continue;
         }
-        const QuantiseOptions quantise{.format = config_.fp8_power_of_two_scales ? ScaleFormat::power_of_two : ScaleFormat::float32,
-                                       .known_scales = original_.find(p, v),
-                                       .stored_as_bf16 = stored->type == StoredType::bf16,
-                                       .pool = o_.pool,
-                                       .name = v.hf_name};
-        for (TensorSource& t : view_tensors(p, v, o_.storage, quantise, [this, &p, &v](int64_t row, int64_t rows, float* out) {
+        const QuantiseOptions quantise{
+            .format = config_.fp8_power_of_two_scales ? ScaleFormat::power_of_two : ScaleFormat::float32,
+            .known_scales = original_.find(p, v),
+            .stored_as_bf16 = stored->type == StoredType::bf16,
+            .pool = o_.pool,
+            .name = v.hf_name};
+        for (TensorSource& t :
+             view_tensors(p, v, o_.storage, quantise, [this, &p, &v](int64_t row, int64_t rows, float* out) {
                source_.read_rows_f32(p, v, row, rows, out);
              }))
           tensors.push_back(std::move(t));
@@ -162,7 +178,8 @@ class Conversion {
       for (const ParamView& v : p.views)
         if (source_.is_fp8(v)) scales.push_back(copied(*source_.reader().find(v.hf_name + "_scale_inv")));
     if (scales.empty()) return;
-    write_safetensors(path, std::move(scales), {{"scale_fmt", source_.config().fp8_power_of_two_scales ? "ue8m0" : "float32"}});
+    write_safetensors(path, std::move(scales),
+                      {{"scale_fmt", source_.config().fp8_power_of_two_scales ? "ue8m0" : "float32"}});
   }
 
   const ConvertOptions& o_;

@@ -31,7 +31,9 @@ template <class Body> void for_block_rows(int64_t rows, ThreadPool* pool, const 
     for (int64_t r = 0; r < fp8_blocks(rows); ++r) body(r);
 }
 
-bool is_power_of_two(float s) { return std::isnormal(s) && s > 0 && (std::bit_cast<uint32_t>(s) & 0x7FFFFFu) == 0; }
+bool is_power_of_two(float s) {
+  return std::isnormal(s) && s > 0 && (std::bit_cast<uint32_t>(s) & 0x7FFFFFu) == 0;
+}
 
 float recipe_scale(float amax, ScaleFormat format) {
   const float scale = std::max(amax, kAmaxFloor) / e4m3::kMax;
@@ -54,7 +56,8 @@ bool reproduces(const Block& b, float scale, bool through_bf16) {
   return true;
 }
 
-// The scale read off the first value whose code is a power of two: that product was exact, so its quotient is too.
+// The scale read off the first value whose code is a power of two: that product was exact, so its quotient is
+// too.
 std::optional<float> pinned_scale(const Block& b, float recipe) {
   for (int64_t r = 0; r < b.rows; ++r)
     for (int64_t c = 0; c < b.cols; ++c) {
@@ -65,16 +68,20 @@ std::optional<float> pinned_scale(const Block& b, float recipe) {
   return std::nullopt;
 }
 
-float neighbour(float s, int steps) { return std::bit_cast<float>(std::bit_cast<uint32_t>(s) + uint32_t(steps)); }
+float neighbour(float s, int steps) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(s) + uint32_t(steps));
+}
 
 float choose_scale(const Block& b, float amax, const QuantiseOptions& o, const float* known) {
   const float recipe = recipe_scale(amax, o.format);
-  if (known && std::isnormal(*known) && *known > 0 && (o.format == ScaleFormat::float32 || is_power_of_two(*known)) &&
+  if (known && std::isnormal(*known) && *known > 0 &&
+      (o.format == ScaleFormat::float32 || is_power_of_two(*known)) &&
       (reproduces(b, *known, false) || reproduces(b, *known, true)))
     return *known;
-  // Products with a power of two are exact, so amax gives the scale back. Values that were rounded to bfloat16 keep no
-  // trace of a scale's last bits.
-  if (o.format == ScaleFormat::power_of_two || o.stored_as_bf16 || reproduces(b, recipe, false)) return recipe;
+  // Products with a power of two are exact, so amax gives the scale back. Values that were rounded to
+  // bfloat16 keep no trace of a scale's last bits.
+  if (o.format == ScaleFormat::power_of_two || o.stored_as_bf16 || reproduces(b, recipe, false))
+    return recipe;
   if (const auto pinned = pinned_scale(b, recipe)) return reproduces(b, *pinned, false) ? *pinned : recipe;
   for (const int step : {-1, 1})
     if (const float s = neighbour(recipe, step); reproduces(b, s, false)) return s;
@@ -98,7 +105,8 @@ void dequantise(const uint8_t* codes, const float* scales, int64_t rows, int64_t
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c0 = 0; c0 < cols; c0 += kB) {
       const float scale = scales[r / kB * scale_ld + c0 / kB];
-      for (int64_t c = c0; c < std::min(cols, c0 + kB); ++c) x[r * cols + c] = values[codes[r * cols + c]] * scale;
+      for (int64_t c = c0; c < std::min(cols, c0 + kB); ++c)
+        x[r * cols + c] = values[codes[r * cols + c]] * scale;
     }
 }
 
@@ -106,14 +114,17 @@ void choose_scales(const float* x, int64_t rows, int64_t cols, const QuantiseOpt
   const int64_t scale_ld = fp8_blocks(cols);
   for_block_rows(rows, o.pool, [&](int64_t i) {
     for (int64_t j = 0; j < scale_ld; ++j) {
-      const Block b{.x = x + i * kB * cols + j * kB, .rows = std::min(kB, rows - i * kB), .cols = std::min(kB, cols - j * kB),
+      const Block b{.x = x + i * kB * cols + j * kB,
+                    .rows = std::min(kB, rows - i * kB),
+                    .cols = std::min(kB, cols - j * kB),
                     .ld = cols};
       float amax = 0;
       for (int64_t r = 0; r < b.rows; ++r)
         for (int64_t c = 0; c < b.cols; ++c) {
           const float value = b.x[r * b.ld + c];
           if (!std::isfinite(value))
-            throw Error(fmt::format("{}: element [{}, {}] of the matrix is {}", o.name, i * kB + r, j * kB + c, value))
+            throw Error(fmt::format("{}: element [{}, {}] of the matrix is {}", o.name, i * kB + r,
+                                    j * kB + c, value))
                 .hint("weights must be finite: the model diverged, or the file is damaged");
           amax = std::max(amax, std::abs(value));
         }
@@ -123,7 +134,8 @@ void choose_scales(const float* x, int64_t rows, int64_t cols, const QuantiseOpt
   });
 }
 
-void quantise(const float* x, const float* scales, int64_t rows, int64_t cols, const QuantiseOptions& o, uint8_t* codes) {
+void quantise(const float* x, const float* scales, int64_t rows, int64_t cols, const QuantiseOptions& o,
+              uint8_t* codes) {
   const int64_t scale_ld = fp8_blocks(cols);
   for_block_rows(rows, o.pool, [&](int64_t i) {
     for (int64_t r = i * kB; r < std::min(rows, (i + 1) * kB); ++r)

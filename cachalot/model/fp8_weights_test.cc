@@ -33,7 +33,8 @@ struct Quantised {
 
 // The recipe and nothing else, written down a second time.
 Quantised plain(const std::vector<float>& x, int64_t rows, int64_t cols, ScaleFormat format) {
-  Quantised q{rows, cols, std::vector<uint8_t>(x.size()), std::vector<float>(size_t(fp8_blocks(rows) * fp8_blocks(cols)), 1e-4f)};
+  Quantised q{rows, cols, std::vector<uint8_t>(x.size()),
+              std::vector<float>(size_t(fp8_blocks(rows) * fp8_blocks(cols)), 1e-4f)};
   for (int64_t i = 0; i < rows * cols; ++i) {
     float& amax = q.scales[size_t(i / cols / 128 * fp8_blocks(cols) + i % cols / 128)];
     amax = std::max(amax, std::abs(x[size_t(i)]));
@@ -43,12 +44,15 @@ Quantised plain(const std::vector<float>& x, int64_t rows, int64_t cols, ScaleFo
     if (format == ScaleFormat::power_of_two) s = std::exp2(std::ceil(std::log2(s)));
   }
   for (int64_t i = 0; i < rows * cols; ++i)
-    q.codes[size_t(i)] = e4m3(x[size_t(i)] / q.scales[size_t(i / cols / 128 * fp8_blocks(cols) + i % cols / 128)]).bits;
+    q.codes[size_t(i)] =
+        e4m3(x[size_t(i)] / q.scales[size_t(i / cols / 128 * fp8_blocks(cols) + i % cols / 128)]).bits;
   return q;
 }
 
-Quantised quantised(const std::vector<float>& x, int64_t rows, int64_t cols, const QuantiseOptions& options = {}) {
-  Quantised q{rows, cols, std::vector<uint8_t>(x.size()), std::vector<float>(size_t(fp8_blocks(rows) * fp8_blocks(cols)))};
+Quantised quantised(const std::vector<float>& x, int64_t rows, int64_t cols,
+                    const QuantiseOptions& options = {}) {
+  Quantised q{rows, cols, std::vector<uint8_t>(x.size()),
+              std::vector<float>(size_t(fp8_blocks(rows) * fp8_blocks(cols)))};
   choose_scales(x.data(), rows, cols, options, q.scales.data());
   quantise(x.data(), q.scales.data(), rows, cols, options, q.codes.data());
   return q;
@@ -97,7 +101,9 @@ TEST(Fp8Weights, GoldenCheckpointsAreReproducedFromTheirBf16Originals) {
       }
       const Quantised q = quantised(x, t.shape[0], t.shape[1], {.stored_as_bf16 = true, .name = t.name});
       EXPECT_EQ(std::memcmp(q.codes.data(), t.data, q.codes.size()), 0) << t.name;
-      EXPECT_EQ(std::memcmp(q.scales.data(), narrow.find(t.name + "_scale_inv")->data, q.scales.size() * 4), 0) << t.name;
+      EXPECT_EQ(std::memcmp(q.scales.data(), narrow.find(t.name + "_scale_inv")->data, q.scales.size() * 4),
+                0)
+          << t.name;
       ++compared;
     }
     EXPECT_GT(compared, 50) << model;
@@ -149,8 +155,11 @@ TEST(Fp8Weights, PowerOfTwoScalesSurviveFloat32AndBfloat16) {
     uint8_t largest = 0;
     for (const uint8_t c : q.codes) largest = std::max<uint8_t>(largest, c & 0x7F);
     if (float(std::bit_cast<e4m3>(largest)) <= 224 || q.scales.size() > 1) continue;
-    EXPECT_EQ(quantised(q.values(), rows, cols, {.format = ScaleFormat::power_of_two, .name = "x"}), q) << seed;
-    EXPECT_EQ(quantised(to_bf16(q.values()), rows, cols, {.format = ScaleFormat::power_of_two, .stored_as_bf16 = true, .name = "x"}), q);
+    EXPECT_EQ(quantised(q.values(), rows, cols, {.format = ScaleFormat::power_of_two, .name = "x"}), q)
+        << seed;
+    EXPECT_EQ(quantised(to_bf16(q.values()), rows, cols,
+                        {.format = ScaleFormat::power_of_two, .stored_as_bf16 = true, .name = "x"}),
+              q);
     ++blocks;
   }
   EXPECT_GT(blocks, 5);
@@ -184,8 +193,10 @@ TEST(Fp8Weights, KnownScalesSettleWhatTheValuesLeaveOpen) {
 TEST(Fp8Weights, KnownScalesSurviveBfloat16Exactly) {
   const Quantised q = plain(normal(200 * 150, 0.02f, 5), 200, 150, ScaleFormat::float32);
   const auto x = to_bf16(q.values());
-  EXPECT_EQ(quantised(x, 200, 150, {.known_scales = q.scales.data(), .stored_as_bf16 = true, .name = "x"}), q);
-  EXPECT_EQ(quantised(x, 200, 150, {.known_scales = q.scales.data(), .name = "x"}), q);  // widened again since
+  EXPECT_EQ(quantised(x, 200, 150, {.known_scales = q.scales.data(), .stored_as_bf16 = true, .name = "x"}),
+            q);
+  EXPECT_EQ(quantised(x, 200, 150, {.known_scales = q.scales.data(), .name = "x"}),
+            q);  // widened again since
 }
 
 TEST(Fp8Weights, ThroughBfloat16CodesAreEqualAndScalesWithin2ToMinus8) {
@@ -194,7 +205,8 @@ TEST(Fp8Weights, ThroughBfloat16CodesAreEqualAndScalesWithin2ToMinus8) {
     const Quantised q = plain(normal(rows * cols, 0.05f, seed), rows, cols, ScaleFormat::float32);
     const Quantised back = quantised(to_bf16(q.values()), rows, cols, {.stored_as_bf16 = true, .name = "x"});
     EXPECT_EQ(back.codes, q.codes) << seed;
-    for (size_t i = 0; i < q.scales.size(); ++i) EXPECT_NEAR(back.scales[i], q.scales[i], q.scales[i] / 256) << seed;
+    for (size_t i = 0; i < q.scales.size(); ++i)
+      EXPECT_NEAR(back.scales[i], q.scales[i], q.scales[i] / 256) << seed;
   }
 }
 
@@ -202,7 +214,8 @@ TEST(Fp8Weights, ZerosTinyValuesAndSignsOfZeroSurvive) {
   for (const ScaleFormat format : kFormats) {
     std::vector<float> x = normal(130 * 130, 1e-6f, 9);  // below the amax floor
     for (int i = 0; i < 128; ++i) x[size_t(i)] = 0;
-    for (int r = 0; r < 130; ++r) x[size_t(r * 130 + 128)] = x[size_t(r * 130 + 129)] = r % 2 ? -0.0f : 0.0f;  // a block of zeros
+    for (int r = 0; r < 130; ++r)
+      x[size_t(r * 130 + 128)] = x[size_t(r * 130 + 129)] = r % 2 ? -0.0f : 0.0f;  // a block of zeros
     const Quantised q = plain(x, 130, 130, format);
     EXPECT_EQ(q.codes[128 + 130], 0x80);
     EXPECT_EQ(quantised(q.values(), 130, 130, {.format = format, .name = "x"}), q);
@@ -213,7 +226,8 @@ TEST(Fp8Weights, BlocksWithoutAPowerOfTwoCodeFindTheirScaleBesideTheRecipes) {
   int recipe_fails = 0;
   for (uint32_t seed = 0; seed < 400; ++seed) {
     const float scale = std::abs(normal(1, 0.02f, seed)[0]) + 1e-4f;
-    const Quantised q{1, 4, {e4m3(448.0f).bits, e4m3(-416.0f).bits, e4m3(0.34375f).bits, e4m3(9.0f).bits}, {scale}};
+    const Quantised q{
+        1, 4, {e4m3(448.0f).bits, e4m3(-416.0f).bits, e4m3(0.34375f).bits, e4m3(9.0f).bits}, {scale}};
     const Quantised back = quantised(q.values(), 1, 4, {.name = "x"});
     EXPECT_EQ(back.codes, q.codes) << seed;
     EXPECT_EQ(back.values(), q.values()) << seed;  // two scales may give the same four products

@@ -22,15 +22,20 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kScaleSuffix = "_scale_inv";
-constexpr int64_t kStripValues = int64_t{1} << 22;  // rows are read and written in strips of about 16 MB of float32
+constexpr int64_t kStripValues = int64_t{1}
+                                 << 22;  // rows are read and written in strips of about 16 MB of float32
 constexpr size_t kListed = 10;
 
-int64_t strip_rows(int64_t cols) { return std::max<int64_t>(1, kStripValues / std::max<int64_t>(1, cols) / 128) * 128; }
+int64_t strip_rows(int64_t cols) {
+  return std::max<int64_t>(1, kStripValues / std::max<int64_t>(1, cols) / 128) * 128;
+}
 
 std::vector<int64_t> view_shape(const Param& p, const ParamView& v) {
   return p.is_vector() ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{v.rows, p.cols};
 }
-std::vector<int64_t> scale_shape(const Param& p, const ParamView& v) { return {fp8_blocks(v.rows), fp8_blocks(p.cols)}; }
+std::vector<int64_t> scale_shape(const Param& p, const ParamView& v) {
+  return {fp8_blocks(v.rows), fp8_blocks(p.cols)};
+}
 
 // "model.layers.12.x" -> 12; -1 for everything else.
 int64_t layer_of(std::string_view name) {
@@ -73,7 +78,8 @@ ModelConfig load_config(const std::string& directory, const HfCheckpoint::Option
 std::string type_or_shape_problem(const CheckpointReader& reader, const ModelConfig& config, const Param& p,
                                   const ParamView& v, const StoredTensor& t) {
   if (t.shape != view_shape(p, v))
-    return fmt::format("{} is {}, config.json says [{}]", v.hf_name, t.describe(), fmt::join(view_shape(p, v), ", "));
+    return fmt::format("{} is {}, config.json says [{}]", v.hf_name, t.describe(),
+                       fmt::join(view_shape(p, v), ", "));
   if (t.type == StoredType::bf16 || t.type == StoredType::f32) return "";
   if (t.type != StoredType::f8_e4m3)
     return fmt::format("{} is {}, supported are BF16, F32 and F8_E4M3", v.hf_name, name_of(t.type));
@@ -81,7 +87,8 @@ std::string type_or_shape_problem(const CheckpointReader& reader, const ModelCon
   if (!config.fp8) return fmt::format("{} is F8_E4M3, but config.json has no quantization_config", v.hf_name);
   const StoredTensor* scales = reader.find(v.hf_name + kScaleSuffix);
   if (scales && (scales->type != StoredType::f32 || scales->shape != scale_shape(p, v)))
-    return fmt::format("{} is {}, expected F32 [{}]", scales->name, scales->describe(), fmt::join(scale_shape(p, v), ", "));
+    return fmt::format("{} is {}, expected F32 [{}]", scales->name, scales->describe(),
+                       fmt::join(scale_shape(p, v), ", "));
   return "";
 }
 
@@ -102,14 +109,16 @@ void check_tensors(const CheckpointReader& reader, const ModelConfig& config, co
         if (!v.copy) miss(v.hf_name);
         continue;
       }
-      if (const std::string problem = type_or_shape_problem(reader, config, p, v, *t); !problem.empty()) wrong.add(problem);
+      if (const std::string problem = type_or_shape_problem(reader, config, p, v, *t); !problem.empty())
+        wrong.add(problem);
       if (t->type != StoredType::f8_e4m3) continue;
       used.insert(v.hf_name + kScaleSuffix);
       if (!reader.find(v.hf_name + kScaleSuffix)) miss(v.hf_name + kScaleSuffix);
     }
   for (const std::string& name : reader.names()) {
     const int64_t layer = layer_of(name);
-    if (used.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;  // a table that older exports carry
+    if (used.contains(name) || name.ends_with("rotary_emb.inv_freq"))
+      continue;  // a table that older exports carry
     if (options.drop_mtp && layer >= config.num_hidden_layers) continue;
     unexpected.add(name);
     only_mtp_unexpected &= layer >= config.num_hidden_layers;
@@ -122,12 +131,15 @@ void check_tensors(const CheckpointReader& reader, const ModelConfig& config, co
   if (parts.empty()) return;
   std::string hint = "config.json and weights do not belong together, or the copy is incomplete";
   if (parts.size() == 1 && !missing.empty() && only_mtp_missing)
-    hint = fmt::format("config.json announces MTP layers (num_nextn_predict_layers {}) that the checkpoint lacks: leave "
-                       "them out with --drop-mtp", config.num_nextn_predict_layers);
+    hint = fmt::format(
+        "config.json announces MTP layers (num_nextn_predict_layers {}) that the checkpoint lacks: leave "
+        "them out with --drop-mtp",
+        config.num_nextn_predict_layers);
   if (parts.size() == 1 && !unexpected.empty() && only_mtp_unexpected)
-    hint = fmt::format("these are layers beyond num_hidden_layers {} + num_nextn_predict_layers {}: set "
-                       "num_nextn_predict_layers, or leave them out with --drop-mtp",
-                       config.num_hidden_layers, config.num_nextn_predict_layers);
+    hint = fmt::format(
+        "these are layers beyond num_hidden_layers {} + num_nextn_predict_layers {}: set "
+        "num_nextn_predict_layers, or leave them out with --drop-mtp",
+        config.num_hidden_layers, config.num_nextn_predict_layers);
   throw Error(fmt::format("{}: {}", reader.directory(), fmt::join(parts, "; "))).hint(hint);
 }
 
@@ -153,7 +165,8 @@ bool HfCheckpoint::is_fp8(const ParamView& view) const {
 }
 
 bool HfCheckpoint::is_fp8(const Param& param) const {
-  return std::all_of(param.views.begin(), param.views.end(), [&](const ParamView& v) { return v.copy || is_fp8(v); });
+  return std::all_of(param.views.begin(), param.views.end(),
+                     [&](const ParamView& v) { return v.copy || is_fp8(v); });
 }
 
 std::vector<float> HfCheckpoint::read_scales(const ParamView& view, int64_t first, int64_t count) const {
@@ -165,20 +178,19 @@ std::vector<float> HfCheckpoint::read_scales(const ParamView& view, int64_t firs
   std::memcpy(scales.data(), t->data + first * cols * 4, scales.size() * 4);
   for (size_t i = 0; i < scales.size(); ++i)
     if (!std::isfinite(scales[i]) || scales[i] < 0)
-      throw Error(fmt::format("{}: {}[{}, {}] is {}", reader_.file_of(t->name), t->name, first + int64_t(i) / cols,
-                              int64_t(i) % cols, scales[i]))
+      throw Error(fmt::format("{}: {}[{}, {}] is {}", reader_.file_of(t->name), t->name,
+                              first + int64_t(i) / cols, int64_t(i) % cols, scales[i]))
           .hint("scales are finite and not negative: the file is damaged");
   return scales;
 }
 
-void HfCheckpoint::read_rows_f32(const Param& param, const ParamView& view, int64_t first_row, int64_t rows, float* out) const {
+void HfCheckpoint::read_rows_f32(const Param& param, const ParamView& view, int64_t first_row, int64_t rows,
+                                 float* out) const {
   const StoredTensor* t = find(view);
   CHECK(t && 0 <= first_row && first_row + rows <= view.rows, view.hf_name);
   const int64_t begin = first_row * param.cols, count = rows * param.cols;
   switch (t->type) {
-    case StoredType::f32:
-      std::memcpy(out, t->data + begin * 4, size_t(count) * 4);
-      return;
+    case StoredType::f32: std::memcpy(out, t->data + begin * 4, size_t(count) * 4); return;
     case StoredType::bf16:
       for (int64_t i = 0; i < count; ++i) out[i] = float(load<bf16>(t->data + (begin + i) * 2));
       return;
@@ -218,11 +230,15 @@ void HfCheckpoint::check_copies(const Param& param) const {
       read_rows_f32(param, v, row, rows, b.data());
       const size_t count = size_t(rows * param.cols);
       if (std::memcmp(a.data(), b.data(), count * 4) == 0) continue;
-      const size_t at = size_t(std::mismatch(a.begin(), a.begin() + ptrdiff_t(count), b.begin()).first - a.begin());
-      const int64_t r = row + int64_t(std::min(at, count - 1)) / param.cols, c = int64_t(std::min(at, count - 1)) % param.cols;
-      throw Error(fmt::format("{}: {} differs from {}, first at [{}, {}]", reader_.file_of(v.hf_name), v.hf_name,
-                              original.hf_name, r, c))
-          .hint("DeepSeek-V3's MTP layers share embedding and head with the model; leave them out with --drop-mtp");
+      const size_t at =
+          size_t(std::mismatch(a.begin(), a.begin() + ptrdiff_t(count), b.begin()).first - a.begin());
+      const int64_t r = row + int64_t(std::min(at, count - 1)) / param.cols,
+                    c = int64_t(std::min(at, count - 1)) % param.cols;
+      throw Error(fmt::format("{}: {} differs from {}, first at [{}, {}]", reader_.file_of(v.hf_name),
+                              v.hf_name, original.hf_name, r, c))
+          .hint(
+              "DeepSeek-V3's MTP layers share embedding and head with the model; leave them out with "
+              "--drop-mtp");
     }
   }
 }
@@ -232,7 +248,9 @@ void HfCheckpoint::check_copies(const Param& param) const {
 
 namespace {
 
-std::string_view bytes_of(const void* data, int64_t bytes) { return {static_cast<const char*>(data), size_t(bytes)}; }
+std::string_view bytes_of(const void* data, int64_t bytes) {
+  return {static_cast<const char*>(data), size_t(bytes)};
+}
 
 // Codes and scales of one view. Scales come first in the file and need all rows, so the rows are read twice.
 struct Fp8View {
@@ -261,7 +279,9 @@ struct Fp8View {
     });
     return scales;
   }
-  void append_scales(const Append& append) { append(bytes_of(get_scales().data(), int64_t(get_scales().size()) * 4)); }
+  void append_scales(const Append& append) {
+    append(bytes_of(get_scales().data(), int64_t(get_scales().size()) * 4));
+  }
   void append_codes(const Append& append) {
     get_scales();
     std::vector<uint8_t> codes;
@@ -327,15 +347,18 @@ void write_model(const std::string& directory, const ModelConfig& config, const 
   stored.fp8 = options.storage == DType::e4m3;
   stored.fp8_power_of_two_scales = stored.fp8 && config.fp8_power_of_two_scales;
   const QuantiseOptions quantise{
-      .format = stored.fp8_power_of_two_scales ? ScaleFormat::power_of_two : ScaleFormat::float32, .pool = options.pool, .name = {}};
+      .format = stored.fp8_power_of_two_scales ? ScaleFormat::power_of_two : ScaleFormat::float32,
+      .pool = options.pool,
+      .name = {}};
   const std::vector<Param> table = parameter_table(config);
   std::vector<TensorSource> tensors;
   for (const Param& p : table)
     for (const ParamView& v : p.views)
-      for (TensorSource& t : view_tensors(p, v, options.storage, quantise,
-                                          [&p, first = v.first_row, &source](int64_t row, int64_t rows, float* out) {
-                                            source(p, first + row, rows, out);
-                                          }))
+      for (TensorSource& t :
+           view_tensors(p, v, options.storage, quantise,
+                        [&p, first = v.first_row, &source](int64_t row, int64_t rows, float* out) {
+                          source(p, first + row, rows, out);
+                        }))
         tensors.push_back(std::move(t));
 
   Json generation = Json::object();
@@ -350,8 +373,8 @@ void write_model(const std::string& directory, const ModelConfig& config, const 
 }
 
 void copy_tokenizer_files(const std::string& from, const std::string& to) {
-  static const std::unordered_set<std::string> names = {"special_tokens_map.json", "added_tokens.json", "vocab.json",
-                                                        "merges.txt", "generation_config.json"};
+  static const std::unordered_set<std::string> names = {"special_tokens_map.json", "added_tokens.json",
+                                                        "vocab.json", "merges.txt", "generation_config.json"};
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(from, code)) {
     const std::string name = entry.path().filename().string();

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -28,17 +29,18 @@ struct TypeInfo {
   int64_t size;
 };
 constexpr TypeInfo kTypes[] = {
-    {StoredType::boolean, "BOOL", 1}, {StoredType::u8, "U8", 1},           {StoredType::i8, "I8", 1},
+    {StoredType::boolean, "BOOL", 1},    {StoredType::u8, "U8", 1},           {StoredType::i8, "I8", 1},
     {StoredType::f8_e5m2, "F8_E5M2", 1}, {StoredType::f8_e4m3, "F8_E4M3", 1}, {StoredType::i16, "I16", 2},
-    {StoredType::u16, "U16", 2},      {StoredType::f16, "F16", 2},         {StoredType::bf16, "BF16", 2},
-    {StoredType::i32, "I32", 4},      {StoredType::u32, "U32", 4},         {StoredType::f32, "F32", 4},
-    {StoredType::f64, "F64", 8},      {StoredType::i64, "I64", 8},         {StoredType::u64, "U64", 8},
+    {StoredType::u16, "U16", 2},         {StoredType::f16, "F16", 2},         {StoredType::bf16, "BF16", 2},
+    {StoredType::i32, "I32", 4},         {StoredType::u32, "U32", 4},         {StoredType::f32, "F32", 4},
+    {StoredType::f64, "F64", 8},         {StoredType::i64, "I64", 8},         {StoredType::u64, "U64", 8},
 };
 
 // A name from outside inside a message: quoted, control characters escaped, cut when it is long.
 std::string quote(const std::string& name) {
   std::string text = Json(name).dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > 200) text = text.substr(0, utf8_complete_prefix(std::string_view(text).substr(0, 196))) + "...\"";
+  if (text.size() > 200)
+    text = text.substr(0, utf8_complete_prefix(std::string_view(text).substr(0, 196))) + "...\"";
   return text;
 }
 
@@ -58,7 +60,8 @@ class Entry {
       if (t.name == name) return t.type;
     std::vector<std::string_view> known;
     for (const TypeInfo& t : kTypes) known.push_back(t.name);
-    throw Error(fmt::format("{}: dtype is {}", where_, quote(name))).hint(fmt::format("known: {}", fmt::join(known, ", ")));
+    throw Error(fmt::format("{}: dtype is {}", where_, quote(name)))
+        .hint(fmt::format("known: {}", fmt::join(known, ", ")));
   }
 
   // Its elements, and its bytes at `element_size`, fit int64.
@@ -77,7 +80,8 @@ class Entry {
     const std::vector<int64_t> ends = numbers("data_offsets");
     if (ends.size() != 2) fail(fmt::format("data_offsets has {} numbers, not 2", ends.size()));
     if (ends[0] > ends[1] || ends[1] > data_bytes_)
-      fail(fmt::format("data_offsets [{}, {}] lie outside the data, {} bytes", ends[0], ends[1], data_bytes_));
+      fail(
+          fmt::format("data_offsets [{}, {}] lie outside the data, {} bytes", ends[0], ends[1], data_bytes_));
     return {ends[0], ends[1]};
   }
 
@@ -95,7 +99,8 @@ class Entry {
     std::vector<int64_t> numbers;
     for (const Json& n : value) {
       if (!n.is_number_unsigned() || n.get<uint64_t>() > uint64_t(INT64_MAX))
-        fail(fmt::format("{} holds {}, not a size", key, quote(n.dump(-1, ' ', false, Json::error_handler_t::replace))));
+        fail(fmt::format("{} holds {}, not a size", key,
+                         quote(n.dump(-1, ' ', false, Json::error_handler_t::replace))));
       numbers.push_back(n.get<int64_t>());
     }
     return numbers;
@@ -115,16 +120,21 @@ uint64_t little_endian_64(const uint8_t* p) {
 // The JSON header, checked against the number of bytes there are.
 std::string_view header_text(std::string_view bytes, const std::string& path) {
   if (bytes.size() < 8)
-    throw Error(fmt::format("{} is {} bytes long, too short for a safetensors file", path, bytes.size())).hint(kDamaged);
+    throw Error(fmt::format("{} is {} bytes long, too short for a safetensors file", path, bytes.size()))
+        .hint(kDamaged);
   const uint64_t length = little_endian_64(reinterpret_cast<const uint8_t*>(bytes.data()));
   if (length > kMaxHeader)
-    throw Error(fmt::format("{}: the header's length says {}; the format allows {}", path, length, kMaxHeader))
+    throw Error(
+        fmt::format("{}: the header's length says {}; the format allows {}", path, length, kMaxHeader))
         .hint("the file is damaged, or no safetensors file");
   if (length > bytes.size() - 8)
-    throw Error(fmt::format("{}: the header's length says {}, but {} bytes follow", path, length, bytes.size() - 8)).hint(kDamaged);
+    throw Error(
+        fmt::format("{}: the header's length says {}, but {} bytes follow", path, length, bytes.size() - 8))
+        .hint(kDamaged);
   const std::string_view text = bytes.substr(8, length);
   if (text.empty() || text[0] != '{')
-    throw Error(fmt::format("{}: the header does not begin with \"{{\"", path)).hint("the file is damaged, or no safetensors file");
+    throw Error(fmt::format("{}: the header does not begin with \"{{\"", path))
+        .hint("the file is damaged, or no safetensors file");
   return text;
 }
 
@@ -139,7 +149,9 @@ int64_t TensorSpec::size() const {
   return n;
 }
 
-std::string TensorSpec::describe() const { return fmt::format("{} [{}]", name_of(type), fmt::join(shape, ", ")); }
+std::string TensorSpec::describe() const {
+  return fmt::format("{} [{}]", name_of(type), fmt::join(shape, ", "));
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Reading.
@@ -167,7 +179,8 @@ SafetensorsFile::SafetensorsFile(std::optional<MappedFile> map, std::string_view
   std::vector<Placed> placed;
   for (const auto& item : header.items()) {
     if (item.key() == "__metadata__") {
-      if (!item.value().is_object()) throw Error(fmt::format("{}: __metadata__ is not an object", path_)).hint(kDamaged);
+      if (!item.value().is_object())
+        throw Error(fmt::format("{}: __metadata__ is not an object", path_)).hint(kDamaged);
       for (const auto& entry : item.value().items()) {
         if (!entry.value().is_string())
           throw Error(fmt::format("{}: __metadata__.{} is not a string", path_, entry.key())).hint(kDamaged);
@@ -182,19 +195,20 @@ SafetensorsFile::SafetensorsFile(std::optional<MappedFile> map, std::string_view
     tensor.shape = entry.shape(size_of(tensor.type));
     const auto [begin, end] = entry.range();
     if (end - begin != tensor.bytes())
-      entry.fail(fmt::format("{} needs {} bytes, but data_offsets [{}, {}] hold {}", tensor.describe(), tensor.bytes(), begin,
-                             end, end - begin));
+      entry.fail(fmt::format("{} needs {} bytes, but data_offsets [{}, {}] hold {}", tensor.describe(),
+                             tensor.bytes(), begin, end, end - begin));
     tensor.data = reinterpret_cast<const uint8_t*>(data.data()) + begin;
     placed.push_back({begin, end, std::move(tensor)});
   }
 
-  std::stable_sort(placed.begin(), placed.end(), [](const Placed& a, const Placed& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  std::sort(placed.begin(), placed.end(), [](const Placed& a, const Placed& b) {
+    return std::tie(a.begin, a.end, a.tensor.name) < std::tie(b.begin, b.end, b.tensor.name);
   });
   int64_t at = 0;
   for (Placed& p : placed) {
     if (p.begin != at)
-      throw Error(fmt::format("{}: tensor {} begins at byte {} of the data, {}", path_, quote(p.tensor.name), p.begin,
+      throw Error(fmt::format("{}: tensor {} begins at byte {} of the data, {}", path_, quote(p.tensor.name),
+                              p.begin,
                               p.begin < at ? fmt::format("inside the one before it, which ends at {}", at)
                                            : fmt::format("leaving a hole from {}", at)))
           .hint(kDamaged);
@@ -203,7 +217,9 @@ SafetensorsFile::SafetensorsFile(std::optional<MappedFile> map, std::string_view
     tensors_.push_back(std::move(p.tensor));
   }
   if (at != int64_t(data.size()))
-    throw Error(fmt::format("{}: the tensors end at byte {} of the data, but there are {}", path_, at, data.size())).hint(kDamaged);
+    throw Error(
+        fmt::format("{}: the tensors end at byte {} of the data, but there are {}", path_, at, data.size()))
+        .hint(kDamaged);
 }
 
 const StoredTensor* SafetensorsFile::find(const std::string& name) const {
@@ -215,15 +231,19 @@ CheckpointReader::CheckpointReader(std::string directory) : directory_(std::move
   const bool single = fs::exists(directory_ + "/model.safetensors");
   const bool index = fs::exists(directory_ + "/model.safetensors.index.json");
   if (!single && !index)
-    throw Error(fmt::format("{} holds neither model.safetensors nor model.safetensors.index.json", directory_))
-        .hint(fs::is_directory(directory_) ? "name a Hugging Face model directory" : "there is no such directory: check the path");
+    throw Error(
+        fmt::format("{} holds neither model.safetensors nor model.safetensors.index.json", directory_))
+        .hint(fs::is_directory(directory_) ? "name a Hugging Face model directory"
+                                           : "there is no such directory: check the path");
   if (index) open_shards();
   else open_single();
   for (size_t f = 0; f < files_.size(); ++f)
     for (const StoredTensor& t : files_[f].tensors()) tensors_.emplace(t.name, std::pair(f, &t));
 }
 
-void CheckpointReader::open_single() { files_.push_back(SafetensorsFile::open(directory_ + "/model.safetensors")); }
+void CheckpointReader::open_single() {
+  files_.push_back(SafetensorsFile::open(directory_ + "/model.safetensors"));
+}
 
 void CheckpointReader::open_shards() {
   const std::string path = directory_ + "/model.safetensors.index.json";
@@ -235,9 +255,11 @@ void CheckpointReader::open_shards() {
   std::map<std::string, std::set<std::string>> shards;  // file -> the tensors the index puts there
   for (const auto& item : map->items()) {
     if (!item.value().is_string())
-      throw Error(fmt::format("{}: weight_map.{} is not a file name", path, quote(item.key()))).hint(kDamaged);
+      throw Error(fmt::format("{}: weight_map.{} is not a file name", path, quote(item.key())))
+          .hint(kDamaged);
     const auto file = item.value().get<std::string>();
-    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos || file[0] == '.')
+    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos ||
+        file[0] == '.')
       throw Error(fmt::format("{}: weight_map puts {} into {}", path, quote(item.key()), quote(file)))
           .hint("shards lie beside the index: only plain file names are accepted");
     shards[file].insert(item.key());
@@ -245,7 +267,8 @@ void CheckpointReader::open_shards() {
 
   for (const auto& entry : fs::directory_iterator(directory_)) {
     const std::string name = entry.path().filename().string();
-    const bool ours = name == "model.safetensors" || (name.starts_with("model-") && name.ends_with(".safetensors"));
+    const bool ours =
+        name == "model.safetensors" || (name.starts_with("model-") && name.ends_with(".safetensors"));
     if (ours && !shards.contains(name))
       throw Error(fmt::format("{}/{} is not named by model.safetensors.index.json", directory_, name))
           .hint("two checkpoints seem to be mixed in this folder: remove the files of the other one");
@@ -255,11 +278,13 @@ void CheckpointReader::open_shards() {
     SafetensorsFile file = SafetensorsFile::open(directory_ + "/" + name);
     for (const std::string& tensor : expected)
       if (!file.find(tensor))
-        throw Error(fmt::format("{}: tensor {} is not there, though model.safetensors.index.json says so", file.path(), quote(tensor)))
+        throw Error(fmt::format("{}: tensor {} is not there, though model.safetensors.index.json says so",
+                                file.path(), quote(tensor)))
             .hint("index and shards do not belong together: copy or download them again");
     for (const StoredTensor& t : file.tensors())
       if (!expected.contains(t.name))
-        throw Error(fmt::format("{}: tensor {} is not named by model.safetensors.index.json for this file", file.path(), quote(t.name)))
+        throw Error(fmt::format("{}: tensor {} is not named by model.safetensors.index.json for this file",
+                                file.path(), quote(t.name)))
             .hint("index and shards do not belong together: copy or download them again");
     files_.push_back(std::move(file));
   }
@@ -288,7 +313,8 @@ std::vector<std::string> CheckpointReader::names() const {
 
 namespace {
 
-std::string build_header(const std::vector<TensorSource>& tensors, const std::map<std::string, std::string>& metadata) {
+std::string build_header(const std::vector<TensorSource>& tensors,
+                         const std::map<std::string, std::string>& metadata) {
   Json header = Json::object();
   header["__metadata__"] = Json::object();
   for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
@@ -297,13 +323,15 @@ std::string build_header(const std::vector<TensorSource>& tensors, const std::ma
   int64_t at = 0;
   for (const TensorSource& t : tensors) {
     CHECK(seen.insert(t.name).second, t.name + " is there twice");
-    entries.emplace_back(t.name, Json{{"dtype", name_of(t.type)}, {"shape", t.shape}, {"data_offsets", {at, at + t.bytes()}}});
+    entries.emplace_back(
+        t.name, Json{{"dtype", name_of(t.type)}, {"shape", t.shape}, {"data_offsets", {at, at + t.bytes()}}});
     at += t.bytes();
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
   if (text.size() > kMaxHeader)
-    throw Error(fmt::format("a safetensors header of {} bytes; the format allows {}", text.size(), kMaxHeader))
+    throw Error(
+        fmt::format("a safetensors header of {} bytes; the format allows {}", text.size(), kMaxHeader))
         .hint("use smaller shards");
   std::string length(8, '\0');
   for (int i = 0; i < 8; ++i) length[i] = char(uint64_t(text.size()) >> 8 * i & 0xFF);
@@ -312,8 +340,9 @@ std::string build_header(const std::vector<TensorSource>& tensors, const std::ma
 
 }  // namespace
 
-void write_safetensors(const std::string& path, std::vector<TensorSource> tensors, std::map<std::string, std::string> metadata) {
-  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorSource& a, const TensorSource& b) {
+void write_safetensors(const std::string& path, std::vector<TensorSource> tensors,
+                       std::map<std::string, std::string> metadata) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorSource& a, const TensorSource& b) {
     return a.type != b.type ? a.type > b.type : a.name < b.name;
   });
   metadata["format"] = "pt";
@@ -337,8 +366,8 @@ void write_safetensors(const std::string& path, std::vector<TensorSource> tensor
   });
 }
 
-void write_checkpoint(const std::string& directory, std::vector<TensorSource> tensors, int64_t max_shard_bytes,
-                      const std::function<void(const TensorSpec&)>& wrote) {
+void write_checkpoint(const std::string& directory, std::vector<TensorSource> tensors,
+                      int64_t max_shard_bytes, const std::function<void(const TensorSpec&)>& wrote) {
   CHECK(max_shard_bytes > 0);
   std::vector<std::vector<TensorSource>> shards(1);
   int64_t shard_bytes = 0, total = 0;

@@ -109,7 +109,7 @@ void RunConfig::validate(const std::string& where) const {
     if (tokenizer.vocab_size == 0)
       c.fail("tokenizer gives neither path nor vocab_size",
              "name a tokenizer.json, or say how many tokens a new one shall have: --tokenizer.vocab_size 2048");
-    c.at_least("tokenizer.vocab_size", tokenizer.vocab_size, 257);  // every byte and the end of text
+    c.at_least("tokenizer.vocab_size", tokenizer.vocab_size, 258);  // every byte, begin and end of text
     c.at_most("tokenizer.vocab_size", tokenizer.vocab_size, int64_t{1} << 20);
   } else if (tokenizer.vocab_size != 0) {
     c.fail(fmt::format("tokenizer.path is \"{}\" and tokenizer.vocab_size {}", tokenizer.path, tokenizer.vocab_size),

@@ -40,7 +40,7 @@ struct DataSection {
   double held_out = 0.1;
   template <class V> void visit(V& v) {
     v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
-    v("held_out", held_out, "share of the text, its end, that is never trained on; 0: none");
+    v("held_out", held_out, "share of each file, its end, that is never trained on; 0: none");
   }
 };
 

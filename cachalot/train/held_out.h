@@ -13,7 +13,7 @@ namespace cachalot {
 
 class HeldOut {
  public:
-  // The held-out tokens, preceded by the last trained one, in windows of up to seq_len targets: window i holds tokens
+  // The held-out tokens, preceded by the end-of-text token that ends the trained ones, in windows of up to seq_len targets: window i holds tokens
   // [i T, i T + T], so that neighbours share a token and every held-out token is a target exactly once, its context
   // what its window holds before it. Empty when the corpus holds nothing out.
   HeldOut(const Corpus& corpus, int64_t seq_len);

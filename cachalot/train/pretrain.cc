@@ -27,20 +27,12 @@ namespace {
 
 constexpr int kMostSkippedSteps = 10;
 
-// Learns the tokens from what will be trained on: the text without its held-out end (data/corpus.h).
+// Learns the tokens from what will be trained on, not from what is held out.
 TrainedBpe train_tokenizer(const RunConfig& config) {
-  std::vector<std::string> texts;
-  int64_t bytes = 0;
-  for (const std::string& file : config.data.files) {
-    texts.push_back(read_file(file));
-    bytes += int64_t(texts.back().size());
-  }
-  int64_t left = bytes - int64_t(double(bytes) * config.data.held_out);
   BpeTrainer trainer({.vocab_size = config.tokenizer.vocab_size});
-  for (const std::string& text : texts) {
-    const int64_t n = std::min(left, int64_t(text.size()));
-    if (n > 0) trainer.add_text(std::string_view(text).substr(0, size_t(n)));
-    left -= n;
+  for (const std::string& file : config.data.files) {
+    const std::string text = read_file(file);
+    trainer.add_text(std::string_view(text).substr(0, training_bytes(text, config.data.held_out)));
   }
   return trainer.train();
 }
@@ -109,12 +101,6 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   out << std::flush;
 }
 
-std::vector<Sequence> rows_of(const std::vector<int32_t>& batch, int64_t width) {
-  std::vector<Sequence> rows;
-  for (size_t at = 0; at < batch.size(); at += size_t(width)) rows.push_back(Sequence(batch).subspan(at, size_t(width)));
-  return rows;
-}
-
 }  // namespace
 
 PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options, std::ostream& out,
@@ -122,7 +108,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   const TrainSection& t = config.train;
   RunDirectory::require_usable(options.run_dir, options.overwrite);
   // What is wrong with the model should show before the minutes that a tokenizer may take.
-  if (config.tokenizer.path.empty()) resolve_model(config, 257, 1, options.config_path);
+  if (config.tokenizer.path.empty()) resolve_model(config, 258, 1, options.config_path);
 
   const RunTokenizer run_tokenizer(config, options.run_dir);
   const Tokenizer& tokenizer = run_tokenizer.get();
@@ -152,7 +138,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
     if (step == saved_step) return;
     result.checkpoint = run.save_checkpoint(step, [&](const std::string& directory) {
       save_model(s, trainer.params(), model, [&](size_t i) { return trainer.optimizer().master(i); }, directory,
-                 {.torch_dtype = t.precision == "f32" ? "float32" : "bfloat16", .tokenizer_directory = run.path()});
+                 {.storage = trainer.params().recipe().weight, .tokenizer_directory = run.path()});
     });
     saved_step = step;
   };
@@ -161,8 +147,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   while (result.steps < t.total_steps() && !stop) {
     const int64_t step = result.steps + 1;
     telemetry.step_begins();
-    const std::vector<int32_t> batch = sampler.batch(corpus.train(), step - 1);
-    const StepMetrics m = trainer.step(rows_of(batch, t.seq_len + 1), schedule.at(step));
+    const StepMetrics m = trainer.step(sampler.rows(corpus.train(), step - 1), schedule.at(step));
     telemetry.step_ends();
     result.steps = step;
     result.last_loss = m.loss;

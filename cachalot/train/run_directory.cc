@@ -18,7 +18,7 @@ namespace {
 
 bool present(const fs::path& path) { return fs::symlink_status(path).type() != fs::file_type::not_found; }
 
-void remove(const fs::path& path) {
+void remove_tree(const fs::path& path) {
   std::error_code code;
   fs::remove_all(path, code);
   if (code) throw Error(fmt::format("cannot remove {}: {}", path.string(), code.message()));
@@ -52,8 +52,8 @@ RunDirectory::RunDirectory(std::string path, bool overwrite) : path_(std::move(p
   const fs::path root(path_);
   if (holds_run(path_))
     for (const char* name : {"metrics.jsonl", "config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints"})
-      remove(root / name);
-  if (fs::is_symlink(root / "model")) remove(root / "model");
+      remove_tree(root / name);
+  if (fs::is_symlink(root / "model")) remove_tree(root / "model");
   std::error_code code;
   fs::create_directories(root / "checkpoints", code);
   if (code)

@@ -52,6 +52,7 @@ namespace cpu {
 
 void CpuBackend::upload(const void* host, Tensor dst) {
   const int64_t row = dst.cols * size_of(dst.dtype);
+  if (row == 0) return;
   for (int64_t r = 0; r < dst.rows; ++r)
     std::memcpy(static_cast<uint8_t*>(dst.data) + r * dst.ld * size_of(dst.dtype),
                 static_cast<const uint8_t*>(host) + r * row, size_t(row));
@@ -59,6 +60,7 @@ void CpuBackend::upload(const void* host, Tensor dst) {
 
 void CpuBackend::download(Tensor src, void* host) {
   const int64_t row = src.cols * size_of(src.dtype);
+  if (row == 0) return;
   for (int64_t r = 0; r < src.rows; ++r)
     std::memcpy(static_cast<uint8_t*>(host) + r * row,
                 static_cast<const uint8_t*>(src.data) + r * src.ld * size_of(src.dtype), size_t(row));

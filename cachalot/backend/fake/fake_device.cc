@@ -24,8 +24,8 @@ namespace cachalot {
 
 namespace {
 
-// One block: [guard page | pages | guard page], all PROT_NONE at rest. Data ends, rounded up to the alignment that
-// we promise, where the last guard page begins.
+// One block: [guard page | pages | guard page], all PROT_NONE at rest. Data ends, rounded up to the alignment
+// that we promise, where the last guard page begins.
 class Block {
  public:
   explicit Block(int64_t bytes) {
@@ -53,7 +53,9 @@ class Block {
   }
   void* data() const { return data_; }
   bool contains(const void* p) const { return inner_ <= p && p < end_; }
-  bool open(bool yes) const { return mprotect(inner_, size_t(inner_bytes_), yes ? PROT_READ | PROT_WRITE : PROT_NONE) == 0; }
+  bool open(bool yes) const {
+    return mprotect(inner_, size_t(inner_bytes_), yes ? PROT_READ | PROT_WRITE : PROT_NONE) == 0;
+  }
 
  private:
   void* whole_ = MAP_FAILED;
@@ -72,17 +74,17 @@ struct Item {
   std::function<void(Backend&)> run{};
   std::vector<const void*> addresses{};  // of the device that the work may touch
   std::shared_ptr<FakeEvent> reaches{}, waits_for{};
-  bool counts = false;                   // as an operation
+  bool counts = false;  // as an operation
   bool writes_host = false;
 };
 
 struct Queue {
   std::deque<Item> items;
-  std::exception_ptr error;  // of the first item that failed; what follows it is dropped until somebody hears of it
+  std::exception_ptr error;  // of the first item that failed; what follows is dropped until somebody hears
 };
 
-// Arguments are plain data, so every pointer in them is one of their aligned words. Numbers that happen to look like
-// an address of ours do not occur: read as doubles those are denormal.
+// Arguments are plain data, so every pointer in them is one of their aligned words. Numbers that happen to
+// look like an address of ours do not occur: read as doubles those are denormal.
 template <class Args> std::vector<const void*> words(const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args>);
   std::vector<const void*> w(sizeof(Args) / sizeof(void*));
@@ -132,8 +134,8 @@ class FakeDevice::Queues {
     return queues_.back().get();
   }
 
-  // As when a stream of a GPU is destroyed: what is queued still runs, but nobody hears of errors, and host memory
-  // may be gone, so downloads are dropped.
+  // As when a stream of a GPU is destroyed: what is queued still runs, but nobody hears of errors, and host
+  // memory may be gone, so downloads are dropped.
   void close_queue(Queue* queue) {
     std::lock_guard lock(mutex_);
     std::erase_if(queue->items, [](const Item& item) { return item.writes_host; });
@@ -203,7 +205,8 @@ class FakeDevice::Queues {
     if (!item.run || q.error) return;
     try {
       for (const void* address : item.addresses)
-        CHECK(!in_given_back(address), fmt::format("{} uses memory that was given back while it was queued", item.name));
+        CHECK(!in_given_back(address),
+              fmt::format("{} uses memory that was given back while it was queued", item.name));
       item.run(*backend_);
       backend_->synchronize();
       if (item.counts) ++counters_.operations;
@@ -213,10 +216,12 @@ class FakeDevice::Queues {
   }
 
   bool in_given_back(const void* address) const {
-    return std::any_of(given_back_.begin(), given_back_.end(), [&](const Block& b) { return b.contains(address); });
+    return std::any_of(given_back_.begin(), given_back_.end(),
+                       [&](const Block& b) { return b.contains(address); });
   }
   void forget_unused() {
-    if (std::all_of(queues_.begin(), queues_.end(), [](const auto& q) { return q->items.empty(); })) given_back_.clear();
+    if (std::all_of(queues_.begin(), queues_.end(), [](const auto& q) { return q->items.empty(); }))
+      given_back_.clear();
   }
 
   mutable std::mutex mutex_;
@@ -248,7 +253,8 @@ class FakeBackend final : public Backend {
   }
   void download(Tensor src, void* host) override {
     device_->count_copy(false);
-    if (src.size() > 0) std::memset(host, 0xFF, size_t(src.size() * size_of(src.dtype)));  // who reads too early sees NaN
+    if (src.size() > 0)
+      std::memset(host, 0xFF, size_t(src.size() * size_of(src.dtype)));  // who reads too early sees NaN
     device_->push(queue_, {.name = "download",
                            .run = [src, host](Backend& b) { b.download(src, host); },
                            .addresses = words(src),
@@ -269,11 +275,12 @@ class FakeBackend final : public Backend {
     device_->push(queue_, {.name = "wait", .waits_for = std::move(event)});
   }
 
-#define CACHALOT_QUEUE(op, Args)                                                                   \
-  void op(const Args& args) override {                                                             \
-    check(args);                                                                                   \
-    device_->push(queue_, {.name = #op, .run = [args](Backend& b) { b.op(args); },                 \
-                           .addresses = words(args), .counts = true});                             \
+#define CACHALOT_QUEUE(op, Args)                                                                             \
+  void op(const Args& args) override {                                                                       \
+    check(args);                                                                                             \
+    device_->push(                                                                                           \
+        queue_,                                                                                              \
+        {.name = #op, .run = [args](Backend& b) { b.op(args); }, .addresses = words(args), .counts = true}); \
   }
   CACHALOT_OPS(CACHALOT_QUEUE)
 #undef CACHALOT_QUEUE

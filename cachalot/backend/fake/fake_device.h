@@ -3,8 +3,8 @@
 //   - memory is unreadable (PROT_NONE) except while they run: code that touches it dies at that line;
 //   - fresh memory and the targets of downloads hold NaN until something is written there;
 //   - streams without an event between them run in an order drawn from the seed: a missing wait shows up;
-//   - memory given back while queued work uses it is reported by the next synchronize() of that stream, and an
-//     access behind a block (rounded up to 256 bytes) dies.
+//   - memory given back while queued work uses it is reported by the next synchronize() of that stream;
+//   - an access behind a block (rounded up to 256 bytes) dies.
 // Operations run on a cpu or ref backend inside, so results are theirs.
 #pragma once
 
@@ -22,10 +22,10 @@ struct FakeOptions {
 };
 
 struct FakeCounters {
-  int64_t synchronizes = 0;  // calls of synchronize()
-  int64_t operations = 0;    // that have run
+  int64_t synchronizes = 0;            // calls of synchronize()
+  int64_t operations = 0;              // that have run
   int64_t uploads = 0, downloads = 0;  // calls
-  int64_t queued = 0;        // waiting now, events and copies included
+  int64_t queued = 0;                  // waiting now, events and copies included
 };
 
 class FakeDevice : public Device {

@@ -46,8 +46,10 @@ TEST(Fake, RunsTheOperationsOfTheDeviceInside) {
     const auto plain = open_device(inner == FakeOptions::Inner::cpu ? "cpu" : "ref", {.threads = 1});
     Stream s(*device), p(*plain);
     TestTensors t(*device, s, 3), u(*plain, p, 3);
-    const Gemm g{.a = t.normal(DType::f32, 5, 9), .b = t.normal(DType::f32, 9, 7), .c = t.garbage(DType::f32, 5, 7)};
-    const Gemm h{.a = u.normal(DType::f32, 5, 9), .b = u.normal(DType::f32, 9, 7), .c = u.garbage(DType::f32, 5, 7)};
+    const Gemm g{
+        .a = t.normal(DType::f32, 5, 9), .b = t.normal(DType::f32, 9, 7), .c = t.garbage(DType::f32, 5, 7)};
+    const Gemm h{
+        .a = u.normal(DType::f32, 5, 9), .b = u.normal(DType::f32, 9, 7), .c = u.garbage(DType::f32, 5, 7)};
     on(s).gemm(g);
     on(p).gemm(h);
     EXPECT_EQ(read_bits(s, g.c), read_bits(p, h.c));
@@ -239,7 +241,8 @@ TEST(Fake, MemoryGivenBackWhileQueuedWorkUsesItIsReported) {
     on(s).synchronize();
     FAIL();
   } catch (const InternalError& e) {
-    EXPECT_NE(std::string(e.what()).find("fill uses memory that was given back"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("fill uses memory that was given back"), std::string::npos)
+        << e.what();
   }
   EXPECT_EQ(device->blocks(), 0);
 }
@@ -250,7 +253,7 @@ TEST(Fake, NewWorkOnMemoryGivenBackIsRefusedAtTheCall) {
   Buffer kept(*device, 4, "kept"), gone(*device, 4, "gone");
   const Tensor x = make_tensor(kept.data(), DType::f32, 1, 1), y = make_tensor(gone.data(), DType::f32, 1, 1);
   on(s).fill({.y = x, .value = 1});
-  { const Buffer ends = std::move(gone); }
+  gone = Buffer();
   EXPECT_THROW(on(s).add({.a = x, .b = x, .y = y}), InternalError);
   EXPECT_EQ(read_number(s, x), 1);
 }
@@ -273,10 +276,27 @@ TEST(Fake, OpensByName) {
   EXPECT_EQ(read(s, t.values(DType::bf16, 2, 2, {1, 2, 3, 4}, 3)), (std::vector<double>{1, 2, 3, 4}));
 }
 
+TEST_F(FakeDeathTest, MemoryOfThePlanDeviceIsNowhere) {
+  const auto device = open_plan_device();
+  const Buffer b(*device, 1000, "plan");
+  EXPECT_DEATH(g_sink = *static_cast<float*>(b.data()), "");
+}
+
+TEST(Plan, GivesBackWhatItTook) {
+  const auto device = open_plan_device();
+  const int64_t free = device->free_bytes();
+  {
+    const Buffer b(*device, 1000, "b"), c(*device, 1000, "c");
+    EXPECT_GE(static_cast<uint8_t*>(c.data()) - static_cast<uint8_t*>(b.data()), 1000);
+    EXPECT_LE(device->free_bytes(), free - 2000);
+  }
+  EXPECT_EQ(device->free_bytes(), free);
+}
+
 TEST(Plan, TakesFourTerabytesWithoutMemory) {
   const auto device = open_plan_device();
   Arena arena(*device, int64_t{4} << 40, "plan");
-  EXPECT_GE(device->free_bytes(), int64_t{4} << 40);
+  EXPECT_EQ(device->take(device->free_bytes() + 1), nullptr);
   const Tensor x = arena.take(DType::f32, int64_t{1} << 20, int64_t{1} << 19);  // 2 TiB
   EXPECT_EQ(arena.used(), int64_t{2} << 40);
   Stream s(*device);
@@ -287,7 +307,8 @@ TEST(Plan, TakesFourTerabytesWithoutMemory) {
   on(s).wait(on(s).record());
   on(s).synchronize();
   EXPECT_EQ(host[3], 0);
-  EXPECT_THROW(on(s).add({.a = x, .b = x, .y = arena.take(DType::f32, 1, 1)}), InternalError);  // checked all the same
+  const Tensor one = arena.take(DType::f32, 1, 1);
+  EXPECT_THROW(on(s).add({.a = x, .b = x, .y = one}), InternalError);  // checked all the same
 }
 
 }  // namespace

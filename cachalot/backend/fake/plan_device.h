@@ -1,5 +1,6 @@
-// A device whose memory is address space only and whose operations never run: a step on it measures what its arenas
-// would need (Arena::high_water), at any size of model. Arguments are checked as everywhere. Downloads give zeros.
+// A device whose memory is address space only and whose operations never run: a step on it measures what its
+// arenas would need (Arena::high_water), at any size of model. Arguments are checked as everywhere. Downloads
+// give zeros.
 #pragma once
 
 #include <memory>

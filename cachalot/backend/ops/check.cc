@@ -24,8 +24,8 @@ bool overlap(const Tensor& a, const Tensor& b) {
   if (end(a) <= first(b) || end(b) <= first(a)) return false;
   if (a.rows == 1 && b.rows == 1) return true;
   if (pitch(a) != pitch(b)) return false;
-  const uintptr_t shift =
-      first(b) >= first(a) ? (first(b) - first(a)) % pitch(a) : (pitch(a) - (first(a) - first(b)) % pitch(a)) % pitch(a);
+  const uintptr_t shift = first(b) >= first(a) ? (first(b) - first(a)) % pitch(a)
+                                               : (pitch(a) - (first(a) - first(b)) % pitch(a)) % pitch(a);
   return shift < width(a) || shift + width(b) > pitch(a);
 }
 
@@ -78,7 +78,9 @@ class OpCheck {
   }
   // `out` may be `in` itself but not lie across it.
   void apart_or_same(Named out, Named in) const {
-    if (out.tensor.data == in.tensor.data && out.tensor.ld == in.tensor.ld && same_shape(out.tensor, in.tensor)) return;
+    if (out.tensor.data == in.tensor.data && out.tensor.ld == in.tensor.ld &&
+        same_shape(out.tensor, in.tensor))
+      return;
     apart(out, in);
   }
 
@@ -95,7 +97,8 @@ class OpCheck {
     CHECK(!t.scales || t.dtype == DType::e4m3, fmt::format("{}: {} has scales", op_, name));
   }
   void contiguous(const char* name, const Tensor& t) const {
-    CHECK(t.rows <= 1 || t.ld == t.cols, fmt::format("{}: {} is {}, not contiguous", op_, name, t.describe()));
+    CHECK(t.rows <= 1 || t.ld == t.cols,
+          fmt::format("{}: {} is {}, not contiguous", op_, name, t.describe()));
   }
   void apart(const Named& a, const Named& b) const {
     CHECK(!overlap(a.tensor, b.tensor), fmt::format("{}: {} and {} overlap", op_, a.name, b.name));
@@ -105,7 +108,8 @@ class OpCheck {
 };
 
 void check_shape(const OpCheck& c, const AttentionShape& shape, const Tensor& q, const Tensor& kv) {
-  c.that(shape.heads > 0 && shape.nope >= 0 && shape.rope >= 0 && shape.value > 0, "heads, nope, rope, value");
+  c.that(shape.heads > 0 && shape.nope >= 0 && shape.rope >= 0 && shape.value > 0,
+         "heads, nope, rope, value");
   c.that(shape.sequences >= 0, "sequences >= 0");
   c.index("q_starts", shape.q_starts, 1, shape.sequences + 1);
   c.index("k_starts", shape.k_starts, 1, shape.sequences + 1);
@@ -131,7 +135,9 @@ void check(const GroupedGemm& g) {
   c.act("x", g.x, g.y.rows, g.input_grad ? out : in);
   c.act("y", g.y, g.x.rows, g.input_grad ? in : out);
   c.weight("w", g.w, g.experts * out, in);
-  c.that(!g.w.scales || g.w.part_rows == out || g.experts == 1, "scales of w are cut where the experts are");
+  // An expert is a whole number of parts: gate and up are two.
+  c.that(!g.w.scales || g.experts == 1 || (g.w.part_rows > 0 && out % g.w.part_rows == 0),
+         "scales of w are cut where the experts are");
   c.index("offsets", g.offsets, 1, g.experts + 1);
   c.apart({{"y", g.y}}, {{"x", g.x}, {"w", g.w}, {"offsets", g.offsets}});
 }
@@ -276,7 +282,8 @@ void check(const GateForward& g) {
   c.index("counts", g.counts, 1, experts);
   c.that(g.groups > 0 && experts > 0 && experts % g.groups == 0, "experts are a multiple of groups");
   c.that(0 < g.topk_groups && g.topk_groups <= g.groups, "0 < topk_groups <= groups");
-  c.that(0 < chosen && chosen <= g.topk_groups * (experts / g.groups), "the chosen groups hold enough experts");
+  c.that(0 < chosen && chosen <= g.topk_groups * (experts / g.groups),
+         "the chosen groups hold enough experts");
   c.apart({{"scores", g.scores}, {"indices", g.indices}, {"weights", g.weights}, {"counts", g.counts}},
           {{"logits", g.logits}, {"bias", g.bias}});
 }

@@ -1,5 +1,6 @@
-// What the contracts say about shapes, formats and overlap, checked once for all backends: each calls check(args)
-// first. Only what the host can see; indices and offsets lie on the device (ref checks those as it reads them).
+// What the contracts say about shapes, formats and overlap, checked once for all backends: each calls
+// check(args) first. Only what the host can see; indices and offsets lie on the device (ref checks those as
+// it reads them).
 #pragma once
 
 #include "backend/ops.h"

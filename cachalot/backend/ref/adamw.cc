@@ -12,7 +12,8 @@ void RefBackend::adamw(const AdamW& a) {
   const double norm_squared = Reader(a.grad_norm_squared)(0, 0);
   if (!std::isfinite(norm_squared)) return;
   const Writer master(a.master), m(a.m), v(a.v);
-  const double clip = a.max_norm > 0 && norm_squared > 0 ? std::min(1.0, a.max_norm / std::sqrt(norm_squared)) : 1;
+  const double clip =
+      a.max_norm > 0 && norm_squared > 0 ? std::min(1.0, a.max_norm / std::sqrt(norm_squared)) : 1;
   const double m_correction = 1 - std::pow(a.beta1, double(a.step));
   const double v_correction = 1 - std::pow(a.beta2, double(a.step));
   for (int64_t r = 0; r < a.master.rows; ++r)

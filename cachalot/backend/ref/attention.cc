@@ -23,8 +23,8 @@ Sequence sequence(const AttentionShape& shape, int64_t q_rows, int64_t k_rows, i
 }
 
 // scale (q_i[:N] . k_j + q_i[N:] . k_rope_j) of head h
-double score(const AttentionShape& shape, const Reader& q, const Reader& kv, const Reader& k_rope, int64_t h, int64_t i,
-             int64_t j) {
+double score(const AttentionShape& shape, const Reader& q, const Reader& kv, const Reader& k_rope, int64_t h,
+             int64_t i, int64_t j) {
   const int64_t q_col = h * (shape.nope + shape.rope), k_col = h * (shape.nope + shape.value);
   double sum = 0;
   for (int64_t d = 0; d < shape.nope; ++d) sum += q(i, q_col + d) * kv(j, k_col + d);
@@ -60,7 +60,8 @@ void RefBackend::attention_forward(const AttentionForward& a) {
       for (int64_t h = 0; h < shape.heads; ++h) {
         const int64_t i = seq.q_first + n;
         std::vector<double> p(size_t(seq.visible(n)));
-        for (size_t m = 0; m < p.size(); ++m) p[m] = score(shape, q, kv, k_rope, h, i, seq.k_first + int64_t(m));
+        for (size_t m = 0; m < p.size(); ++m)
+          p[m] = score(shape, q, kv, k_rope, h, i, seq.k_first + int64_t(m));
         const double top = *std::max_element(p.begin(), p.end());
         double total = 0;
         for (double& x : p) total += x = std::exp(x - top);
@@ -68,7 +69,8 @@ void RefBackend::attention_forward(const AttentionForward& a) {
         for (int64_t d = 0; d < shape.value; ++d) {
           double sum = 0;
           for (size_t m = 0; m < p.size(); ++m)
-            sum += p[m] / total * kv(seq.k_first + int64_t(m), h * (shape.nope + shape.value) + shape.nope + d);
+            sum +=
+                p[m] / total * kv(seq.k_first + int64_t(m), h * (shape.nope + shape.value) + shape.nope + d);
           o.set(i, h * shape.value + d, sum);
         }
       }

@@ -1,5 +1,5 @@
-// The oracle checks itself: every backward against central differences of its forward, in double, and against the
-// property that defines it (rope, permute, gather: a backward is the transpose).
+// The oracle checks itself: every backward against central differences of its forward, in double, and against
+// the property that defines it (rope, permute, gather: a backward is the transpose).
 #include "backend/ref/ref_backend.h"
 #include "backend/testing.h"
 
@@ -35,7 +35,13 @@ TEST_F(RefBackwardTest, RmsNorm) {
 
   // Accumulating adds to the gain's gradient, a residual to dx: twice the same call, twice the numbers.
   const std::vector<double> once = read(s, dgain), dx_once = read(s, dx);
-  on(s).rmsnorm_backward({.dy = dy, .x = x, .gain = gain, .r = r, .residual = dx, .dx = dx, .dgain = dgain,
+  on(s).rmsnorm_backward({.dy = dy,
+                          .x = x,
+                          .gain = gain,
+                          .r = r,
+                          .residual = dx,
+                          .dx = dx,
+                          .dgain = dgain,
                           .accumulate_gain = Accumulate::add});
   for (int64_t i = 0; i < D; ++i) EXPECT_DOUBLE_EQ(read(s, dgain)[size_t(i)], 2 * once[size_t(i)]);
   for (size_t i = 0; i < dx_once.size(); ++i) EXPECT_DOUBLE_EQ(read(s, dx)[i], 2 * dx_once[i]);
@@ -89,8 +95,14 @@ TEST_F(RefBackwardTest, RopeInverseIsTheTranspose) {
   const Tensor x = t.normal(f64, T, 12), y = t.normal(f64, T, 12);
   const Tensor x0 = t.copy(s, x), y0 = t.copy(s, y);
   const Tensor positions = t.indices({0, 8, 3, 3});
-  const Rope rope{.x = x, .positions = positions, .cos = tables.cos, .sin = tables.sin, .heads = 2, .stride = stride,
-                  .offset = 1, .width = width};
+  const Rope rope{.x = x,
+                  .positions = positions,
+                  .cos = tables.cos,
+                  .sin = tables.sin,
+                  .heads = 2,
+                  .stride = stride,
+                  .offset = 1,
+                  .width = width};
   on(s).rope(rope);
   Rope back = rope;
   back.x = y;
@@ -133,12 +145,20 @@ class RefAttentionTest : public RefBackwardTest {
  protected:
   const int64_t H = 2, N = 3, P = 2, U = 4, T = 5, R = 11;
   const Tensor q_starts = t.indices({0, 2, 2, 5}), k_starts = t.indices({0, 5, 8, 11});
-  const AttentionShape shape{.heads = H, .nope = N, .rope = P, .value = U, .scale = 0.4, .sequences = 3,
-                             .q_starts = q_starts, .k_starts = k_starts};
+  const AttentionShape shape{.heads = H,
+                             .nope = N,
+                             .rope = P,
+                             .value = U,
+                             .scale = 0.4,
+                             .sequences = 3,
+                             .q_starts = q_starts,
+                             .k_starts = k_starts};
   const Tensor q = t.normal(f64, T, H*(N + P), 1, 1), kv = t.normal(f64, R, H*(N + U), 1, 3);
   const Tensor k_rope = t.normal(f64, R, P, 1, 5);
   const Tensor o = t.garbage(f64, T, H* U, 2), lse = t.garbage(f64, T, H);
-  void forward() { on(s).attention_forward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse}); }
+  void forward() {
+    on(s).attention_forward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse});
+  }
 };
 
 TEST_F(RefAttentionTest, Backward) {
@@ -148,9 +168,18 @@ TEST_F(RefAttentionTest, Backward) {
     return dot(s, d_o, o);
   };
   loss();
-  const Tensor dq = t.garbage(f64, T, q.cols), dkv = t.garbage(f64, R, kv.cols), dk_rope = t.garbage(f64, R, P);
-  on(s).attention_backward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse, .d_o = d_o,
-                            .dq = dq, .dkv = dkv, .dk_rope = dk_rope});
+  const Tensor dq = t.garbage(f64, T, q.cols), dkv = t.garbage(f64, R, kv.cols),
+               dk_rope = t.garbage(f64, R, P);
+  on(s).attention_backward({.shape = shape,
+                            .q = q,
+                            .kv = kv,
+                            .k_rope = k_rope,
+                            .o = o,
+                            .lse = lse,
+                            .d_o = d_o,
+                            .dq = dq,
+                            .dkv = dkv,
+                            .dk_rope = dk_rope});
   EXPECT_METRIC(read(s, dq), numeric_gradient(s, q, loss), kFiniteDifferences);
   EXPECT_METRIC(read(s, dkv), numeric_gradient(s, kv, loss), kFiniteDifferences);
   EXPECT_METRIC(read(s, dk_rope), numeric_gradient(s, k_rope, loss), kFiniteDifferences);
@@ -159,7 +188,8 @@ TEST_F(RefAttentionTest, Backward) {
 
 TEST_F(RefAttentionTest, ForwardIsWhatTheFormulaSays) {
   forward();
-  const std::vector<double> qs = read(s, q), kvs = read(s, kv), ks = read(s, k_rope), os = read(s, o), ls = read(s, lse);
+  const std::vector<double> qs = read(s, q), kvs = read(s, kv), ks = read(s, k_rope), os = read(s, o),
+                            ls = read(s, lse);
   // Row 1 of the first chunk is its last query: it sees all 5 keys. Head 1.
   const size_t i = 1, h = 1;
   std::vector<double> p;
@@ -186,14 +216,14 @@ TEST_F(RefAttentionTest, NobodySeesLaterKeysOrOtherSequences) {
   for (const int64_t row : {4, 5, 6, 7, 10}) on(s).upload(nan.data(), kv.slice_rows(row, 1));
   forward();
   const std::vector<double> after = read(s, o);
-  // Keys 4 and 10 are the last of sequences 0 and 2: only their last queries (rows 1, 4) see them; 5 to 7 are of the
-  // idle sequence.
+  // Keys 4 and 10 are the last of sequences 0 and 2: only their last queries (rows 1, 4) see them; 5 to 7 are
+  // of the idle sequence.
   for (const size_t row : {0u, 2u, 3u})
     for (size_t c = 0; c < 8; ++c) EXPECT_EQ(after[row * 8 + c], before[row * 8 + c]) << row;
   for (const size_t row : {1u, 4u}) EXPECT_TRUE(std::isnan(after[row * 8])) << row;
 }
 
-// Absorbed MLA equals the expanded form: q_nope W_UK against the latents, then W_UV out of the weighted latent.
+// Absorbed MLA equals the expanded form: q_nope W_UK against latents, then W_UV out of the weighted latent.
 TEST_F(RefBackwardTest, LatentAttentionEqualsAttentionOnTheExpandedForm) {
   const int64_t H = 2, N = 3, P = 2, U = 4, C = 5, page = 2;
   // Two sequences of 5 and 3 tokens, of which the last 2 and 1 are queries; pages in disorder.
@@ -201,30 +231,67 @@ TEST_F(RefBackwardTest, LatentAttentionEqualsAttentionOnTheExpandedForm) {
   const Tensor q = t.normal(f64, 3, H * (N + P)), q_starts = t.indices({0, 2, 3});
   const Tensor kv = t.garbage(f64, 8, H * (N + U)), o = t.garbage(f64, 3, H * U), lse = t.garbage(f64, 3, H);
   on(s).gemm({.a = c, .b = w, .c = kv, .trans_b = true});
-  on(s).attention_forward({.shape = {.heads = H, .nope = N, .rope = P, .value = U, .scale = 0.3, .sequences = 2,
-                                     .q_starts = q_starts, .k_starts = t.indices({0, 5, 8})},
-                           .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse});
+  on(s).attention_forward({.shape = {.heads = H,
+                                     .nope = N,
+                                     .rope = P,
+                                     .value = U,
+                                     .scale = 0.3,
+                                     .sequences = 2,
+                                     .q_starts = q_starts,
+                                     .k_starts = t.indices({0, 5, 8})},
+                           .q = q,
+                           .kv = kv,
+                           .k_rope = k_rope,
+                           .o = o,
+                           .lse = lse});
 
   const Tensor cache = t.garbage(f64, 7 * page, C + P);  // rows that nobody filled stay NaN
   const Tensor page_table = t.indices(2, 4, {6, 1, 3, 99, 0, 5, -7, 99});
   const Tensor slots = t.indices({12, 13, 2, 3, 6, 0, 1, 10});
   on(s).scatter_rows({.x = c, .rows = slots, .y = cache.slice_cols(0, C)});
   on(s).scatter_rows({.x = k_rope, .rows = slots, .y = cache.slice_cols(C, P)});
-  const Tensor q_latent = t.garbage(f64, 3, H * C), o_latent = t.garbage(f64, 3, H * C), o2 = t.garbage(f64, 3, H * U);
-  on(s).head_gemm({.x = q, .w = w, .y = q_latent, .heads = H, .x_stride = N + P, .y_stride = C, .w_first = 0,
-                   .w_stride = N + U, .w_rows = N});
-  on(s).latent_attention({.q_latent = q_latent, .q_rope = q.slice_cols(N, q.cols - N), .cache = cache,
-                          .page_table = page_table, .kv_lens = t.indices({5, 3}), .q_starts = q_starts,
-                          .o_latent = o_latent, .heads = H, .latent = C, .rope = P, .q_rope_stride = N + P,
-                          .page_size = page, .sequences = 2, .scale = 0.3});
-  on(s).head_gemm({.x = o_latent, .w = w, .y = o2, .heads = H, .x_stride = C, .y_stride = U, .w_first = N,
-                   .w_stride = N + U, .w_rows = U, .trans_w = true});
+  const Tensor q_latent = t.garbage(f64, 3, H * C), o_latent = t.garbage(f64, 3, H * C),
+               o2 = t.garbage(f64, 3, H * U);
+  on(s).head_gemm({.x = q,
+                   .w = w,
+                   .y = q_latent,
+                   .heads = H,
+                   .x_stride = N + P,
+                   .y_stride = C,
+                   .w_first = 0,
+                   .w_stride = N + U,
+                   .w_rows = N});
+  on(s).latent_attention({.q_latent = q_latent,
+                          .q_rope = q.slice_cols(N, q.cols - N),
+                          .cache = cache,
+                          .page_table = page_table,
+                          .kv_lens = t.indices({5, 3}),
+                          .q_starts = q_starts,
+                          .o_latent = o_latent,
+                          .heads = H,
+                          .latent = C,
+                          .rope = P,
+                          .q_rope_stride = N + P,
+                          .page_size = page,
+                          .sequences = 2,
+                          .scale = 0.3});
+  on(s).head_gemm({.x = o_latent,
+                   .w = w,
+                   .y = o2,
+                   .heads = H,
+                   .x_stride = C,
+                   .y_stride = U,
+                   .w_first = N,
+                   .w_stride = N + U,
+                   .w_rows = U,
+                   .trans_w = true});
   EXPECT_METRIC(read(s, o2), read(s, o), kExact);
 }
 
 TEST_F(RefBackwardTest, CrossEntropy) {
   const int64_t T = 4, V = 7;
-  const Tensor logits = t.normal(f64, T, V, 3), targets = t.indices({6, -1, 0, 3}), loss = t.garbage(f64, 1, T);
+  const Tensor logits = t.normal(f64, T, V, 3), targets = t.indices({6, -1, 0, 3}),
+               loss = t.garbage(f64, 1, T);
   const Tensor work = t.garbage(f64, T, V);
   const auto total = [&] {
     on(s).cast({.x = logits, .y = work});
@@ -252,27 +319,31 @@ TEST_F(RefBackwardTest, CrossEntropyOfEqualLogitsIsTheLogOfTheirNumber) {
 TEST_F(RefBackwardTest, UnpermuteInAllItsInputs) {
   const int64_t T = 3, K = 2, D = 4, E = 3;
   const Tensor row_of = t.garbage(DType::i32, T, K), offsets = t.garbage(DType::i32, 1, E + 1);
-  on(s).permute_plan({.indices = t.indices(T, K, {0, 2, 1, 2, 0, 1}), .row_of = row_of, .offsets = offsets,
-                      .experts = E});
+  on(s).permute_plan(
+      {.indices = t.indices(T, K, {0, 2, 1, 2, 0, 1}), .row_of = row_of, .offsets = offsets, .experts = E});
   EXPECT_EQ(read_indices(s, row_of), (std::vector<int32_t>{0, 4, 2, 5, 1, 3}));
   EXPECT_EQ(read_indices(s, offsets), (std::vector<int32_t>{0, 2, 4, 6}));
 
   const Tensor x = t.normal(f64, T * K, D), weights = t.normal(f64, T, K), dy = t.normal(f64, T, D);
   const Tensor residual = t.normal(f64, T, D), shared = t.normal(f64, T, D), y = t.garbage(f64, T, D);
   const auto loss = [&] {
-    on(s).unpermute({.x = x, .row_of = row_of, .weights = weights, .residual = residual, .shared = shared, .y = y});
+    on(s).unpermute(
+        {.x = x, .row_of = row_of, .weights = weights, .residual = residual, .shared = shared, .y = y});
     return dot(s, dy, y);
   };
   const Tensor dx = t.garbage(f64, T * K, D), dweights = t.garbage(f64, T, K);
-  on(s).unpermute_backward({.dy = dy, .x = x, .row_of = row_of, .weights = weights, .dx = dx, .dweights = dweights});
+  on(s).unpermute_backward(
+      {.dy = dy, .x = x, .row_of = row_of, .weights = weights, .dx = dx, .dweights = dweights});
   EXPECT_METRIC(read(s, dx), numeric_gradient(s, x, loss), kFiniteDifferences);
   EXPECT_METRIC(read(s, dweights), numeric_gradient(s, weights, loss), kFiniteDifferences);
-  EXPECT_METRIC(read(s, dy), numeric_gradient(s, residual, loss), kFiniteDifferences);  // d / d residual is dy itself
+  EXPECT_METRIC(read(s, dy), numeric_gradient(s, residual, loss),
+                kFiniteDifferences);  // d / d residual is dy itself
 
   // y may be the residual or the shared part itself.
   loss();
   const std::vector<double> expected = read(s, y);
-  on(s).unpermute({.x = x, .row_of = row_of, .weights = weights, .residual = residual, .shared = shared, .y = shared});
+  on(s).unpermute(
+      {.x = x, .row_of = row_of, .weights = weights, .residual = residual, .shared = shared, .y = shared});
   EXPECT_EQ(read(s, shared), expected);
 }
 

@@ -122,7 +122,8 @@ void RefBackend::gate_backward(const GateBackward& g) {
       dot += dweights(t, j) * s(t, chosen(t, j));
     }
     for (int64_t j = 0; j < top_k; ++j)
-      ds[size_t(chosen(t, j))] += g.scale * (g.normalise ? (dweights(t, j) - dot / sum) / sum : dweights(t, j));
+      ds[size_t(chosen(t, j))] +=
+          g.scale * (g.normalise ? (dweights(t, j) - dot / sum) / sum : dweights(t, j));
     if (const int64_t q = sequence_of[size_t(t)]; q >= 0) {
       const Reader fractions(g.fractions);
       double total = 0, mean = 0;

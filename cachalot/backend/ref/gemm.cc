@@ -12,7 +12,8 @@ void RefBackend::gemm(const Gemm& g) {
   for (int64_t m = 0; m < g.c.rows; ++m)
     for (int64_t n = 0; n < g.c.cols; ++n) {
       double sum = g.accumulate == Accumulate::add ? c(m, n) : 0;
-      for (int64_t k = 0; k < depth; ++k) sum += (g.trans_a ? a(k, m) : a(m, k)) * (g.trans_b ? b(n, k) : b(k, n));
+      for (int64_t k = 0; k < depth; ++k)
+        sum += (g.trans_a ? a(k, m) : a(m, k)) * (g.trans_b ? b(n, k) : b(k, n));
       c.set(m, n, sum);
     }
 }

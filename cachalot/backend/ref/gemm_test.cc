@@ -85,8 +85,10 @@ TEST_F(RefGemmTest, GroupedIsOneProductAnExpert) {
   on(s).grouped_gemm({.x = dy, .w = w, .y = dx, .offsets = offsets, .experts = E, .input_grad = true});
   on(s).grouped_weight_grad({.dy = dy, .x = x, .dw = dw, .offsets = offsets, .experts = E});
   for (const auto& [e, first, count] : {std::tuple{0, 0, 2}, {2, 2, 4}}) {
-    const Tensor we = w.slice_rows(e * O, O), xe = x.slice_rows(first, count), dye = dy.slice_rows(first, count);
-    EXPECT_EQ(read(s, y.slice_rows(first, count)), read(s, product({.a = xe, .b = we, .trans_b = true}, count, O)));
+    const Tensor we = w.slice_rows(e * O, O), xe = x.slice_rows(first, count),
+                 dye = dy.slice_rows(first, count);
+    EXPECT_EQ(read(s, y.slice_rows(first, count)),
+              read(s, product({.a = xe, .b = we, .trans_b = true}, count, O)));
     EXPECT_EQ(read(s, dx.slice_rows(first, count)), read(s, product({.a = dye, .b = we}, count, I)));
     EXPECT_EQ(read(s, dw.slice_rows(e * O, O)), read(s, product({.a = dye, .b = xe, .trans_a = true}, O, I)));
   }
@@ -94,21 +96,32 @@ TEST_F(RefGemmTest, GroupedIsOneProductAnExpert) {
   EXPECT_EQ(read(s, y)[size_t(6 * O)], y_before[size_t(6 * O)]);
   EXPECT_EQ(read(s, dx)[size_t(6 * I)], dx_before[size_t(6 * I)]);
   const std::vector<double> once = read(s, dw);
-  on(s).grouped_weight_grad({.dy = dy, .x = x, .dw = dw, .offsets = offsets, .experts = E,
-                             .accumulate = Accumulate::add});
+  on(s).grouped_weight_grad(
+      {.dy = dy, .x = x, .dw = dw, .offsets = offsets, .experts = E, .accumulate = Accumulate::add});
   for (size_t i = 0; i < once.size(); ++i) EXPECT_NEAR(read(s, dw)[i], 2 * once[i], 1e-14);
 }
 
 TEST_F(RefGemmTest, HeadProductsUseTheirOwnRows) {
   const int64_t H = 3, N = 2, U = 4, C = 5, T = 2;
-  const Tensor w = t.normal(f64, H * (N + U), C), q = t.normal(f64, T, H * 3), latent = t.normal(f64, T, H * C);
+  const Tensor w = t.normal(f64, H * (N + U), C), q = t.normal(f64, T, H * 3),
+               latent = t.normal(f64, T, H * C);
   const Tensor ql = t.garbage(f64, T, H * C), v = t.garbage(f64, T, H * U);
-  on(s).head_gemm({.x = q, .w = w, .y = ql, .heads = H, .x_stride = 3, .y_stride = C, .w_stride = N + U, .w_rows = N});
-  on(s).head_gemm({.x = latent, .w = w, .y = v, .heads = H, .x_stride = C, .y_stride = U, .w_first = N,
-                   .w_stride = N + U, .w_rows = U, .trans_w = true});
+  on(s).head_gemm(
+      {.x = q, .w = w, .y = ql, .heads = H, .x_stride = 3, .y_stride = C, .w_stride = N + U, .w_rows = N});
+  on(s).head_gemm({.x = latent,
+                   .w = w,
+                   .y = v,
+                   .heads = H,
+                   .x_stride = C,
+                   .y_stride = U,
+                   .w_first = N,
+                   .w_stride = N + U,
+                   .w_rows = U,
+                   .trans_w = true});
   for (int64_t h = 0; h < H; ++h) {
     const Tensor wk = w.slice_rows(h * (N + U), N), wv = w.slice_rows(h * (N + U) + N, U);
-    EXPECT_EQ(read(s, ql.slice_cols(h * C, C)), read(s, product({.a = q.slice_cols(h * 3, N), .b = wk}, T, C)));
+    EXPECT_EQ(read(s, ql.slice_cols(h * C, C)),
+              read(s, product({.a = q.slice_cols(h * 3, N), .b = wk}, T, C)));
     EXPECT_EQ(read(s, v.slice_cols(h * U, U)),
               read(s, product({.a = latent.slice_cols(h * C, C), .b = wv, .trans_b = true}, T, U)));
   }
@@ -127,7 +140,8 @@ TEST_F(RefGemmTest, SmallChange) {
   on(s).cast({.x = t.values(f64, 1, 2, {1 + 0x1p-8 + 0x1p-40, -2}), .y = b});
   EXPECT_EQ(read(s, b), (std::vector<double>{1 + 0x1p-7, -2}));  // rounded once
   const Tensor to = t.values(DType::bf16, 3, 2, {1, 2, 3, 4, 5, 6});
-  on(s).scatter_rows({.x = t.values(DType::f32, 3, 2, {10, 20, 30, 40, 50, 60}), .rows = t.indices({2, -1, 0}), .y = to});
+  on(s).scatter_rows(
+      {.x = t.values(DType::f32, 3, 2, {10, 20, 30, 40, 50, 60}), .rows = t.indices({2, -1, 0}), .y = to});
   EXPECT_EQ(read(s, to), (std::vector<double>{50, 60, 3, 4, 10, 20}));
 }
 
@@ -141,7 +155,8 @@ TEST_F(RefGemmTest, CheckRefusesWrongShapesFormatsAndOverlap) {
   EXPECT_THROW(check(Add{.a = a, .b = t.normal(DType::bf16, 4, 6), .y = a}), InternalError);
 
   const Tensor buffer = t.zeros(DType::f32, 10, 6);
-  const Tensor top = buffer.slice_rows(0, 4), middle = buffer.slice_rows(2, 4), bottom = buffer.slice_rows(4, 4);
+  const Tensor top = buffer.slice_rows(0, 4), middle = buffer.slice_rows(2, 4),
+               bottom = buffer.slice_rows(4, 4);
   EXPECT_NO_THROW(check(Cast{.x = top, .y = bottom}));
   EXPECT_THROW(check(Cast{.x = top, .y = middle}), InternalError);
   EXPECT_THROW(check(Cast{.x = top, .y = top}), InternalError);

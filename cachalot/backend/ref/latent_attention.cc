@@ -25,7 +25,8 @@ void RefBackend::latent_attention(const LatentAttention& a) {
         std::vector<double> p(size_t(keys - queries + n + 1));
         for (size_t j = 0; j < p.size(); ++j) {
           double sum = 0;
-          for (int64_t d = 0; d < a.latent; ++d) sum += q_latent(i, h * a.latent + d) * cache(row_of(int64_t(j)), d);
+          for (int64_t d = 0; d < a.latent; ++d)
+            sum += q_latent(i, h * a.latent + d) * cache(row_of(int64_t(j)), d);
           for (int64_t d = 0; d < a.rope; ++d)
             sum += q_rope(i, h * a.q_rope_stride + d) * cache(row_of(int64_t(j)), a.latent + d);
           p[j] = a.scale * sum;

@@ -9,9 +9,9 @@
 
 namespace cachalot {
 
-// x as bf16, rounded once to nearest even. Through float alone it would be rounded twice: a float that the first
-// rounding made a tie could go the wrong way. So the float on the way is rounded to odd: cut off, and its last bit
-// set when anything was lost, which keeps it off every tie of bf16.
+// x as bf16, rounded once to nearest even. Through float alone it would be rounded twice: a float that the
+// first rounding made a tie could go the wrong way. So the float on the way is rounded to odd: cut off, and
+// its last bit set when anything was lost, which keeps it off every tie of bf16.
 inline bf16 round_bf16(double x) {
   float f = float(x);
   if (std::isfinite(x) && double(f) != x) {
@@ -28,7 +28,8 @@ inline double round_to(DType dtype, double x) {
     case DType::f64: return x;
     case DType::f32: return float(x);
     case DType::bf16: return float(round_bf16(x));
-    case DType::e4m3: case DType::i32: break;
+    case DType::e4m3:
+    case DType::i32: break;
   }
   CHECK(false, "no arithmetic in " + std::string(name_of(dtype)));
   return x;
@@ -90,8 +91,8 @@ class Indices {
   int64_t operator()(int64_t r, int64_t c) const {
     CHECK(0 <= r && r < t_.rows && 0 <= c && c < t_.cols);
     const int64_t i = static_cast<const int32_t*>(t_.data)[r * t_.ld + c];
-    CHECK(from_ <= i && i < below_, "index " + std::to_string(i) + " is not in [" + std::to_string(from_) + ", " +
-                                        std::to_string(below_) + ")");
+    CHECK(from_ <= i && i < below_, "index " + std::to_string(i) + " is not in [" + std::to_string(from_) +
+                                        ", " + std::to_string(below_) + ")");
     return i;
   }
   int64_t operator[](int64_t i) const { return (*this)(i / t_.cols, i % t_.cols); }

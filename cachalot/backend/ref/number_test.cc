@@ -11,7 +11,7 @@ bf16 from_bits(uint16_t bits) {
   return b;
 }
 
-// Between every pair of neighbours: the middle goes to the even one, the least step away from it to the nearer one.
+// Between every two neighbours: the middle goes to the even one, the least step off it to the nearer one.
 TEST(Number, Bf16RoundsADoubleOnce) {
   for (uint32_t bits = 0; bits < 0x7F7F; ++bits) {
     const double low = float(from_bits(uint16_t(bits))), high = float(from_bits(uint16_t(bits + 1)));
@@ -40,7 +40,9 @@ TEST(Number, ReaderSeesTheValueInEveryFormat) {
   int32_t i[4] = {1, 2, 3, -4};
   const float scale = 0.5f;
   // As [2, 1] with ld 2: elements 0 and 2.
-  const auto view = [](void* data, DType t) { return Tensor{.data = data, .dtype = t, .rows = 2, .cols = 1, .ld = 2}; };
+  const auto view = [](void* data, DType t) {
+    return Tensor{.data = data, .dtype = t, .rows = 2, .cols = 1, .ld = 2};
+  };
   EXPECT_EQ(Reader(view(d, DType::f64))(1, 0), 3);
   EXPECT_EQ(Reader(view(f, DType::f32))(1, 0), 3);
   EXPECT_EQ(Reader(view(b, DType::bf16))[1], 3);

@@ -1,5 +1,5 @@
-// The oracle: every operation in double, one number after the other, as its contract writes it. Slow on purpose.
-// One file an operation family; accumulation is in double wherever the formula has a sum.
+// The oracle: every operation in double, one number after the other, as its contract writes it. Slow on
+// purpose. One file an operation family; accumulation is in double wherever the formula has a sum.
 #pragma once
 
 #include <memory>

@@ -13,7 +13,8 @@ void RefBackend::rope(const Rope& r) {
     for (int64_t h = 0; h < r.heads; ++h)
       for (int64_t i = 0; i < r.width / 2; ++i) {
         const int64_t col = h * r.stride + r.offset + 2 * i, p = positions[t];
-        const double c = cos(p, i), s = r.inverse ? -sin(p, i) : sin(p, i), even = x(t, col), odd = x(t, col + 1);
+        const double c = cos(p, i), s = r.inverse ? -sin(p, i) : sin(p, i), even = x(t, col),
+                     odd = x(t, col + 1);
         x.set(t, col, even * c - odd * s);
         x.set(t, col + 1, even * s + odd * c);
       }

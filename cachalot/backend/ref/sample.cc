@@ -40,8 +40,7 @@ void RefBackend::sample(const Sample& a) {
       while (n < p.size() && (n == 0 || kept < a.top_p * kept_by_k)) kept += p[n++];
       p.resize(n);
     }
-    const double u =
-        random_uniform(a.seed, kSampleStream, uint64_t(int64_t(positions[t]))) * kept;
+    const double u = random_uniform(a.seed, kSampleStream, uint64_t(int64_t(positions[t]))) * kept;
     size_t n = 0;
     for (double sum = p[0]; sum <= u && n + 1 < p.size(); sum += p[n]) ++n;
     tokens.set(t, double(ids[n]));

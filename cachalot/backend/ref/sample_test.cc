@@ -74,7 +74,8 @@ TEST_F(RefSampleTest, MinusInfinityAndNaNAreNeverDrawn) {
 
 TEST_F(RefSampleTest, FrequenciesFollowTheSoftmaxAtEveryTemperature) {
   for (const double temperature : {0.5, 1.0, 3.0})
-    EXPECT_LT(chi_square(draw(kLogits, 4000, {.temperature = temperature, .seed = 3}), softmax_weights(temperature)),
+    EXPECT_LT(chi_square(draw(kLogits, 4000, {.temperature = temperature, .seed = 3}),
+                         softmax_weights(temperature)),
               kFarInTheTail)
         << temperature;
 }
@@ -102,8 +103,9 @@ TEST_F(RefSampleTest, TopPKeepsTheSmallestSetThatReachesIt) {
   EXPECT_EQ(seen(0.6, 2), (std::set<int32_t>{1}));
   EXPECT_EQ(seen(0.7, 2), (std::set<int32_t>{1, 2}));
   // and what is left is drawn in proportion.
-  EXPECT_LT(chi_square(draw(logits, 3000, {.temperature = 1, .top_p = 0.76, .seed = 5}), {0.125, 0.5, 0.25, 0}),
-            kFarInTheTail);
+  EXPECT_LT(
+      chi_square(draw(logits, 3000, {.temperature = 1, .top_p = 0.76, .seed = 5}), {0.125, 0.5, 0.25, 0}),
+      kFarInTheTail);
 }
 
 TEST_F(RefSampleTest, IsAFunctionOfSeedAndPositionAlone) {

@@ -1,0 +1,207 @@
+#include "backend/ops/gate.h"
+
+#include "backend/ops/op_testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace testing;
+
+struct Case {
+  int64_t tokens = 0, experts = 1, groups = 1, topk_groups = 1, chosen = 1;
+  bool normalise = true;
+  std::string text() const {
+    return fmt::format("{} tokens, {} experts in {} groups, {} of {} groups, normalise {}", tokens, experts, groups,
+                       chosen, topk_groups, normalise);
+  }
+};
+
+// The shapes of the real models among them: 256 experts in 8 groups; 64 in one.
+const Case kCases[] = {{.tokens = 0, .experts = 4, .groups = 2, .topk_groups = 1, .chosen = 2},
+                       {.tokens = 1, .experts = 1, .chosen = 1},
+                       {.tokens = 3, .experts = 7, .chosen = 7},
+                       {.tokens = 17, .experts = 8, .groups = 8, .topk_groups = 3, .chosen = 2},
+                       {.tokens = 33, .experts = 12, .groups = 4, .topk_groups = 2, .chosen = 5},
+                       {.tokens = 129, .experts = 64, .chosen = 6, .normalise = false},
+                       {.tokens = 65, .experts = 256, .groups = 8, .topk_groups = 4, .chosen = 8}};
+
+struct Chosen {
+  Tensor scores, indices, weights, counts;
+};
+
+Chosen gate(Bench& b, const Case& c, const Tensor& logits, const Tensor& bias, Tensor indices = {}) {
+  const bool replay = bool(indices);
+  const Chosen g{b.t.garbage(DType::f32, c.tokens, c.experts),
+                 replay ? indices : b.t.garbage(DType::i32, c.tokens, c.chosen),
+                 b.t.garbage(DType::f32, c.tokens, c.chosen), b.t.garbage(DType::i32, 1, c.experts)};
+  on(b.s).gate_forward({.logits = logits, .bias = bias, .scores = g.scores, .indices = g.indices,
+                        .weights = g.weights, .counts = g.counts, .groups = c.groups, .topk_groups = c.topk_groups,
+                        .normalise = c.normalise, .scale = 2.5, .replay = replay});
+  return g;
+}
+
+TEST(Gate, ChoosesAndWeighsLikeRef) {
+  for (const Case& c : kCases)
+    expect_like_ref(
+        [&](Bench& b) -> Outputs {
+          const Chosen g = gate(b, c, b.t.normal(DType::f32, c.tokens, c.experts, 2),
+                                b.t.normal(DType::f32, 1, c.experts, 0.3));
+          return {g.scores, g.indices, g.weights, g.counts};
+        },
+        c.text());
+}
+
+TEST(Gate, ReplayKeepsTheIndicesAndWeighsThem) {
+  const Case c{.tokens = 3, .experts = 6, .groups = 2, .topk_groups = 1, .chosen = 2};
+  expect_like_ref([&](Bench& b) -> Outputs {
+    const Chosen g = gate(b, c, b.t.normal(DType::f32, 3, 6), b.t.normal(DType::f32, 1, 6),
+                          b.t.indices(3, 2, {0, 5, 2, 3, 0, 1}));
+    EXPECT_EQ(read_indices(b.s, g.indices), (std::vector<int32_t>{0, 5, 2, 3, 0, 1}));
+    return {g.scores, g.indices, g.weights, g.counts};
+  });
+}
+
+TEST(Gate, ReplayedExpertsOutOfRangeAreRefused) {
+  for (const int32_t expert : {-1, 6})
+    expect_refused(
+        [&](Bench& b) {
+          gate(b, {.tokens = 1, .experts = 6, .chosen = 1}, b.t.normal(DType::f32, 1, 6),
+               b.t.normal(DType::f32, 1, 6), b.t.indices(1, 1, {expert}));
+        },
+        "expert");
+}
+
+// One row of logits; what is chosen, on every device and on ref.
+void expect_choice(const Case& c, const std::vector<double>& logits, const std::vector<double>& bias,
+                   const std::vector<int32_t>& expected) {
+  const auto run = [&](Bench& b) -> Outputs {
+    const Chosen g = gate(b, c, b.t.values(DType::f32, 1, c.experts, logits), b.t.values(DType::f32, 1, c.experts, bias));
+    EXPECT_EQ(read_indices(b.s, g.indices), expected);
+    return {g.indices, g.counts};
+  };
+  expect_like_ref(run);
+}
+
+TEST(Gate, TiesGoToTheLowerExpert) {
+  expect_choice({.tokens = 1, .experts = 6, .chosen = 3}, {1, 2, 1, 2, 1, 2}, {0, 0, 0, 0, 0, 0}, {1, 3, 5});
+  expect_choice({.tokens = 1, .experts = 6, .chosen = 2}, {1, 1, 1, 1, 1, 1}, {0, 0, 0, 0, 0, 0}, {0, 1});
+  expect_choice({.tokens = 1, .experts = 4, .chosen = 3}, {0, 3, 0, 0}, {0, 0, 0, 0}, {0, 1, 2});
+}
+
+TEST(Gate, TiesGoToTheLowerGroup) {
+  // Groups of two; groups 1 and 2 tie: one of them and group 0 would do.
+  expect_choice({.tokens = 1, .experts = 6, .groups = 3, .topk_groups = 2, .chosen = 3}, {5, 5, 1, 2, 2, 1},
+                {0, 0, 0, 0, 0, 0}, {0, 1, 3});
+  expect_choice({.tokens = 1, .experts = 6, .groups = 3, .topk_groups = 1, .chosen = 2}, {1, 1, 1, 1, 1, 1},
+                {0, 0, 0, 0, 0, 0}, {0, 1});
+}
+
+TEST(Gate, AGroupIsJudgedByItsTwoBestAndTheOthersAreMasked) {
+  // The best single expert is in group 0, whose second is poor: group 1 wins and expert 0 may not be chosen.
+  expect_choice({.tokens = 1, .experts = 6, .groups = 2, .topk_groups = 1, .chosen = 2}, {4, -9, -9, 2, 2, -9},
+                {0, 0, 0, 0, 0, 0}, {3, 4});
+  // Groups of one are judged by their only expert.
+  expect_choice({.tokens = 1, .experts = 3, .groups = 3, .topk_groups = 2, .chosen = 2}, {1, 3, 2}, {0, 0, 0}, {1, 2});
+}
+
+// Biases far below every score: all experts of open groups are negative, and still beat the masked ones.
+TEST(Gate, MaskedExpertsLoseAgainstNegativeScores) {
+  expect_choice({.tokens = 1, .experts = 4, .groups = 2, .topk_groups = 1, .chosen = 2}, {0, 0, 0, 0},
+                {-9, -9, -5, -20}, {0, 1});
+  expect_choice({.tokens = 1, .experts = 4, .groups = 2, .topk_groups = 1, .chosen = 2}, {0, 0, 0, 0},
+                {-9, -9, -5, -10}, {2, 3});
+}
+
+TEST(Gate, TheBiasChoosesButDoesNotWeigh) {
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench b(*tested.device);
+    const Chosen g = gate(b, {.tokens = 1, .experts = 3, .chosen = 2}, b.t.values(DType::f32, 1, 3, {0, 0, 2}),
+                          b.t.values(DType::f32, 1, 3, {0, 1, 0}));
+    EXPECT_EQ(read_indices(b.s, g.indices), (std::vector<int32_t>{1, 2}));
+    const double s = 1 / (1 + std::exp(-2.0));
+    EXPECT_NEAR(read(b.s, g.weights)[0], 2.5 * 0.5 / (0.5 + s), 1e-6);
+  }
+}
+
+TEST(Gate, NanIsBelowEveryNumberAndIndicesStayInRange) {
+  expect_choice({.tokens = 1, .experts = 4, .chosen = 2}, {NAN, -50, NAN, -60}, {0, 0, 0, 0}, {1, 3});
+  expect_choice({.tokens = 1, .experts = 4, .chosen = 3}, {NAN, -50, NAN, NAN}, {0, 0, 0, 0}, {0, 1, 2});
+  expect_choice({.tokens = 1, .experts = 4, .chosen = 4}, {NAN, NAN, NAN, NAN}, {0, 0, 0, 0}, {0, 1, 2, 3});
+  // A group whose two best hold a NaN is below every other.
+  expect_choice({.tokens = 1, .experts = 6, .groups = 3, .topk_groups = 1, .chosen = 1}, {9, NAN, -3, -3, NAN, NAN},
+                {0, 0, 0, 0, 0, 0}, {2});
+  expect_choice({.tokens = 1, .experts = 4, .groups = 2, .topk_groups = 2, .chosen = 3}, {0, NAN, INFINITY, -INFINITY},
+                {0, 0, 0, 0}, {0, 2, 3});
+}
+
+TEST(BalanceLoss, MeetsTheMetricForEverySequence) {
+  const std::vector<std::vector<int32_t>> batches = {{0, 1}, {0, 0, 3, 3}, {0, 5, 70, 135, 300}, {2, 5, 7}, {0}};
+  for (const auto& starts : batches)
+    for (const auto& [experts, chosen] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {64, 6}})
+      expect_like_ref(
+          [&](Bench& b) -> Outputs {
+            const int64_t tokens = starts.back() + 2, sequences = int64_t(starts.size()) - 1;
+            const Tensor fractions = b.t.garbage(DType::f32, sequences, experts);
+            const Tensor loss = b.t.garbage(DType::f32, 1, sequences);
+            on(b.s).balance_loss({.scores = b.t.uniform(DType::f32, tokens, experts, 0.01, 1),
+                                  .starts = b.t.indices(starts), .fractions = fractions, .loss = loss,
+                                  .sequences = sequences, .top_k = chosen});
+            return {fractions, loss};
+          },
+          fmt::format("{} sequences, {} experts", starts.size() - 1, experts));
+}
+
+TEST(BalanceLoss, IsOneWhenTheLoadIsEvenAndTiesGoToTheLowerExpert) {
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench b(*tested.device);
+    const Tensor fractions = b.t.garbage(DType::f32, 1, 4), loss = b.t.garbage(DType::f32, 1, 1);
+    on(b.s).balance_loss({.scores = b.t.values(DType::f32, 2, 4, {1, 1, 1, 1, 1, 1, 1, 1}),
+                          .starts = b.t.indices({0, 2}), .fractions = fractions, .loss = loss, .sequences = 1,
+                          .top_k = 2});
+    EXPECT_EQ(read(b.s, fractions), (std::vector<double>{2, 2, 0, 0})) << tested.name;
+    EXPECT_EQ(read_number(b.s, loss), 1);
+  }
+}
+
+TEST(GateBackward, MeetsTheMetricWithAndWithoutTheBalanceLoss) {
+  for (const Case& c : kCases)
+    for (const bool balance : {false, true})
+      expect_like_ref(
+          [&](Bench& b) -> Outputs {
+            std::vector<int32_t> indices;
+            for (int64_t t = 0; t < c.tokens; ++t)
+              for (int64_t j = 0; j < c.chosen; ++j)
+                indices.push_back(int32_t(j * (c.experts / c.chosen) + t % (c.experts / c.chosen)));
+            const std::vector<int32_t> starts{0, int32_t(c.tokens / 2), int32_t(c.tokens / 2), int32_t(c.tokens)};
+            const Tensor dlogits = b.t.garbage(DType::f32, c.tokens, c.experts);
+            on(b.s).gate_backward({.dweights = b.t.normal(DType::f32, c.tokens, c.chosen),
+                                   .scores = b.t.uniform(DType::f32, c.tokens, c.experts, 0.05, 0.95),
+                                   .indices = b.t.indices(c.tokens, c.chosen, indices), .dlogits = dlogits,
+                                   .normalise = c.normalise, .scale = 2.5, .balance_factor = balance ? 0.7 : 0,
+                                   .starts = b.t.indices(starts),
+                                   .fractions = b.t.uniform(DType::f32, 3, c.experts, 0, 2), .sequences = 3});
+            // One expert alone has no gradient but rounding.
+            if (c.experts == 1 && c.normalise) return {};
+            return {dlogits};
+          },
+          c.text());
+}
+
+TEST(UpdateGateBias, MovesAgainstTheLoadAndStaysAtTheMean) {
+  expect_like_ref([](Bench& b) -> Outputs {
+    const Tensor bias = b.t.values(DType::f32, 1, 4, {0, 0.5, -0.25, 1});
+    on(b.s).update_gate_bias({.counts = b.t.indices({5, 3, 4, 4}), .bias = bias, .gamma = 0.125});
+    EXPECT_EQ(read(b.s, bias), (std::vector<double>{-0.125, 0.625, -0.25, 1}));
+    const Tensor uneven = b.t.values(DType::f32, 1, 3, {0, 0, 0});  // the mean is 1/3: nobody is at it
+    on(b.s).update_gate_bias({.counts = b.t.indices({0, 1, 0}), .bias = uneven, .gamma = 1});
+    EXPECT_EQ(read(b.s, uneven), (std::vector<double>{1, -1, 1}));
+    // Sums beyond 2^31, and a mean that floats would round to a count.
+    const Tensor large = b.t.values(DType::f32, 1, 2, {0, 0});
+    on(b.s).update_gate_bias({.counts = b.t.indices({2000000001, 2000000000}), .bias = large, .gamma = 1});
+    EXPECT_EQ(read(b.s, large), (std::vector<double>{-1, 1}));
+    return {bias, uneven, large};
+  });
+}
+
+}  // namespace
+}  // namespace cachalot

@@ -1,0 +1,99 @@
+#include "backend/ops/latent_attention.h"
+
+#include "backend/ops/op_testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace testing;
+
+struct Lengths {
+  int32_t queries = 0, tokens = 0;
+};
+struct Case {
+  std::vector<Lengths> lengths;
+  int64_t heads = 2, latent = 9, rope = 4, page_size = 4;
+  DType act = DType::f32;
+  int64_t padding = 0;
+};
+
+// Pages are handed out backwards and with gaps; what no sequence owns stays NaN.
+Outputs run(Bench& b, const Case& c) {
+  int64_t most = 1, pages = 1;
+  std::vector<int32_t> starts{0}, lens;
+  for (const Lengths& l : c.lengths) {
+    starts.push_back(starts.back() + l.queries);
+    lens.push_back(l.tokens);
+    most = std::max(most, l.tokens / c.page_size + 2);
+    pages += l.tokens / c.page_size + 2;
+  }
+  const int64_t width = c.latent + c.rope, sequences = int64_t(c.lengths.size());
+  std::vector<double> cache(size_t(pages * c.page_size * width), NAN);
+  std::vector<int32_t> table(size_t(sequences * most), 1 << 30);  // garbage past the last page
+  int64_t next = pages - 1;
+  for (int64_t s = 0; s < sequences; ++s)
+    for (int64_t token = 0; token < lens[size_t(s)]; ++token) {
+      const int64_t page = token / c.page_size;
+      if (token % c.page_size == 0) table[size_t(s * most + page)] = int32_t(next--);
+      const int64_t slot = table[size_t(s * most + page)] * c.page_size + token % c.page_size;
+      for (int64_t d = 0; d < width; ++d)
+        cache[size_t(slot * width + d)] = random_normal(5, uint64_t(s), uint64_t(token * width + d));
+    }
+  const int64_t rows = starts.back(), stride = c.rope + 3;
+  const Tensor q_latent = b.t.normal(c.act, rows, c.heads * c.latent, 1, c.padding);
+  const Tensor q_rope = b.t.normal(c.act, rows, c.heads * stride, 1, c.padding);
+  const Tensor o = b.t.garbage(c.act, rows, c.heads * c.latent, c.padding);
+  on(b.s).latent_attention({.q_latent = q_latent, .q_rope = q_rope,
+                            .cache = b.t.values(c.act, pages * c.page_size, width, cache, c.padding),
+                            .page_table = b.t.indices(sequences, most, table), .kv_lens = b.t.indices(lens),
+                            .q_starts = b.t.indices(starts), .o_latent = o, .heads = c.heads, .latent = c.latent,
+                            .rope = c.rope, .q_rope_stride = stride, .page_size = c.page_size,
+                            .sequences = sequences, .scale = 0.3});
+  return {o};
+}
+
+TEST(LatentAttention, MeetsTheMetricAndSeesOnlyItsOwnPages) {
+  const std::vector<std::vector<Lengths>> batches = {{{1, 1}},           {{1, 7}, {1, 33}, {1, 1}}, {{3, 3}, {2, 65}},
+                                                     {{0, 5}, {1, 129}}, {{5, 257}, {0, 0}, {1, 64}}, {}};
+  int number = 0;
+  for (const auto& lengths : batches)
+    for (const DType act : {DType::f32, DType::bf16})
+      for (const int64_t heads : {1, 3, 33}) {
+        ++number;
+        const Case c{.lengths = lengths, .heads = heads, .latent = number % 2 ? 9 : 32, .rope = number % 3 ? 4 : 2,
+                     .page_size = number % 4 ? 4 : 64, .act = act, .padding = number % 3};
+        expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("case {}", number));
+      }
+}
+
+TEST(LatentAttention, TheWidthsOfTheRealModel) {
+  for (const DType act : {DType::f32, DType::bf16}) {
+    const Case c{.lengths = {{2, 70}, {1, 5}}, .heads = 5, .latent = 512, .rope = 64, .page_size = 64, .act = act};
+    expect_like_ref([&](Bench& b) { return run(b, c); });
+  }
+}
+
+// A request's bits do not depend on its neighbours, nor on how many of its tokens are asked for at once.
+TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench all(*tested.device), one(*tested.device);
+    const Tensor many = run(all, {.lengths = {{1, 90}, {4, 40}}})[0];  // the first sequence has the same numbers
+    const Tensor alone = run(one, {.lengths = {{1, 90}}})[0];
+    EXPECT_TRUE(read_bits(one.s, alone) == read_bits(all.s, many.slice_rows(0, 1))) << tested.name;
+  }
+}
+
+TEST(LatentAttention, PagesOutsideTheCacheAreRefused) {
+  expect_refused(
+      [](Bench& b) {
+        on(b.s).latent_attention({.q_latent = b.t.normal(DType::f32, 1, 4), .q_rope = b.t.normal(DType::f32, 1, 2),
+                                  .cache = b.t.normal(DType::f32, 8, 6), .page_table = b.t.indices(1, 2, {1, 2}),
+                                  .kv_lens = b.t.indices({5}), .q_starts = b.t.indices({0, 1}),
+                                  .o_latent = b.t.garbage(DType::f32, 1, 4), .heads = 1, .latent = 4, .rope = 2,
+                                  .page_size = 4, .sequences = 1, .scale = 1});
+      },
+      "cache row");
+}
+
+}  // namespace
+}  // namespace cachalot

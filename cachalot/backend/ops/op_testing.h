@@ -1,0 +1,128 @@
+// For the tests of operations: one body runs on ref, the oracle, and on every device under test, and what it returns
+// is compared.
+//
+//   expect_like_ref([](Bench& b) -> Outputs {            // the same numbers on every device
+//     Tensor x = b.t.normal(DType::bf16, 5, 3), y = b.t.garbage(DType::bf16, 5, 3);
+//     on(b.s).cast({.x = x, .y = y});
+//     return {y};
+//   });
+//
+// Proved of every output: it meets the metric of its format (indices: is equal); nothing was written behind its rows;
+// and with 2, 3 and 5 threads it has the bits that one thread gives.
+#pragma once
+
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/cpu_device.h"
+#include "backend/testing.h"
+
+namespace cachalot::testing {
+
+// A device as a test sees it. `t` begins the same sequence of numbers in every Bench.
+struct Bench {
+  explicit Bench(Device& device, uint64_t seed = 1) : device(device), s(device), t(device, s, seed) {}
+  Device& device;
+  Stream s;
+  TestTensors t;
+};
+
+// CACHALOT_ISA for as long as the object lives.
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(const std::string& isa) {
+    if (const char* before = std::getenv("CACHALOT_ISA")) before_ = before, had_ = true;
+    setenv("CACHALOT_ISA", isa.c_str(), 1);
+  }
+  ~ForcedIsa() { had_ ? setenv("CACHALOT_ISA", before_.c_str(), 1) : unsetenv("CACHALOT_ISA"); }
+  ForcedIsa(const ForcedIsa&) = delete;
+
+ private:
+  std::string before_;
+  bool had_ = false;
+};
+
+struct TestedDevice {
+  std::string name;
+  std::unique_ptr<Device> device;
+  bool same_bits_as_first = false;  // the first one of all
+};
+
+// The CPU with its best kernels on 1, 2, 3 and 5 threads that are woken for the smallest work, then with one thread
+// and every other set of kernels that this machine runs.
+inline const std::vector<TestedDevice>& tested_devices() {
+  static const std::vector<TestedDevice> devices = [] {
+    std::vector<TestedDevice> list;
+    for (const int threads : {1, 2, 3, 5})
+      list.push_back({fmt::format("cpu, {} threads", threads), open_cpu_device(threads, 0), threads > 1});
+    for (const char* isa : {"sse2", "avx2", "avx512"}) {
+      const ForcedIsa forced(isa);
+      try {
+        list.push_back({fmt::format("cpu, {}", isa), open_cpu_device(1, 0)});
+      } catch (const Error&) {  // not of this machine
+      }
+    }
+    return list;
+  }();
+  return devices;
+}
+inline Device& ref_device() {
+  static const std::unique_ptr<Device> device = open_device("ref");
+  return *device;
+}
+
+// numerics: what one operation may differ from ref by (docs/numerics.md).
+inline double bound_of(DType format) { return format == DType::bf16 ? 1e-5 : 1e-12; }
+
+using Outputs = std::vector<Tensor>;
+using Body = std::function<Outputs(Bench&)>;
+
+inline void expect_like_ref(const Body& body, const std::string& what = "") {
+  const ScopedTrace trace(__FILE__, __LINE__, what);
+  Bench oracle(ref_device());
+  std::vector<HostTensor> expected;
+  for (const Tensor& t : body(oracle)) expected.push_back(download(oracle.s, t));
+  std::vector<std::string> first_bits;
+  for (const TestedDevice& tested : tested_devices()) {
+    const ScopedTrace trace_device(__FILE__, __LINE__, tested.name);
+    Bench bench(*tested.device);
+    const Outputs outputs = body(bench);
+    ASSERT_EQ(outputs.size(), expected.size());
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const ScopedTrace trace_output(__FILE__, __LINE__, fmt::format("output {} {}", i, outputs[i].describe()));
+      const HostTensor got = download(bench.s, outputs[i]);
+      EXPECT_TRUE(bench.t.padding_intact(outputs[i]));
+      if (outputs[i].dtype == DType::i32) {
+        EXPECT_EQ(read_indices(bench.s, outputs[i]),
+                  std::vector<int32_t>(static_cast<const int32_t*>(expected[i].tensor().data),
+                                       static_cast<const int32_t*>(expected[i].tensor().data) + got.tensor().size()));
+      } else {
+        EXPECT_METRIC(got, expected[i], bound_of(outputs[i].dtype));
+      }
+      const std::string bits = read_bits(bench.s, outputs[i]);
+      if (&tested == &tested_devices()[0]) first_bits.push_back(bits);
+      if (tested.same_bits_as_first) {
+        EXPECT_TRUE(bits == first_bits[i]) << "other bits than one thread gives";
+      }
+    }
+    if (Test::HasFailure()) return;  // the others would only repeat it
+  }
+}
+
+// `body` must be refused by every device under test with an InternalError that holds `text`.
+inline void expect_refused(const std::function<void(Bench&)>& body, const std::string& text) {
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench bench(*tested.device);
+    try {
+      body(bench);
+      ADD_FAILURE() << tested.name << " took it";
+    } catch (const InternalError& e) {
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+  }
+}
+
+}  // namespace cachalot::testing

@@ -1,0 +1,87 @@
+#include "backend/ops/rows.h"
+
+#include "backend/ops/op_testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace testing;
+
+const DType kActs[] = {DType::f32, DType::bf16};
+
+// `count` indices below n, every fourth negative; unique when asked (n must be large enough).
+std::vector<int32_t> some_rows(int64_t count, int64_t n, bool unique) {
+  std::vector<int32_t> rows;
+  for (int64_t i = 0; i < count; ++i)
+    rows.push_back(i % 4 == 3 ? -1 - int32_t(i) : int32_t(unique ? (i * 7 + 2) % n : int64_t(random_below(2, 1, uint64_t(i), uint64_t(n)))));
+  return rows;
+}
+
+TEST(Rows, GatherConvertsAndZeroesNegativeOnes) {
+  for (const int64_t count : {0, 1, 5, 129})
+    for (const int64_t width : {1, 7, 257})
+      for (const DType from : kActs)
+        for (const DType to : kActs)
+          expect_like_ref([&](Bench& b) -> Outputs {
+            const Tensor x = b.t.normal(from, 31, width, 1, 2), y = b.t.garbage(to, count, width, 1);
+            on(b.s).gather_rows({.x = x, .rows = b.t.indices(some_rows(count, 31, false)), .y = y});
+            return {y};
+          });
+}
+
+TEST(Rows, ScatterWritesItsRowsAndNoOthers) {
+  for (const int64_t count : {0, 1, 5, 29})
+    for (const int64_t width : {1, 7, 257})
+      for (const DType from : kActs)
+        for (const DType to : kActs)
+          expect_like_ref([&](Bench& b) -> Outputs {
+            const Tensor x = b.t.normal(from, count, width, 1, 2), y = b.t.normal(to, 31, width, 1, 1);
+            on(b.s).scatter_rows({.x = x, .rows = b.t.indices(some_rows(count, 31, true)), .y = y});
+            return {y};
+          });
+}
+
+TEST(Rows, ScatterAddSumsRepeatedRows) {
+  for (const int64_t count : {0, 1, 5, 300})
+    for (const int64_t width : {1, 7, 65, 257})
+      for (const DType from : kActs)
+        for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+          expect_like_ref([&](Bench& b) -> Outputs {
+            const Tensor x = b.t.normal(from, count, width, 1, 2);
+            const Tensor y = mode == Accumulate::add ? b.t.normal(DType::f32, 11, width) : b.t.garbage(DType::f32, 11, width);
+            on(b.s).scatter_add_rows({.x = x, .rows = b.t.indices(some_rows(count, 11, false)), .y = y, .accumulate = mode});
+            return {y};
+          });
+}
+
+// The order is part of the contract: 1 is lost beside 2^24, unless it is added last.
+TEST(Rows, ScatterAddTakesTheRowsInOrder) {
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench b(*tested.device);
+    const Tensor y = b.t.garbage(DType::f32, 1, 1);
+    on(b.s).scatter_add_rows({.x = b.t.values(DType::f32, 4, 1, {16777216, 1, -16777216, 1}),
+                              .rows = b.t.indices({0, 0, 0, 0}), .y = y});
+    EXPECT_EQ(read_number(b.s, y), 1) << tested.name;
+  }
+}
+
+TEST(Rows, IndicesBeyondTheRowsAreRefused) {
+  expect_refused(
+      [](Bench& b) {
+        on(b.s).gather_rows({.x = b.t.normal(DType::f32, 3, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 1, 2)});
+      },
+      "gather_rows");
+  expect_refused(
+      [](Bench& b) {
+        on(b.s).scatter_rows({.x = b.t.normal(DType::f32, 1, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 3, 2)});
+      },
+      "scatter_rows");
+  expect_refused(
+      [](Bench& b) {
+        on(b.s).scatter_add_rows({.x = b.t.normal(DType::f32, 1, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 3, 2)});
+      },
+      "scatter_add_rows");
+}
+
+}  // namespace
+}  // namespace cachalot

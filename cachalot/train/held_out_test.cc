@@ -1,0 +1,80 @@
+#include "train/held_out.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "data/bpe_trainer.h"
+#include "train/testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace ::cachalot::testing;  // NOLINT
+
+class HeldOutTest : public ::testing::Test {
+ protected:
+  HeldOutTest() {
+    std::string text;
+    for (int i = 0; i < 200; ++i) text += "line " + std::to_string(i * i) + " of a text\n";
+    write_file_atomic(folder_ / "text.txt", text);
+    bytes_ = int64_t(text.size() - training_bytes(text, 0.2));
+    BpeTrainer trainer({.vocab_size = 280});
+    trainer.add_text(text);
+    save_tokenizer(trainer.train(), folder_.path());
+  }
+  Corpus corpus(double held_out) const {
+    return Corpus({folder_ / "text.txt"}, Tokenizer::load(folder_.path()), held_out);
+  }
+  TemporaryFolder folder_;
+  int64_t bytes_ = 0;
+};
+
+TEST_F(HeldOutTest, EveryHeldOutTokenIsATargetOnce) {
+  const Corpus c = corpus(0.2);
+  for (const int64_t t : {1, 7, 32, 100000}) {
+    const HeldOut held_out(c, t);
+    std::vector<int32_t> targets;
+    for (const Sequence& w : held_out.windows()) {
+      ASSERT_GE(w.size(), 2u);
+      ASSERT_LE(int64_t(w.size()), t + 1);
+      EXPECT_EQ(w[0], targets.empty() ? c.train().back() : targets.back());  // its context
+      targets.insert(targets.end(), w.begin() + 1, w.end());
+    }
+    EXPECT_EQ(targets, std::vector<int32_t>(c.held_out().begin(), c.held_out().end())) << "windows of " << t;
+  }
+}
+
+TEST_F(HeldOutTest, AModelThatKnowsNothingPaysTheLogarithmOfTheVocabularyForEveryToken) {
+  const Corpus c = corpus(0.2);
+  ModelConfig model = tiny_model();
+  model.vocab_size = 280;
+  TrainSection train = tiny_training();
+  const auto device = open_device("cpu", {.threads = 2});
+  Stream s(*device);
+  Trainer trainer(s, model, train, Trainer::plan(model, train).arena);
+  trainer.init();
+  on(s).fill({.y = trainer.params().weight("head"), .value = 0});  // all logits equal
+  const HeldOut held_out(c, train.seq_len);
+  const std::atomic<bool> go{false}, halt{true};
+  const auto all = held_out.score(trainer, 0, go);
+  ASSERT_TRUE(all);
+  EXPECT_EQ(all->tokens, int64_t(c.held_out().size()));
+  EXPECT_EQ(all->bytes, bytes_);
+  EXPECT_NEAR(all->loss(), std::log(280.0), 1e-5);
+  EXPECT_NEAR(all->bits_per_byte(), std::log2(280.0) * double(all->tokens) / double(bytes_), 1e-5);
+
+  const auto some = held_out.score(trainer, 3, go);  // spread over the text
+  ASSERT_TRUE(some);
+  EXPECT_EQ(some->tokens, 3 * train.seq_len);
+  EXPECT_LT(some->bytes, all->bytes);
+  EXPECT_FALSE(held_out.score(trainer, 0, halt));
+}
+
+TEST_F(HeldOutTest, NothingHeldOutGivesNoScore) {
+  const Corpus c = corpus(0);
+  EXPECT_TRUE(HeldOut(c, 8).windows().empty());
+}
+
+}  // namespace
+}  // namespace cachalot

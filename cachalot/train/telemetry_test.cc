@@ -1,0 +1,87 @@
+#include "train/telemetry.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "train/testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace ::cachalot::testing;  // NOLINT
+
+StepMetrics example(double loss) {
+  StepMetrics m;
+  m.lr = 1e-3;
+  m.loss = loss;
+  m.mtp_losses = {loss + 1};
+  m.grad_norm = 0.5;
+  m.updated = true;
+  m.max_vio = {0.5, 1.5};
+  m.counts = {{1, 2}, {1, 2}};
+  return m;
+}
+
+TrainSection twenty_steps() {
+  TrainSection train = tiny_training();
+  train.steps = 20;
+  train.log_every = 5;
+  return train;
+}
+
+TEST(Telemetry, ALogGetsALineNowAndThenAndTheFileOneObjectAStep) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps());
+  for (int64_t i = 1; i <= 20; ++i) {
+    telemetry.step_begins();
+    telemetry.step_ends();
+    telemetry.step(i, example(5 - 0.1 * double(i)), i == 10 ? std::optional(HeldOut::Result{700, 100, 400}) : std::nullopt);
+  }
+  const std::string text = out.str();
+  for (const char* part : {"step  1/20, loss 4.900, mtp 5.900, ", "step  5/20", "step 10/20", "step 20/20", "MaxVio 1.00",
+                           "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
+    EXPECT_TRUE(contains(text, part));
+  EXPECT_EQ(text.find("step  6/20"), std::string::npos);
+  std::istringstream file(read_file(folder / "m.jsonl"));
+  int64_t n = 0;
+  for (std::string line; std::getline(file, line);) EXPECT_EQ(parse_json(line, "line")["step"], ++n);
+  EXPECT_EQ(n, 20);
+  EXPECT_TRUE(contains(telemetry.curve(), "held out"));
+}
+
+TEST(Telemetry, ATerminalKeepsOneLineWithMessagesAboveIt) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  ProgressStyle style{.terminal = true, .width = 160, .redraw_seconds = 0};
+  Telemetry telemetry(out, style, folder / "m.jsonl", twenty_steps());
+  telemetry.step(1, example(4), std::nullopt);
+  StepMetrics bad = example(NAN);
+  bad.updated = false;
+  bad.grad_norm = NAN;
+  telemetry.step(2, bad, std::nullopt);
+  telemetry.finish();
+  const std::string text = out.str();
+  EXPECT_TRUE(contains(text, "\r"));
+  EXPECT_TRUE(contains(text, "2/20"));
+  EXPECT_TRUE(contains(text, "step 2: the norm of the gradient is nan; the step changed nothing\n"));
+  std::istringstream file(read_file(folder / "m.jsonl"));
+  std::string line;
+  std::getline(file, line);
+  std::getline(file, line);
+  EXPECT_TRUE(parse_json(line, "line")["grad_norm"].is_null());
+}
+
+TEST(Telemetry, AFileThatCannotBeWrittenIsAnError) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  EXPECT_TRUE(contains(error_of([&] { Telemetry(out, {}, folder / "none/m.jsonl", twenty_steps()); }), "none/m.jsonl"));
+  Telemetry full(out, {}, "/dev/full", twenty_steps());
+  EXPECT_TRUE(contains(error_of([&] { full.step(1, example(4), std::nullopt); }), "No space left"));
+}
+
+}  // namespace
+}  // namespace cachalot
