@@ -2,6 +2,7 @@
 """Compares cachalot's tokenizer with the Rust library behind Hugging Face (the `tokenizers` package of PyPI).
 
   scripts/check_tokenizer.py CACHALOT [TOKENIZER_JSON] [--text FILE] [--documents N]
+  scripts/check_tokenizer.py --write-golden    rewrites tests/data/tokenizer/golden_encodings.jsonl
 
 CACHALOT is the program; TOKENIZER_JSON a published tokenizer to check as well (default: DeepSeek-V3's, where
 ../shared has it); --text what to train on (default: Shakespeare). Exits with 1 on any difference.
@@ -140,6 +141,16 @@ class Check:
             self.report(name + ": texts" + (", special tokens skipped" if skip else ""), bad, len(lists))
 
 
+def write_golden():
+    """What the library makes of small documents with the small tokenizer in tests/data, for tests without it."""
+    folder = ROOT / "tests/data/tokenizer"
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rng = random.Random(7)
+    documents = SNIPPETS + ["To be, or not to be", BOS + "x" + EOS, BOS[:-1]] + [random_document(rng, [BOS, EOS]) for _ in range(60)]
+    lines = [json.dumps({"text": d, "ids": library.encode(d, add_special_tokens=False).ids}) for d in documents if len(d) < 200]
+    (folder / "golden_encodings.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def split(pattern):
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
@@ -174,11 +185,17 @@ OTHER_PRE_TOKENIZERS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("cachalot")
+    parser.add_argument("cachalot", nargs="?")
     parser.add_argument("tokenizer_json", nargs="?")
     parser.add_argument("--text")
     parser.add_argument("--documents", type=int, default=2000)
+    parser.add_argument("--write-golden", action="store_true")
     options = parser.parse_args()
+    if options.write_golden:
+        write_golden()
+        return 0
+    if not options.cachalot:
+        parser.error("the path of the cachalot program is needed")
     check = Check(options.cachalot)
     rng = random.Random(20240)
 

@@ -37,8 +37,8 @@ void run(const ConvertCommand& command) {
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<Progress> progress;
   o.progress = [&](int64_t bytes, int64_t total, const std::string& tensor) {
-    if (!progress) progress = std::make_unique<Progress>(std::cerr, "convert", total);
-    progress->update(bytes, tensor);
+    if (!progress) progress = std::make_unique<Progress>(std::cerr, "convert, MB", total / 1'000'000);
+    progress->update(bytes / 1'000'000, tensor);
   };
   const ConvertSummary summary = convert_model(o);
   if (progress) progress->finish();
@@ -68,7 +68,7 @@ void add_convert(CLI::App& app) {
   c->add_option("--max-shard-size", command->max_shard_bytes,
                 "split larger models, such as 500MB or 5GB (1000-based)")
       ->transform(CLI::AsSizeValue(true))
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 60))
       ->default_str("5GB");
   c->add_option("--threads", command->threads, "threads to quantise with [all that this process may use]")
       ->check(CLI::Range(1, 1024));

@@ -198,7 +198,7 @@ void run(const Options& o) {
     if (tokenizer) json["text"] = utf8_lossy(shown);
     json["finish_reason"] = finish;
     json["statistics"] = statistics_json(engine.statistics());
-    write_out(json.dump(1) + "\n");
+    write_out(json.dump() + "\n");
   }
   print_summary(engine.statistics(), finish);
 }
@@ -224,7 +224,9 @@ void add_generate(CLI::App& app) {
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end-of-text token");
   c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")->capture_default_str();
   c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
-  c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")->capture_default_str();
+  c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")
+      ->check(CLI::IsMember({"cpu", "ref", "cuda"}))  // cuda: open_device says what is missing
+      ->capture_default_str();
   c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

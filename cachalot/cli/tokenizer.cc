@@ -16,6 +16,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "data/bpe_trainer.h"
+#include "data/json_fields.h"
 #include "data/tokenizer.h"
 
 namespace cachalot::cli {
@@ -24,7 +25,9 @@ namespace {
 
 class Stopwatch {
  public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -46,8 +49,7 @@ std::string read_input(const std::string& file) {
 }
 
 // Calls line(text, "name:number") for each line that is not blank.
-template <class Line>
-void for_each_line(const std::string& file, const Line& on_line) {
+template <class Line> void for_each_line(const std::string& file, const Line& on_line) {
   const bool standard = file.empty() || file == "-";
   std::ifstream stream;
   if (!standard) {
@@ -61,21 +63,26 @@ void for_each_line(const std::string& file, const Line& on_line) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     on_line(line, fmt::format("{}:{}", standard ? "standard input" : file, number));
   }
-  if (in.bad()) throw Error(fmt::format("{}: reading stopped after line {}", standard ? "standard input" : file, number));
+  if (in.bad())
+    throw Error(fmt::format("{}: reading stopped after line {}", standard ? "standard input" : file, number));
 }
 
 // The field of a JSON line.
 const Json& need_field(const Json& line, const char* field, const std::string& where) {
   if (!line.is_object() || !line.contains(field))
     throw Error(fmt::format("{}: no field \"{}\"", where, field))
-        .hint(fmt::format("a line is an object such as {}", field == std::string_view("text") ? R"({"text": "Call me Ishmael."})"
-                                                                                              : R"({"ids": [1, 2, 3]})"));
+        .hint(fmt::format("a line is an object such as {}", field == std::string_view("text")
+                                                                ? R"({"text": "Call me Ishmael."})"
+                                                                : R"({"ids": [1, 2, 3]})"));
   return line.at(field);
 }
 
-std::string ids_json(const std::vector<int32_t>& ids) { return fmt::format("{{\"ids\":[{}]}}\n", fmt::join(ids, ",")); }
+std::string ids_json(const std::vector<int32_t>& ids) {
+  return fmt::format("{{\"ids\":[{}]}}\n", fmt::join(ids, ","));
+}
 
-// {"text"}; text that is not UTF-8, which JSON cannot hold, has U+FFFD for each wrong byte, and "hex" beside it.
+// {"text"}; text that is not UTF-8, which JSON cannot hold, has U+FFFD for each wrong byte, and "hex" beside
+// it.
 std::string text_json(const std::string& bytes) {
   Json json = Json::object();
   const std::string text = utf8_lossy(bytes);
@@ -134,10 +141,11 @@ void train(const TrainOptions& o) {
   }
   const TrainedBpe trained = trainer.train();
   const std::string file = save_tokenizer(trained, o.out);
-  fmt::print(stderr, "{}: {} tokens from {} of text in {}\n", file, trained.vocab_size, human_bytes(double(bytes)),
-             human_seconds(watch.seconds()));
+  fmt::print(stderr, "{}: {} tokens from {} of text in {}\n", file, trained.vocab_size,
+             human_bytes(double(bytes)), human_seconds(watch.seconds()));
   if (trained.vocab_size < o.vocab_size)
-    fmt::print(stderr, "  {} were asked for, but no further pair of tokens occurs {} times\n", o.vocab_size, o.min_count);
+    fmt::print(stderr, "  {} were asked for, but no further pair of tokens occurs {} times\n", o.vocab_size,
+               o.min_count);
 }
 
 struct EncodeCommand {
@@ -156,11 +164,12 @@ void encode(const EncodeCommand& o) {
     return ids;
   };
   if (o.jsonl) {
-    if (o.has_text) throw Error("--jsonl reads lines, not the text on the command line").hint("leave the text out");
+    if (o.has_text)
+      throw Error("--jsonl reads lines, not the text on the command line").hint("leave the text out");
     for_each_line(o.input, [&](const std::string& line, const std::string& where) {
       const Json json = parse_json(line, where);
       const Json& text = need_field(json, "text", where);
-      if (!text.is_string()) throw Error(fmt::format("{}: \"text\" is a {}; it must be a string", where, json_kind(text)));
+      if (!text.is_string()) throw_kind(where + ": text", text, "a string");
       write_out(ids_json(run(text.get_ref<const std::string&>())));
     });
   } else {
@@ -190,21 +199,24 @@ void decode(const DecodeCommand& o) {
     }
   };
   if (o.jsonl) {
-    if (!o.ids.empty()) throw Error("--jsonl reads lines, not the ids on the command line").hint("leave the ids out");
+    if (!o.ids.empty())
+      throw Error("--jsonl reads lines, not the ids on the command line").hint("leave the ids out");
     for_each_line(o.input, [&](const std::string& line, const std::string& where) {
       const Json json = parse_json(line, where);
       const Json& list = need_field(json, "ids", where);
-      if (!list.is_array()) throw Error(fmt::format("{}: \"ids\" is a {}; it must be an array", where, json_kind(list)));
+      if (!list.is_array()) throw_kind(where + ": ids", list, "an array");
       std::vector<int32_t> ids;
       for (const Json& id : list) {
         if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX))
-          throw Error(fmt::format("{}: \"ids\" holds {}, which is no token id", where, id.dump().substr(0, 40)));
+          throw Error(
+              fmt::format("{}: \"ids\" holds {}, which is no token id", where, id.dump().substr(0, 40)));
         ids.push_back(narrow_id(id.get<int64_t>(), where));
       }
       write_out(text_json(run(ids, where)));
     });
   } else if (!o.ids.empty()) {
-    write_out(run(parse_ids(fmt::format("{}", fmt::join(o.ids, " ")), "the command line"), "the command line"));
+    write_out(
+        run(parse_ids(fmt::format("{}", fmt::join(o.ids, " ")), "the command line"), "the command line"));
   } else {
     const std::string where = o.input.empty() || o.input == "-" ? "standard input" : o.input;
     write_out(run(parse_ids(read_input(o.input), where), where));
@@ -219,13 +231,17 @@ void add_tokenizer(CLI::App& app) {
   group->require_subcommand(1);
 
   auto t = std::make_shared<TrainOptions>();
-  auto* c = group->add_subcommand("train", "learn a byte-level BPE vocabulary from text and write a tokenizer.json\n"
-                                           "that Hugging Face's tokenizers library reads too");
+  auto* c = group->add_subcommand("train",
+                                  "learn a byte-level BPE vocabulary from text and write a tokenizer.json\n"
+                                  "that Hugging Face's tokenizers library reads too");
   c->add_option("--input", t->input, "text files, each a text of its own; - is standard input")->required();
   c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")->required();
-  c->add_option("--out", t->out, "directory, or a file ending in .json; tokenizer_config.json is written beside")->required();
-  c->add_option("--special", t->special, "special tokens, ids 0, 1, ...; the first begins a text, the second ends it\n"
-                                         "(default: those of DeepSeek-V3)");
+  c->add_option("--out", t->out,
+                "directory, or a file ending in .json; tokenizer_config.json is written beside")
+      ->required();
+  c->add_option("--special", t->special,
+                "special tokens, ids 0, 1, ...; the first begins a text, the second ends it\n"
+                "(default: those of DeepSeek-V3)");
   c->add_option("--min-count", t->min_count, "occurrences that make a pair a token")->capture_default_str();
   c->callback([t] { train(*t); });
 
@@ -236,7 +252,8 @@ void add_tokenizer(CLI::App& app) {
   auto* input = c->add_option("--input", e->input, "file to read; - is standard input");
   text->excludes(input);
   c->add_flag("--jsonl", e->jsonl, "read lines {\"text\": \"...\"}, write lines {\"ids\": [...]}");
-  c->add_flag("--plain", e->plain, "treat names such as <｜User｜> in the text as ordinary text (untrusted input)");
+  c->add_flag("--plain", e->plain,
+              "treat names such as <｜User｜> in the text as ordinary text (untrusted input)");
   c->callback([e, text] {
     e->has_text = text->count() > 0;
     encode(*e);
@@ -248,8 +265,9 @@ void add_tokenizer(CLI::App& app) {
   auto* ids = c->add_option("ids", d->ids, "the ids; without them, --input or standard input is read");
   input = c->add_option("--input", d->input, "file of ids to read; - is standard input");
   ids->excludes(input);
-  c->add_flag("--jsonl", d->jsonl, "read lines {\"ids\": [...]}, write lines {\"text\": \"...\"}; where the bytes are not\n"
-                                   "UTF-8, \"text\" has U+FFFD for them and \"hex\" holds them all");
+  c->add_flag("--jsonl", d->jsonl,
+              "read lines {\"ids\": [...]}, write lines {\"text\": \"...\"}; where the bytes are not\n"
+              "UTF-8, \"text\" has U+FFFD for them and \"hex\" holds them all");
   c->add_flag("--skip-special", d->skip_special, "leave out tokens that tokenizer.json flags special");
   c->callback([d] { decode(*d); });
 }

@@ -68,15 +68,18 @@ TEST(ModelConfig, ReadsWhatTransformers5Writes) {  // DeepseekV3Config.save_pret
   Json j = parse_json(
       R"({"architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
     "bos_token_id": 0, "dtype": "bfloat16", "eos_token_id": 1, "first_k_dense_replace": 1, "head_dim": 32,
-    "hidden_act": "silu", "hidden_size": 128, "initializer_range": 0.02, "intermediate_size": 256, "kv_lora_rank": 128,
+    "hidden_act": "silu", "hidden_size": 128, "initializer_range": 0.02, "intermediate_size": 256,
+    "kv_lora_rank": 128,
     "max_position_embeddings": 640, "model_type": "deepseek_v3", "moe_intermediate_size": 128, "n_group": 4,
     "n_routed_experts": 8, "n_shared_experts": 2, "norm_topk_prob": true, "num_attention_heads": 2,
     "num_experts_per_tok": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "num_nextn_predict_layers": 2,
-    "output_router_logits": false, "pad_token_id": null, "pretraining_tp": 1, "q_lora_rank": null, "qk_head_dim": 96,
+    "output_router_logits": false, "pad_token_id": null, "pretraining_tp": 1, "q_lora_rank": null,
+    "qk_head_dim": 96,
     "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "rms_norm_eps": 1e-06, "rope_interleave": true,
     "rope_parameters": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
       "original_max_position_embeddings": 16, "rope_theta": 10000, "rope_type": "yarn", "type": "yarn"},
-    "routed_scaling_factor": 2.5, "tie_word_embeddings": false, "topk_group": 2, "transformers_version": "5.23.0",
+    "routed_scaling_factor": 2.5, "tie_word_embeddings": false, "topk_group": 2,
+    "transformers_version": "5.23.0",
     "use_cache": true, "v_head_dim": 64, "vocab_size": 256})",
       "test");
   ModelConfig expected = load_model_config(golden("nano-yarn/model"));

@@ -37,7 +37,7 @@ struct Param {
   ParamKind kind = ParamKind::linear;
   int64_t layer = -1;  // -1: outside the layers
   int64_t rows = 0, cols = 0;  // vectors are [1, n]
-  int64_t part_rows = 0;  // rows of one stacked matrix (Tensor::part_rows); equals rows when nothing is stacked
+  int64_t part_rows = 0;  // rows of one stacked matrix (Tensor::part_rows); rows if nothing is stacked
   std::vector<ParamView> views;
 
   bool is_vector() const { return kind == ParamKind::norm || kind == ParamKind::gate_bias; }
@@ -61,16 +61,16 @@ struct Param {
 //   layers.l.post_norm                   [1, D]      ...post_attention_layernorm.weight
 //   layers.l.mlp.gate_up                 [2F, D]     ...mlp.gate_proj.weight, ...mlp.up_proj.weight   (dense)
 //   layers.l.mlp.down                    [D, F]      ...mlp.down_proj.weight                          (dense)
-//   layers.l.mlp.gate                    [E, D]      ...mlp.gate.weight                               (experts)
+//   layers.l.mlp.gate                    [E, D]      ...mlp.gate.weight                             (experts)
 //   layers.l.mlp.gate_bias               [1, E]      ...mlp.gate.e_score_correction_bias
-//   layers.l.mlp.experts.gate_up         [E 2I, D]   ...mlp.experts.e.gate_proj.weight, .up_proj; e = 0, 1, ...
+//   layers.l.mlp.experts.gate_up         [E 2I, D]   ...mlp.experts.e.gate_proj.weight, .up_proj; e = 0 ...
 //   layers.l.mlp.experts.down            [E D, I]    ...mlp.experts.e.down_proj.weight
 //   layers.l.mlp.shared.gate_up          [2 Z I, D]  ...mlp.shared_experts.{gate,up}_proj.weight
 //   layers.l.mlp.shared.down             [D, Z I]    ...mlp.shared_experts.down_proj.weight
 //   norm                                 [1, D]      model.norm.weight
 //   head                                 [V, D]      lm_head.weight (+ copies of MTP layers)
-// and for MTP layers, before their input_norm: layers.l.enorm, layers.l.hnorm [1, D], layers.l.eh_proj [D, 2D];
-// after their MLP: layers.l.head_norm [1, D] (shared_head.norm.weight).
+// and for MTP layers, before their input_norm: layers.l.enorm, layers.l.hnorm [1, D], layers.l.eh_proj
+// [D, 2D]; after their MLP: layers.l.head_norm [1, D] (shared_head.norm.weight).
 // part_rows: F, I, Z I for the gate_up tensors, D for experts.down, rows elsewhere.
 std::vector<Param> parameter_table(const ModelConfig& config);
 

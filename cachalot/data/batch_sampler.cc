@@ -43,7 +43,8 @@ BatchSampler::BatchSampler(BatchSamplerOptions options) : options_(options) {
   const int64_t targets = options.tokens - 1, t = options.seq_len;
   windows_ = std::max<int64_t>(targets, 0) / t;
   if (windows_ == 0)
-    throw Error(fmt::format("the training text has {} tokens; one row needs {}", std::max<int64_t>(options.tokens, 0), t + 1))
+    throw Error(fmt::format("the training text has {} tokens; one row needs {}",
+                            std::max<int64_t>(options.tokens, 0), t + 1))
         .hint("give more text, or a shorter sequence length");
   // Any offset below T must leave room for all windows; of a text that just holds them one is given up.
   if (windows_ > 1 && targets - windows_ * t < t - 1) --windows_;
@@ -54,12 +55,15 @@ int64_t BatchSampler::start(int64_t step, int64_t row) const {
   CHECK(step >= 0 && 0 <= row && row < options_.batch_rows);
   const int64_t sample = step * options_.batch_rows + row;
   const int64_t epoch = sample / windows_;
-  const int64_t offset = int64_t(random_below(options_.seed, kOffsetStream, uint64_t(epoch), uint64_t(offsets_)));
-  const int64_t window = permute(sample % windows_, windows_, options_.seed, kShuffleStream + uint64_t(epoch));
+  const int64_t offset =
+      int64_t(random_below(options_.seed, kOffsetStream, uint64_t(epoch), uint64_t(offsets_)));
+  const int64_t window =
+      permute(sample % windows_, windows_, options_.seed, kShuffleStream + uint64_t(epoch));
   return offset + window * options_.seq_len;
 }
 
-std::vector<std::span<const int32_t>> BatchSampler::rows(std::span<const int32_t> stream, int64_t step) const {
+std::vector<std::span<const int32_t>> BatchSampler::rows(std::span<const int32_t> stream,
+                                                         int64_t step) const {
   CHECK(int64_t(stream.size()) == options_.tokens);
   std::vector<std::span<const int32_t>> rows;
   for (int64_t row = 0; row < options_.batch_rows; ++row)

@@ -2,7 +2,8 @@
 // run, or another rank, draws the same without keeping any state.
 //
 // An epoch cuts the stream into W windows of T targets each:
-//   window k = tokens [offset + k T, offset + k T + T],  T + 1 tokens: T inputs and, shifted by one, T targets
+//   window k = tokens [offset + k T, offset + k T + T],  T + 1 tokens: T inputs and, shifted by one, T
+//   targets
 // Neighbours share one token, so every target is predicted once. The windows come in random order, each once
 // (without replacement); the next epoch has another order and another offset, so that the cuts move.
 #pragma once
@@ -27,7 +28,8 @@ class BatchSampler {
   int64_t windows_per_epoch() const { return windows_; }
   // Where row `row` of step `step` begins in the stream; steps count from 0.
   int64_t start(int64_t step, int64_t row) const;
-  // The rows of step `step`, T + 1 tokens each, as views into `stream`, which has the length given in the options.
+  // The rows of step `step`, T + 1 tokens each, as views into `stream`, which has the length given in the
+  // options.
   std::vector<std::span<const int32_t>> rows(std::span<const int32_t> stream, int64_t step) const;
 
  private:

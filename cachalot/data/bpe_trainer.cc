@@ -23,8 +23,8 @@ namespace {
 
 constexpr int64_t kMaxVocab = 1 << 20;  // what data/tokenizer.cc reads back
 
-// A merge visits every piece that holds the pair from end to end. Pieces of real text have tens of bytes; longer
-// ones than this are cut, so that a file without spaces does not make training quadratic.
+// A merge visits every piece that holds the pair from end to end. Pieces of real text have tens of bytes;
+// longer ones than this are cut, so that a file without spaces does not make training quadratic.
 constexpr size_t kMaxPiece = 4096;
 
 using Pair = std::pair<int32_t, int32_t>;  // ids of two adjacent tokens
@@ -37,8 +37,8 @@ struct PairHash {
 };
 
 struct PairStats {
-  int64_t count = 0;            // occurrences in the whole text
-  std::vector<int32_t> words;   // every word that holds the pair; some that did once, some twice
+  int64_t count = 0;           // occurrences in the whole text
+  std::vector<int32_t> words;  // every word that holds the pair; some that did once, some twice
 };
 
 struct Word {
@@ -82,17 +82,23 @@ struct BpeTrainer::State {
 BpeTrainer::BpeTrainer(BpeTrainOptions options) : state_(std::make_unique<State>()) {
   const int64_t least = int64_t(options.special_tokens.size()) + 256;
   if (options.vocab_size < least || options.vocab_size > kMaxVocab)
-    throw Error(fmt::format("a vocabulary of {} tokens; {} special ones and 256 bytes need at least {}, and at most {} "
-                            "are supported",
-                            options.vocab_size, options.special_tokens.size(), least, kMaxVocab));
-  if (options.min_count < 1) throw Error(fmt::format("min_count is {}; it must be at least 1", options.min_count));
+    throw Error(fmt::format(
+        "a vocabulary of {} tokens; {} special ones and 256 bytes need at least {}, and at most {} "
+        "are supported",
+        options.vocab_size, options.special_tokens.size(), least, kMaxVocab));
+  if (options.min_count < 1)
+    throw Error(fmt::format("min_count is {}; it must be at least 1", options.min_count));
   std::set<std::string> seen;
   for (const std::string& token : options.special_tokens) {
-    if (utf8_lossy(token) != token) throw Error(fmt::format("special token {} is not UTF-8", in_quotes(token)));
-    // One byte would be that byte's token. The byte alphabet would read another token's bytes out of the name.
+    if (utf8_lossy(token) != token)
+      throw Error(fmt::format("special token {} is not UTF-8", in_quotes(token)));
+    // One byte would be that byte's token. The byte alphabet would read another token's bytes out of the
+    // name.
     if (token.size() < 2 || read_bytes(token).value_or(token) != token)
-      throw Error(fmt::format("{} cannot be a special token: it is too short or looks like bytes", in_quotes(token)));
-    if (!seen.insert(token).second) throw Error(fmt::format("special token {} is given twice", in_quotes(token)));
+      throw Error(
+          fmt::format("{} cannot be a special token: it is too short or looks like bytes", in_quotes(token)));
+    if (!seen.insert(token).second)
+      throw Error(fmt::format("special token {} is given twice", in_quotes(token)));
   }
   state_->options = std::move(options);
 }
@@ -113,7 +119,8 @@ void BpeTrainer::add_text(std::string_view text) {
 
 TrainedBpe BpeTrainer::train() const {
   const BpeTrainOptions& options = state_->options;
-  if (!state_->any_text) throw Error("the text to train a tokenizer on is empty").hint("pass files with text");
+  if (!state_->any_text)
+    throw Error("the text to train a tokenizer on is empty").hint("pass files with text");
 
   std::vector<std::string> tokens = options.special_tokens;  // bytes of each id
   std::vector<int32_t> byte_ids(256);
@@ -135,7 +142,8 @@ TrainedBpe BpeTrainer::train() const {
     for (size_t i = 0; i + 1 < word.tokens.size(); ++i) {
       PairStats& stats = pairs[{word.tokens[i], word.tokens[i + 1]}];
       stats.count += count;
-      if (stats.words.empty() || stats.words.back() != int32_t(words.size())) stats.words.push_back(int32_t(words.size()));
+      if (stats.words.empty() || stats.words.back() != int32_t(words.size()))
+        stats.words.push_back(int32_t(words.size()));
     }
     words.push_back(std::move(word));
   }
@@ -145,13 +153,13 @@ TrainedBpe BpeTrainer::train() const {
 
   std::vector<Pair> merges;
   std::unordered_set<Pair, PairHash> listed;  // the same, for searching
-  std::vector<Pair> touched;  // pairs whose count one merge may have raised
+  std::vector<Pair> touched;                  // pairs whose count one merge may have raised
   while (int64_t(tokens.size()) < options.vocab_size && !heap.empty()) {
     std::pop_heap(heap.begin(), heap.end());
     const Candidate best = heap.back();
     heap.pop_back();
     const auto at = pairs.find(best.pair);
-    if (at == pairs.end()) continue;  // merged already
+    if (at == pairs.end()) continue;       // merged already
     if (at->second.count != best.count) {  // fallen since: back into its place
       if (at->second.count >= options.min_count) {
         heap.push_back({at->second.count, best.pair});
@@ -217,14 +225,21 @@ TrainedBpe BpeTrainer::train() const {
   Json vocab = Json::object();
   auto& entries = static_cast<std::vector<Json::object_t::value_type>&>(vocab.get_ref<Json::object_t&>());
   const auto written = [&](int32_t id) { return id < first_ordinary ? tokens[id] : write_bytes(tokens[id]); };
-  for (int32_t id = 0; id < int32_t(tokens.size()); ++id) entries.emplace_back(written(id), id);  // no search: unique
+  for (int32_t id = 0; id < int32_t(tokens.size()); ++id)
+    entries.emplace_back(written(id), id);  // no search: unique
   Json merge_list = Json::array();
   for (const auto& [left, right] : merges) merge_list.push_back(written(left) + " " + written(right));
   Json added = Json::array();
   for (int32_t id = 0; id < first_ordinary; ++id)
-    added.push_back({{"id", id}, {"content", tokens[id]}, {"single_word", false}, {"lstrip", false},
-                     {"rstrip", false}, {"normalized", false}, {"special", true}});
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+    added.push_back({{"id", id},
+                     {"content", tokens[id]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
   const Json document = {
       {"version", "1.0"},
       {"truncation", nullptr},
@@ -260,10 +275,13 @@ TrainedBpe BpeTrainer::train() const {
 
 std::string save_tokenizer(const TrainedBpe& trained, const std::string& path) {
   namespace fs = std::filesystem;
-  const fs::path file = fs::path(path).extension() == ".json" ? fs::path(path) : fs::path(path) / "tokenizer.json";
+  const fs::path file =
+      fs::path(path).extension() == ".json" ? fs::path(path) : fs::path(path) / "tokenizer.json";
   std::error_code error;
   if (file.has_parent_path()) fs::create_directories(file.parent_path(), error);
-  if (error) throw Error(fmt::format("{}: cannot make the directory: {}", file.parent_path().string(), error.message()));
+  if (error)
+    throw Error(
+        fmt::format("{}: cannot make the directory: {}", file.parent_path().string(), error.message()));
   write_file_atomic(file.string(), trained.tokenizer_json);
   write_file_atomic((file.parent_path() / "tokenizer_config.json").string(), trained.tokenizer_config_json);
   return file.string();

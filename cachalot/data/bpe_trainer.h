@@ -2,12 +2,12 @@
 // writes it as a Hugging Face tokenizer.json with DeepSeek-V3's pre-tokenizer.
 //
 // Text is cut into pieces; equal pieces are counted once. Then, again and again, the adjacent pair of tokens
-// that occurs most often becomes a token; of pairs that occur equally often the one with the smaller ids (left
-// first) wins. So the result depends only on how often each piece occurs: not on the order of the texts, not
-// on hash order. It equals that of the Rust library's BpeTrainer (scripts/check_tokenizer.py).
+// that occurs most often becomes a token; of pairs that occur equally often the one with the smaller ids
+// (left first) wins. So the result depends only on how often each piece occurs: not on the order of the
+// texts, not on hash order. It equals that of the Rust library's BpeTrainer (scripts/check_tokenizer.py).
 //
-// Pair counts are kept up to date: a merge visits only the distinct pieces that hold the pair. Memory: about 12
-// bytes a byte of distinct pieces, plus the counts of the pairs.
+// Pair counts are kept up to date: a merge visits only the distinct pieces that hold the pair. Memory: about
+// 12 bytes a byte of distinct pieces, plus the counts of the pairs.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,8 @@ class BpeTrainer {
   explicit BpeTrainer(BpeTrainOptions options);  // Error: a vocabulary size or special tokens that cannot be
   ~BpeTrainer();
 
-  // Counts the pieces of one text. Bytes that are not valid UTF-8 count for nothing (each has its token anyway).
+  // Counts the pieces of one text. Bytes that are not valid UTF-8 count for nothing (each has its token
+  // anyway).
   void add_text(std::string_view text);
   TrainedBpe train() const;  // Error when no text was added
 
@@ -49,8 +50,8 @@ class BpeTrainer {
   std::unique_ptr<State> state_;
 };
 
-// `path` ends with ".json": that file, else <path>/tokenizer.json; with tokenizer_config.json beside it. Makes
-// the directories. Returns the path of the tokenizer.json.
+// `path` ends with ".json": that file, else <path>/tokenizer.json; with tokenizer_config.json beside it.
+// Makes the directories. Returns the path of the tokenizer.json.
 std::string save_tokenizer(const TrainedBpe& trained, const std::string& path);
 
 }  // namespace cachalot

@@ -1,6 +1,6 @@
-// The byte alphabet of byte-level BPE (GPT-2, 2019): tokenizer.json is text, so each of the 256 bytes is written
-// as one printable character. Bytes that are printable in Latin-1 stand for themselves, the 68 others take
-// U+0100, U+0101, ... in order: a space is written "\u0120" and a newline "\u010a".
+// The byte alphabet of byte-level BPE (GPT-2, 2019): tokenizer.json is text, so each of the 256 bytes is
+// written as one printable character. Bytes that are printable in Latin-1 stand for themselves, the 68 others
+// take U+0100, U+0101, ... in order: a space is written "\u0120" and a newline "\u010a".
 #pragma once
 
 #include <array>

@@ -19,13 +19,15 @@ size_t training_bytes(std::string_view document, double held_out) {
   if (line_end != std::string_view::npos && line_end < cut + (size - cut) / 2) return line_end + 1;
   // Back to the start of the character that the cut is in; bytes of no character may be cut anywhere.
   for (size_t back = 1; back <= 3 && back <= cut; ++back)
-    if (const int length = utf8_length(document, cut - back); length > int(back)) return cut - back + size_t(length);
+    if (const int length = utf8_length(document, cut - back); length > int(back))
+      return cut - back + size_t(length);
   return cut;
 }
 
 Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out) {
   if (!(held_out >= 0 && held_out < 1))
-    throw Error(fmt::format("the held-out share of the text is {}; it must be at least 0 and below 1", held_out));
+    throw Error(
+        fmt::format("the held-out share of the text is {}; it must be at least 0 and below 1", held_out));
   const auto eos = tokenizer.eos_id();
   if (!eos)
     throw Error("the tokenizer has no end-of-text token, which must stand between documents")
@@ -47,7 +49,8 @@ Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer
                               : fmt::format("{} holds no text to train on", fmt::join(files, ", ")))
         .hint("pass files with text");
   bytes_.resize(size_t(tokenizer.vocab_size()));
-  for (size_t id = 0; id < bytes_.size(); ++id) bytes_[id] = int32_t(tokenizer.token_bytes(int32_t(id)).size());
+  for (size_t id = 0; id < bytes_.size(); ++id)
+    bytes_[id] = int32_t(tokenizer.token_bytes(int32_t(id)).size());
   bytes_[size_t(*eos)] = 0;
 }
 

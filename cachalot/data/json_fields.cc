@@ -17,8 +17,16 @@ std::string in_quotes(std::string_view text) {
   return fmt::format("\"{}...\"", utf8_lossy(text.substr(0, utf8_complete_prefix(text.substr(0, kMost)))));
 }
 
+void throw_kind(const std::string& path, const Json& value, std::string_view expected) {
+  const std::string shown = value.is_object()   ? "an object"
+                            : value.is_array()  ? "an array"
+                            : value.is_string() ? in_quotes(value.get_ref<const std::string&>())
+                                                : value.dump();
+  throw Error(fmt::format("{} is {}; it must be {}", path, shown, expected));
+}
+
 JsonObject::JsonObject(const Json& value, std::string path) : value_(&value), path_(std::move(path)) {
-  if (!value.is_object()) throw Error(fmt::format("{} is a {}; it must be an object", path_, json_kind(value)));
+  if (!value.is_object()) throw_kind(path_, value, "an object");
 }
 
 std::string JsonObject::path(std::string_view key) const {
@@ -39,15 +47,14 @@ const Json& JsonObject::need(std::string_view key) const {
 
 std::string_view JsonObject::need_string(std::string_view key) const {
   const Json& value = need(key);
-  if (!value.is_string()) throw Error(fmt::format("{} is a {}; it must be a string", path(key), json_kind(value)));
+  if (!value.is_string()) throw_kind(path(key), value, "a string");
   return value.get_ref<const std::string&>();
 }
 
 bool JsonObject::boolean(std::string_view key, bool otherwise) const {
   const Json* value = find(key);
   if (!value) return otherwise;
-  if (!value->is_boolean())
-    throw Error(fmt::format("{} is a {}; it must be true or false", path(key), json_kind(*value)));
+  if (!value->is_boolean()) throw_kind(path(key), *value, "true or false");
   return value->get<bool>();
 }
 

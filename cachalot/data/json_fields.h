@@ -12,6 +12,9 @@ namespace cachalot {
 // `text` in quotes, cut to 60 bytes, for messages.
 std::string in_quotes(std::string_view text);
 
+// Error "<path> is <value>; it must be <expected>", for a value of the wrong kind.
+[[noreturn]] void throw_kind(const std::string& path, const Json& value, std::string_view expected);
+
 // An object seen through its path, for example "tokenizer.json: model". Borrows the value.
 class JsonObject {
  public:

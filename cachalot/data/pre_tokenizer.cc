@@ -30,7 +30,8 @@ Stage read_split(const JsonObject& json) {
   json.refuse_unknown({"type", "pattern", "behavior", "invert"});
   const std::string_view behavior = json.need_string("behavior");
   if (behavior != "Isolated")
-    throw Error(fmt::format("{} is {}; cachalot supports only \"Isolated\"", json.path("behavior"), in_quotes(behavior)));
+    throw Error(fmt::format("{} is {}; cachalot supports only \"Isolated\"", json.path("behavior"),
+                            in_quotes(behavior)));
   json.refuse_other("invert", "false");
   const JsonObject pattern(json.need("pattern"), json.path("pattern"));
   pattern.refuse_unknown({"Regex", "String"});
@@ -79,7 +80,7 @@ PreTokenizer::PreTokenizer(const Json& json, const std::string& path) {
     outer.refuse_unknown({"type", "pretokenizers"});
     const Json& array = outer.need("pretokenizers");
     const std::string name = outer.path("pretokenizers");
-    if (!array.is_array()) throw Error(fmt::format("{} is a {}; it must be an array", name, json_kind(array)));
+    if (!array.is_array()) throw_kind(name, array, "an array");
     if (array.size() > kMaxStages)
       throw Error(fmt::format("{} has {} entries; at most {} are supported", name, array.size(), kMaxStages));
     for (size_t i = 0; i < array.size(); ++i) entries.emplace_back(array[i], fmt::format("{}[{}]", name, i));
@@ -90,13 +91,16 @@ PreTokenizer::PreTokenizer(const Json& json, const std::string& path) {
   for (const JsonObject& entry : entries) {
     const std::string_view type = entry.need_string("type");
     if (byte_level)
-      throw Error(fmt::format("{}: {} stands after ByteLevel, which must be the last", entry.path(), in_quotes(type)));
+      throw Error(fmt::format("{}: {} stands after ByteLevel, which must be the last", entry.path(),
+                              in_quotes(type)));
     byte_level = type == "ByteLevel";
     if (!byte_level && type != "Split")
-      throw Error(fmt::format("{} is {}; cachalot supports Split and ByteLevel", entry.path("type"), in_quotes(type)));
+      throw Error(fmt::format("{} is {}; cachalot supports Split and ByteLevel", entry.path("type"),
+                              in_quotes(type)));
     stages->list.push_back(byte_level ? read_byte_level(entry) : read_split(entry));
   }
-  if (!byte_level) throw Error(fmt::format("{} does not end with ByteLevel", path)).hint("only byte-level BPE is read");
+  if (!byte_level)
+    throw Error(fmt::format("{} does not end with ByteLevel", path)).hint("only byte-level BPE is read");
   stages_ = std::move(stages);
 }
 

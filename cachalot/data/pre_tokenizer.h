@@ -19,8 +19,8 @@ class PreTokenizer {
   PreTokenizer(PreTokenizer&&) noexcept;
   ~PreTokenizer();
 
-  // Calls piece(bytes) for every piece in order; the view is valid during the call. Any bytes: each stretch of
-  // valid UTF-8 is cut as a text of its own, and each other byte is a piece. Safe from several threads.
+  // Calls piece(bytes) for every piece in order; the view is valid during the call. Any bytes: each stretch
+  // of valid UTF-8 is cut as a text of its own, and each other byte is a piece. Safe from several threads.
   using Piece = std::function<void(std::string_view)>;
   void pieces(std::string_view text, const Piece& piece) const;
 

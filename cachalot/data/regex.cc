@@ -19,13 +19,17 @@ namespace cachalot {
 
 namespace {
 
-constexpr size_t kMaxPattern = 1 << 16;    // bytes; real ones have hundreds
-constexpr uint32_t kMaxRepeat = 65535;     // PCRE2's own limit
-constexpr uint64_t kStepsPerByte = 64;     // on top of kSteps, for one match
-constexpr uint64_t kSteps = 10'000'000;    // PCRE2's default for one match
-constexpr uint32_t kHeapKiB = 1 << 20;     // 1 GiB for a match that the JIT stack cannot hold
+constexpr size_t kMaxPattern = 1 << 16;  // bytes; real ones have hundreds
+constexpr uint32_t kMaxRepeat = 65535;   // PCRE2's own limit
+constexpr uint64_t kStepsPerByte = 64;   // on top of kSteps, for one match
+constexpr uint64_t kSteps = 10'000'000;  // PCRE2's default for one match
+constexpr uint32_t kHeapKiB = 1 << 20;   // 1 GiB for a match that the JIT stack cannot hold
 
-// One class: `ranges` as in the pattern, and whether it began with ^. Kept apart because the shorter list is
+// Two optimisations of PCRE2 10.42 lose matches: with start optimisations the compiled (?>[0-9]+?)K misses
+// "11K", with auto-possessification a{1,3}(ba?)?+a misses "aaa". Our patterns are not slower without them.
+constexpr uint32_t kExact = PCRE2_NO_START_OPTIMIZE | PCRE2_NO_AUTO_POSSESS;
+
+// One class: `set` as in the pattern, and whether it began with ^. Kept apart because the shorter list is
 // the faster one: PCRE2 tries the ranges of a class one after another.
 struct Class {
   CodepointSet set;
@@ -36,25 +40,36 @@ class Translator {
  public:
   Translator(std::string_view pattern, std::string_view what) : pattern_(pattern), what_(what) {}
 
-  TranslatedPattern run() {
-    if (pattern_.size() > kMaxPattern)
-      throw Error(fmt::format("{}: a pattern of {} bytes; at most {} are read", what_, pattern_.size(), kMaxPattern));
+  std::string run() {
+    check_size();
     while (at_ < pattern_.size()) step();
     if (!groups_.empty()) refuse("has an unclosed (");
-    return {std::move(out_), !atomic_};
+    return std::move(out_);
+  }
+
+  std::string run_literal() {  // the pattern as a plain string
+    check_size();
+    while (at_ < pattern_.size()) append(take_character());
+    return std::move(out_);
   }
 
  private:
-  enum class Last { nothing, atom, group, assertion, quantifier };  // what stands before: may it be repeated?
+  enum class Last { nothing, atom, assertion, quantifier };  // what stands before: may it be repeated?
   struct Group {
     bool ignore_case = false;  // of the enclosing group, restored at ")"
-    Last closes_as = Last::group;
+    Last closes_as = Last::atom;
   };
 
   [[noreturn]] void refuse(const std::string& complaint) const {
-    throw Error(fmt::format("{}: the pattern \"{}\" {} (byte {})", what_,
-                            utf8_lossy(pattern_.substr(0, 200)), complaint, at_))
+    throw Error(fmt::format("{}: the pattern \"{}\" {} (byte {})", what_, utf8_lossy(pattern_.substr(0, 200)),
+                            complaint, at_))
         .hint("cachalot reads the patterns of byte-level tokenizers: see cachalot/data/regex.h");
+  }
+
+  void check_size() const {
+    if (pattern_.size() > kMaxPattern)
+      throw Error(
+          fmt::format("{}: a pattern of {} bytes; at most {} are read", what_, pattern_.size(), kMaxPattern));
   }
 
   bool next_is(std::string_view text) const { return pattern_.substr(at_, text.size()) == text; }
@@ -118,9 +133,7 @@ class Translator {
       } else if (next_is("=") || next_is("!") || next_is("<=") || next_is("<!")) {
         at_ += next_is("<") ? 2 : 1;
         group.closes_as = Last::assertion;
-      } else if (take(">")) {
-        atomic_ = true;
-      } else if (!take(":")) {
+      } else if (!take(":") && !take(">")) {
         refuse("uses a kind of group other than (..) (?:..) (?i:..) (?>..) (?=..) (?!..) (?<=..) (?<!..)");
       }
     }
@@ -173,23 +186,16 @@ class Translator {
     if (last_ == Last::quantifier) refuse("repeats a repetition without a group");
     if (const auto bounds = pattern_[at_] == '{' ? interval() : std::nullopt) {
       at_ += bounds->length;
-      if (bounds->fixed)
-        out_ += fmt::format("{{{}}}", bounds->least);
-      else if (bounds->most > kMaxRepeat)
-        out_ += fmt::format("{{{},}}", bounds->least);
-      else
-        out_ += fmt::format("{{{},{}}}", bounds->least, bounds->most);
+      if (bounds->fixed) out_ += fmt::format("{{{}}}", bounds->least);
+      else if (bounds->most > kMaxRepeat) out_ += fmt::format("{{{},}}", bounds->least);
+      else out_ += fmt::format("{{{},{}}}", bounds->least, bounds->most);
       if (next_is("+")) refuse("uses {..}+, which is no possessive interval in Ruby's dialect");
       if (next_is("?") && bounds->fixed) refuse("uses {n}?, which means (?:..{n})? in Ruby's dialect");
       if (take("?")) out_ += '?';
     } else {
       out_ += pattern_[at_++];
-      if (take("?")) {
-        out_ += '?';
-      } else if (take("+")) {
-        out_ += '+';
-        atomic_ |= last_ == Last::group;
-      }
+      if (take("?")) out_ += '?';
+      else if (take("+")) out_ += '+';
     }
     set_last(Last::quantifier);
   }
@@ -239,13 +245,9 @@ class Translator {
         return value;
       }
       case 's':
-      case 'S':
-        named = white_space();
-        break;
+      case 'S': named = white_space(); break;
       case 'd':
-      case 'D':
-        add_category("Nd", named);
-        break;
+      case 'D': add_category("Nd", named); break;
       case 'p':
       case 'P': {
         if (!take("{")) refuse("has \\p without {");
@@ -254,8 +256,9 @@ class Translator {
         if (close == std::string_view::npos) refuse("has \\p{ without }");
         const std::string_view name = pattern_.substr(at_, close - at_);
         if (!add_category(name, named))
-          refuse(fmt::format("uses the property \"{}\"; only general categories such as L, Lu or Nd are known",
-                             utf8_lossy(name.substr(0, 40))));
+          refuse(
+              fmt::format("uses the property \"{}\"; only general categories such as L, Lu or Nd are known",
+                          utf8_lossy(name.substr(0, 40))));
         at_ = close + 1;
         set.add(caret != (c == 'P') ? named.complement() : named);
         return std::nullopt;
@@ -280,7 +283,8 @@ class Translator {
       else break;
     }
     if (digits == 0) refuse("has an escape without hexadecimal digits");
-    if (value > 0x10FFFF || (0xD800 <= value && value <= 0xDFFF)) refuse("names a code point that is no character");
+    if (value > 0x10FFFF || (0xD800 <= value && value <= 0xDFFF))
+      refuse("names a code point that is no character");
     return value;
   }
 
@@ -352,8 +356,8 @@ class Translator {
     set_last(Last::atom);
   }
 
-  // The large blocks (Han, Hangul, ...) first: PCRE2 tries one range after another, so this alone makes Chinese
-  // text 2.4 times as fast as sorted ranges do.
+  // The large blocks (Han, Hangul, ...) first: PCRE2 tries one range after another, so this alone makes
+  // Chinese text 2.4 times as fast as sorted ranges do.
   static std::vector<CodepointRange> sorted_by_size(const CodepointSet& set) {
     std::vector<CodepointRange> ranges = set.ranges();
     std::stable_sort(ranges.begin(), ranges.end(),
@@ -391,7 +395,7 @@ class Translator {
   size_t at_ = 0;
   Last last_ = Last::nothing;
   uint32_t previous_ = 0;  // the literal character just before, or 0
-  bool ignore_case_ = false, atomic_ = false;
+  bool ignore_case_ = false;
 };
 
 std::string pcre2_message(int code) {
@@ -402,7 +406,7 @@ std::string pcre2_message(int code) {
 
 }  // namespace
 
-TranslatedPattern translate_pattern(std::string_view pattern, std::string_view what) {
+std::string translate_pattern(std::string_view pattern, std::string_view what) {
   return Translator(pattern, what).run();
 }
 
@@ -411,25 +415,26 @@ struct Regex::Code {
   std::string what;
   ~Code() { pcre2_code_free(code); }
 
-  static std::unique_ptr<const Code> build(const TranslatedPattern& pattern, uint32_t options, std::string_view what) {
+  static std::unique_ptr<const Code> compile(std::string_view pattern, std::string_view what) {
     auto result = std::make_unique<Code>();
     result->what = what;
     int error = 0;
     PCRE2_SIZE offset = 0;
-    result->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.text.data()), pattern.text.size(),
-                                 options | PCRE2_UTF | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
-    if (!result->code) throw Error(fmt::format("{}: the pattern does not compile: {}", what, pcre2_message(error)));
+    result->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                 kExact | PCRE2_UTF | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
+    if (!result->code)
+      throw Error(fmt::format("{}: the pattern does not compile: {}", what, pcre2_message(error)));
     // Where the system forbids memory that is written and executed this fails, and PCRE2 interprets.
-    if (pattern.may_compile) (void)pcre2_jit_compile(result->code, PCRE2_JIT_COMPLETE);
+    (void)pcre2_jit_compile(result->code, PCRE2_JIT_COMPLETE);
     return result;
   }
 };
 
 Regex::Regex(std::unique_ptr<const Code> code) : code_(std::move(code)) {}
 Regex::Regex(std::string_view pattern, std::string_view what)
-    : code_(Code::build(translate_pattern(pattern, what), 0, what)) {}
+    : code_(Code::compile(translate_pattern(pattern, what), what)) {}
 Regex Regex::literal(std::string_view text, std::string_view what) {
-  return Regex(Code::build({std::string(text), true}, PCRE2_LITERAL, what));
+  return Regex(Code::compile(Translator(text, what).run_literal(), what));
 }
 Regex::Regex(Regex&&) noexcept = default;
 Regex& Regex::operator=(Regex&&) noexcept = default;
@@ -465,8 +470,8 @@ bool Regex::find(std::string_view text, size_t from, Scratch& scratch, size_t* b
   if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
   if (result == PCRE2_ERROR_NOMATCH) return false;
   if (result < 0)
-    throw Error(fmt::format("{}: the pattern gives up at byte {} of a text of {} bytes: {}", code_->what, from,
-                            text.size(), pcre2_message(result)))
+    throw Error(fmt::format("{}: the pattern gives up at byte {} of a text of {} bytes: {}", code_->what,
+                            from, text.size(), pcre2_message(result)))
         .hint("rewrite the pattern so that it does not backtrack, or cut the text");
   const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(s.match);
   *begin = offsets[0];

@@ -1,9 +1,10 @@
 // The patterns of tokenizer.json, which are written for Oniguruma in its Ruby dialect, run by PCRE2.
 //
 // The two engines agree on backtracking (leftmost alternative first) and differ in dialect and in Unicode
-// tables, so a pattern is translated before PCRE2 sees it: every class, \s, \d, \p{..} becomes an explicit list
-// of code points from data/unicode.h, ^ and $ become their Ruby meaning, (?i:..) is spelled out. What would
-// mean something else, or is not needed by any byte-level tokenizer known to us (\w, \b, \h, nested classes,
+// tables, so a pattern is translated before PCRE2 sees it: every class, \s, \d, \p{..} becomes an explicit
+// list of code points from data/unicode.h, ^ and $ become their Ruby meaning, (?i:..) is spelled out. What
+// would mean something else, or is not needed by any byte-level tokenizer known to us (\w, \b, \h, nested
+// classes,
 // &&, back references, scripts as in \p{Han}, ...), is refused by name.
 //
 // Speed with JIT, one core: 85 MB/s of English, 20 to 40 MB/s of other scripts (DeepSeek-V3's third pattern).
@@ -16,15 +17,8 @@
 
 namespace cachalot {
 
-struct TranslatedPattern {
-  std::string text;  // in PCRE2's dialect
-  // Has neither (?>..) nor a possessive group (..)*+: those PCRE2 10.42 compiles wrongly for its JIT ((?>[0-9]+?)K
-  // does not match "11K" then) and must interpret.
-  bool may_compile = true;
-};
-
-// Error naming `what` (file and field) and the place in the pattern.
-TranslatedPattern translate_pattern(std::string_view pattern, std::string_view what);
+// `pattern` in PCRE2's dialect. Error naming `what` (file and field) and the place in the pattern.
+std::string translate_pattern(std::string_view pattern, std::string_view what);
 
 class Regex {
  public:
@@ -51,8 +45,7 @@ class Regex {
   // between two matches, in order, except empty ones; an empty match still cuts. The Rust library calls this
   // Split with behavior "Isolated". Error when matching takes more than kStepsPerByte steps a byte: patterns
   // that are linear, as all published ones, never get there whatever the text.
-  template <class Piece>
-  void isolate(std::string_view text, Scratch& scratch, const Piece& piece) const {
+  template <class Piece> void isolate(std::string_view text, Scratch& scratch, const Piece& piece) const {
     size_t done = 0;  // everything before has been handed out
     for (size_t from = 0, last_end = std::string_view::npos, begin, end; from <= text.size();) {
       if (!find(text, from, scratch, &begin, &end)) break;

@@ -28,8 +28,7 @@ struct StringHash {
   using is_transparent = void;
   size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
 };
-template <class Value>
-using StringMap = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
+template <class Value> using StringMap = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
 
 struct Merge {
   uint32_t rank = 0;
@@ -57,7 +56,9 @@ class MergeTable {
     uint64_t key = kEmpty;
     Merge merge;
   };
-  static uint64_t key(int32_t left, int32_t right) { return uint64_t(uint32_t(left)) << 32 | uint32_t(right); }
+  static uint64_t key(int32_t left, int32_t right) {
+    return uint64_t(uint32_t(left)) << 32 | uint32_t(right);
+  }
   size_t place(uint64_t wanted) const {
     uint64_t h = wanted * 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio; the high bits are the mixed ones
     size_t at = size_t(h >> 32) & mask_;
@@ -119,10 +120,11 @@ class AddedTokens {
 // The id in a field of tokenizer.json. `of` names the token in messages.
 int32_t read_id(const Json& value, const std::string& path, std::string_view of) {
   if (!value.is_number_integer())
-    throw Error(fmt::format("{}: the id of {} is a {}; it must be a whole number", path, in_quotes(of), json_kind(value)));
+    throw_kind(fmt::format("{}: the id of {}", path, in_quotes(of)), value, "a whole number");
   const bool huge = value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(kMaxId);
   if (huge || value.get<int64_t>() < 0)
-    throw Error(fmt::format("{}: the id of {} is {}; ids must be in 0 to {}", path, in_quotes(of), value.dump(), kMaxId));
+    throw Error(fmt::format("{}: the id of {} is {}; ids must be in 0 to {}", path, in_quotes(of),
+                            value.dump(), kMaxId));
   return value.get<int32_t>();
 }
 
@@ -164,7 +166,8 @@ struct Tokenizer::Tables {
     };
     std::vector<Symbol> symbols;
     std::vector<Candidate> heap;  // std::push_heap with greater: the lowest order on top
-    StringMap<std::pair<size_t, size_t>> seen;  // piece -> where in `ids` it was encoded before, and its length
+    StringMap<std::pair<size_t, size_t>>
+        seen;  // piece -> where in `ids` it was encoded before, and its length
     std::vector<int32_t> ids;
   };
   void encode_text(std::string_view text, Work& work) const;
@@ -172,11 +175,13 @@ struct Tokenizer::Tables {
   void merge_piece(std::string_view piece, Work& work) const;
 };
 
-void Tokenizer::Tables::add_token(const std::string& content, int32_t id, Token token, const std::string& path) {
+void Tokenizer::Tables::add_token(const std::string& content, int32_t id, Token token,
+                                  const std::string& path) {
   if (content.empty()) throw Error(fmt::format("{}: id {} is an empty token", path, id));
   if (size_t(id) >= tokens.size()) tokens.resize(size_t(id) + 1);
   if (tokens[id].origin != Origin::none)
-    throw Error(fmt::format("{}: id {} belongs to both {} and {}", path, id, in_quotes(tokens[id].bytes), in_quotes(token.bytes)));
+    throw Error(fmt::format("{}: id {} belongs to both {} and {}", path, id, in_quotes(tokens[id].bytes),
+                            in_quotes(token.bytes)));
   tokens[id] = std::move(token);
   ids.emplace(content, id);
 }
@@ -190,19 +195,21 @@ int32_t Tokenizer::Tables::need_id(std::string_view content, const std::string& 
 void Tokenizer::Tables::read_vocab(const JsonObject& model) {
   const Json& vocab = model.need("vocab");
   const std::string path = model.path("vocab");
-  if (!vocab.is_object()) throw Error(fmt::format("{} is a {}; it must be an object", path, json_kind(vocab)));
+  if (!vocab.is_object()) throw_kind(path, vocab, "an object");
   const auto& entries = vocab.get_ref<const Json::object_t&>();
   ids.reserve(entries.size());
   for (const auto& [content, id] : entries) {
     std::optional<std::string> bytes = read_bytes(content);
-    add_token(content, read_id(id, path, content), {bytes ? std::move(*bytes) : content, Origin::vocab, false}, path);
+    add_token(content, read_id(id, path, content),
+              {bytes ? std::move(*bytes) : content, Origin::vocab, false}, path);
   }
   for (int byte = 0; byte < 256; ++byte) {
     const std::string content = write_bytes(std::string(1, char(byte)));
     const auto at = ids.find(content);
     if (at == ids.end())
       throw Error(fmt::format("{} lacks {}, the token of byte 0x{:02x}", path, in_quotes(content), byte))
-          .hint("a byte-level vocabulary holds all 256 bytes; without one, text with that byte would be lost");
+          .hint(
+              "a byte-level vocabulary holds all 256 bytes; without one, text with that byte would be lost");
     byte_ids[byte] = at->second;
   }
 }
@@ -210,7 +217,7 @@ void Tokenizer::Tables::read_vocab(const JsonObject& model) {
 void Tokenizer::Tables::read_merges(const JsonObject& model) {
   const Json& list = model.need("merges");
   const std::string path = model.path("merges");
-  if (!list.is_array()) throw Error(fmt::format("{} is a {}; it must be an array", path, json_kind(list)));
+  if (!list.is_array()) throw_kind(path, list, "an array");
   merges = MergeTable(list.size());
   std::string joined;
   for (size_t i = 0; i < list.size(); ++i) {
@@ -220,7 +227,8 @@ void Tokenizer::Tables::read_merges(const JsonObject& model) {
       const std::string_view text = entry.get_ref<const std::string&>();
       const size_t space = text.find(' ');
       if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
-        throw Error(fmt::format("{}[{}] is {}; it must be two tokens with one space between", path, i, in_quotes(text)));
+        throw Error(fmt::format("{}[{}] is {}; it must be two tokens with one space between", path, i,
+                                in_quotes(text)));
       left = text.substr(0, space), right = text.substr(space + 1);
     } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
       left = entry[0].get_ref<const std::string&>(), right = entry[1].get_ref<const std::string&>();
@@ -235,20 +243,21 @@ void Tokenizer::Tables::read_merges(const JsonObject& model) {
     };
     const Merge merge{.rank = uint32_t(i), .token = need(joined)};
     if (!merges.insert(need(left), need(right), merge))
-      throw Error(fmt::format("{}[{}] repeats the merge of {} and {}", path, i, in_quotes(left), in_quotes(right)));
+      throw Error(
+          fmt::format("{}[{}] repeats the merge of {} and {}", path, i, in_quotes(left), in_quotes(right)));
   }
 }
 
 void Tokenizer::Tables::read_added(const Json& list, const std::string& path) {
-  if (!list.is_array()) throw Error(fmt::format("{} is a {}; it must be an array", path, json_kind(list)));
+  if (!list.is_array()) throw_kind(path, list, "an array");
   for (size_t i = 0; i < list.size(); ++i) {
     const JsonObject entry(list[i], fmt::format("{}[{}]", path, i));
     entry.refuse_unknown({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     const std::string content(entry.need_string("content"));
     const int32_t id = read_id(entry.need("id"), entry.path("id"), content);
     if (content.size() > kMaxAddedBytes)
-      throw Error(fmt::format("{} has {} bytes; at most {} are supported", entry.path("content"), content.size(),
-                              kMaxAddedBytes));
+      throw Error(fmt::format("{} has {} bytes; at most {} are supported", entry.path("content"),
+                              content.size(), kMaxAddedBytes));
     for (const std::string_view flag : {"single_word", "lstrip", "rstrip"}) entry.refuse_other(flag, "false");
     const bool special = entry.boolean("special", false);
     const auto known = ids.find(content);
@@ -257,11 +266,13 @@ void Tokenizer::Tables::read_added(const Json& list, const std::string& path) {
     } else {  // the entry names a token of the vocabulary
       Token& token = tokens[known->second];
       if (known->second != id)
-        throw Error(fmt::format("{}: {} has id {} here and id {} before", entry.path(), in_quotes(content), id, known->second));
-      if (token.origin == Origin::added) throw Error(fmt::format("{}: {} is listed twice", entry.path(), in_quotes(content)));
+        throw Error(fmt::format("{}: {} has id {} here and id {} before", entry.path(), in_quotes(content),
+                                id, known->second));
+      if (token.origin == Origin::added)
+        throw Error(fmt::format("{}: {} is listed twice", entry.path(), in_quotes(content)));
       if (token.bytes != content)
-        throw Error(fmt::format("{}: {} is a token of model.vocab that stands for the bytes of {}", entry.path(),
-                                in_quotes(content), in_quotes(token.bytes)))
+        throw Error(fmt::format("{}: {} is a token of model.vocab that stands for the bytes of {}",
+                                entry.path(), in_quotes(content), in_quotes(token.bytes)))
             .hint("text with either could not be told apart after encoding; rename the added token");
       token.origin = Origin::added;
       token.special = special;
@@ -285,7 +296,8 @@ std::shared_ptr<Tokenizer::Tables> Tokenizer::read_tables(std::string_view json,
   if (const Json* normalizer = root.find("normalizer")) {
     const JsonObject object(*normalizer, root.path("normalizer"));
     if (const std::string_view type = object.need_string("type"); type != "Sequence")
-      throw Error(fmt::format("{} is {}; cachalot supports no normalizer", object.path("type"), in_quotes(type)));
+      throw Error(
+          fmt::format("{} is {}; cachalot supports no normalizer", object.path("type"), in_quotes(type)));
     object.refuse_unknown({"type", "normalizers"});
     object.refuse_other("normalizers", "[]");
   }
@@ -298,8 +310,8 @@ std::shared_ptr<Tokenizer::Tables> Tokenizer::read_tables(std::string_view json,
   const JsonObject model(root.need("model"), root.path("model"));
   if (const std::string_view type = model.need_string("type"); type != "BPE")
     throw Error(fmt::format("{} is {}; cachalot supports BPE", model.path("type"), in_quotes(type)));
-  model.refuse_unknown({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                        "byte_fallback", "ignore_merges", "vocab", "merges"});
+  model.refuse_unknown({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                        "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   model.refuse_other("dropout", "null");
   model.refuse_other("continuing_subword_prefix", R"("")");
   model.refuse_other("end_of_word_suffix", R"("")");
@@ -319,7 +331,8 @@ std::shared_ptr<Tokenizer::Tables> Tokenizer::read_tables(std::string_view json,
 
 void Tokenizer::Tables::read_config(const std::string& path) {
   const Json document = read_json_file(path);
-  const JsonObject config(document, path);  // its other fields (chat template, classes, ...) are not ours to judge
+  const JsonObject config(document,
+                          path);  // its other fields (chat template, classes, ...) are not ours to judge
   const auto token = [&](std::string_view key) -> std::optional<int32_t> {
     const Json* value = config.find(key);
     if (!value) return std::nullopt;
@@ -327,7 +340,8 @@ void Tokenizer::Tables::read_config(const std::string& path) {
                                                  : config.need_string(key));
     const auto at = ids.find(content);
     if (at == ids.end())
-      throw Error(fmt::format("{} is {}, which the tokenizer.json beside it does not have", config.path(key), in_quotes(content)))
+      throw Error(fmt::format("{} is {}, which the tokenizer.json beside it does not have", config.path(key),
+                              in_quotes(content)))
           .hint("the two files must come from the same tokenizer");
     return at->second;
   };
@@ -336,7 +350,9 @@ void Tokenizer::Tables::read_config(const std::string& path) {
   add_bos = config.boolean("add_bos_token", false);
 }
 
-Tokenizer Tokenizer::parse(std::string_view json, const std::string& what) { return Tokenizer(read_tables(json, what)); }
+Tokenizer Tokenizer::parse(std::string_view json, const std::string& what) {
+  return Tokenizer(read_tables(json, what));
+}
 
 Tokenizer Tokenizer::load(const std::string& path) {
   namespace fs = std::filesystem;
@@ -380,7 +396,8 @@ void Tokenizer::Tables::encode_piece(std::string_view piece, Work& work) const {
   }
   const size_t first = work.ids.size();
   merge_piece(piece, work);
-  if (work.seen.size() < kMaxCachedPieces) work.seen.emplace(piece, std::pair(first, work.ids.size() - first));
+  if (work.seen.size() < kMaxCachedPieces)
+    work.seen.emplace(piece, std::pair(first, work.ids.size() - first));
 }
 
 void Tokenizer::Tables::merge_piece(std::string_view piece, Work& work) const {
@@ -393,7 +410,8 @@ void Tokenizer::Tables::merge_piece(std::string_view piece, Work& work) const {
   auto& heap = work.heap;
   symbols.resize(n);
   heap.clear();
-  for (uint32_t i = 0; i < n; ++i) symbols[i] = {byte_ids[uint8_t(piece[i])], i - 1, i + 1 < n ? i + 1 : kNone};
+  for (uint32_t i = 0; i < n; ++i)
+    symbols[i] = {byte_ids[uint8_t(piece[i])], i - 1, i + 1 < n ? i + 1 : kNone};
   const auto candidate = [&](uint32_t left) {  // appended if the symbol and its neighbour are a merge
     const Merge merge = merges.find(symbols[left].token, symbols[symbols[left].next].token);
     if (merge.token >= 0) heap.push_back({uint64_t(merge.rank) << 32 | left, merge.token});
@@ -413,8 +431,8 @@ void Tokenizer::Tables::merge_piece(std::string_view piece, Work& work) const {
     Work::Symbol& symbol = symbols[left];
     if (symbol.token < 0 || symbol.next == kNone) continue;
     const uint32_t right = symbol.next;
-    // A neighbour may have changed since. As the Rust library has it, the candidate still holds if the present
-    // pair becomes the same token, even if by another merge.
+    // A neighbour may have changed since. As the Rust library has it, the candidate still holds if the
+    // present pair becomes the same token, even if by another merge.
     if (merges.find(symbol.token, symbols[right].token).token != best.token) continue;
     symbol.token = best.token;
     symbol.next = symbols[right].next;
@@ -432,7 +450,8 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, DecodeOptions option
   std::string text;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size() || tables_->tokens[ids[i]].origin == Tables::Origin::none)
-      throw Error(fmt::format("id {} at place {} is no token; the tokenizer has ids 0 to {}", ids[i], i, vocab_size() - 1))
+      throw Error(fmt::format("id {} at place {} is no token; the tokenizer has ids 0 to {}", ids[i], i,
+                              vocab_size() - 1))
           .hint("were these ids made with another tokenizer?");
     const Tables::Token& token = tables_->tokens[ids[i]];
     if (!(options.skip_special && token.special)) text += token.bytes;
@@ -451,7 +470,9 @@ std::optional<int32_t> Tokenizer::find(std::string_view content) const {
   return at == tables_->ids.end() ? std::nullopt : std::optional(at->second);
 }
 
-bool Tokenizer::is_special(int32_t id) const { return 0 <= id && id < vocab_size() && tables_->tokens[id].special; }
+bool Tokenizer::is_special(int32_t id) const {
+  return 0 <= id && id < vocab_size() && tables_->tokens[id].special;
+}
 
 std::optional<int32_t> Tokenizer::bos_id() const { return tables_->bos; }
 std::optional<int32_t> Tokenizer::eos_id() const { return tables_->eos; }

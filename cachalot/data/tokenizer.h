@@ -1,4 +1,5 @@
-// Byte-level BPE read from a Hugging Face tokenizer.json, with the ids that the Rust `tokenizers` library gives.
+// Byte-level BPE read from a Hugging Face tokenizer.json, with the ids that the Rust `tokenizers` library
+// gives.
 //
 // Encoding: added tokens are cut out of the text, the rest is cut into pieces (data/pre_tokenizer.h), and in
 // each piece, which starts as one token per byte, the adjacent pair of lowest rank (place in the list of
@@ -19,8 +20,8 @@
 namespace cachalot {
 
 struct EncodeOptions {
-  // Recognise added tokens ("<｜User｜>", flagged special or not) in the text. false for text from outside, which
-  // must not be able to forge them: whatever it holds is then encoded as ordinary text.
+  // Recognise added tokens ("<｜User｜>", flagged special or not) in the text. false for text from outside,
+  // which must not be able to forge them: whatever it holds is then encoded as ordinary text.
   bool parse_special = true;
 };
 
@@ -49,7 +50,8 @@ class Tokenizer {
 
   std::optional<int32_t> bos_id() const;  // from tokenizer_config.json
   std::optional<int32_t> eos_id() const;
-  bool add_bos() const;  // does tokenizer_config.json want bos before every text? encode() leaves it to the caller
+  bool add_bos()
+      const;  // does tokenizer_config.json want bos before every text? encode() leaves it to the caller
 
  private:
   struct Tables;

@@ -32,10 +32,8 @@ std::vector<CodepointRange> CodepointSet::ranges() const {
   std::sort(sorted.begin(), sorted.end(), [](auto a, auto b) { return a.first < b.first; });
   std::vector<CodepointRange> merged;
   for (const CodepointRange& r : sorted) {
-    if (merged.empty() || r.first > merged.back().last + 1)
-      merged.push_back(r);
-    else
-      merged.back().last = std::max(merged.back().last, r.last);
+    if (merged.empty() || r.first > merged.back().last + 1) merged.push_back(r);
+    else merged.back().last = std::max(merged.back().last, r.last);
   }
   return merged;
 }
@@ -96,7 +94,8 @@ uint32_t decode_utf8(std::string_view text, size_t at, int length) {
     case 1: return byte(0);
     case 2: return (byte(0) & 0x1F) << 6 | (byte(1) & 0x3F);
     case 3: return (byte(0) & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
-    default: return (byte(0) & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
+    default:
+      return (byte(0) & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
   }
 }
 

@@ -1,8 +1,9 @@
 // Sets of code points and the Unicode general categories that patterns name.
 //
 // The table is ours, not the regex library's: PCRE2 10.42 knows Unicode 14, the Rust `tokenizers` library
-// Unicode 16, and they disagree about 10,294 code points, among them every emoji since 2022. A text with one of
-// those would be cut differently. scripts/make_unicode_tables.py makes the table from the Rust library itself.
+// Unicode 16, and they disagree about 10,294 code points, among them every emoji since 2022. A text with one
+// of those would be cut differently. scripts/make_unicode_tables.py makes the table from the Rust library
+// itself.
 #pragma once
 
 #include <cstdint>

@@ -53,20 +53,21 @@ struct Model {
   }
 };
 
-std::vector<int32_t> argmax(Stream& s, Arena& arena, const Transformer& model, Tensor hidden) {
+// `positions`: of the tokens being drawn.
+Tokens draw(Stream& s, Arena& arena, const Transformer& model, Tensor hidden, Tensor positions, const Sampling& r) {
   Tensor logits = arena.take(model.recipe().stat, hidden.rows, model.config().vocab_size);
-  Tensor tokens = arena.take_vector(DType::i32, hidden.rows), positions = arena.take_vector(DType::i32, hidden.rows);
+  Tensor tokens = arena.take_vector(DType::i32, hidden.rows);
   model.head().logits(s, hidden, logits);
-  on(s).fill({.y = positions, .value = 0});  // nothing is drawn at temperature 0
-  on(s).sample({.logits = logits, .positions = positions, .tokens = tokens});
-  std::vector<int32_t> host(size_t(hidden.rows));
+  on(s).sample({.logits = logits, .positions = positions, .tokens = tokens, .temperature = r.temperature,
+                .top_p = r.top_p, .top_k = r.top_k, .seed = r.seed});
+  Tokens host(size_t(hidden.rows));
   on(s).download(tokens, host.data());
   on(s).synchronize();
   return host;
 }
 
-// Row k, column i: the likeliest token of depth k (0: the trunk) at position i, computed without any cache.
-std::vector<Tokens> predictions(Model& m, const Tokens& tokens, int64_t depths) {
+// Row k, column i: what depth k (0: the trunk) draws at position i for position i + k + 1, computed without any cache.
+std::vector<Tokens> predictions(Model& m, const Tokens& tokens, int64_t depths, const Sampling& sampling = {}) {
   Stream& s = m.stream;
   const Transformer model(s, m.config, *m.params, m.config.max_position_embeddings);
   Arena arena(*m.device, 64 << 20, "test");
@@ -75,8 +76,12 @@ std::vector<Tokens> predictions(Model& m, const Tokens& tokens, int64_t depths) 
   for (int64_t k = 0; k <= depths && k < int64_t(tokens.size()); ++k) {
     const int64_t rows = int64_t(tokens.size()) - k;
     IndexPack pack;
-    Tokens positions;
-    for (int64_t i = 0; i < rows; ++i) positions.push_back(int32_t(i));
+    Tokens positions, drawn;
+    for (int64_t i = 0; i < rows; ++i) {
+      positions.push_back(int32_t(i));
+      drawn.push_back(int32_t(i + k + 1));
+    }
+    const size_t d = pack.add(drawn);
     const size_t t = pack.add({tokens.begin() + k, tokens.end()}), p = pack.add(positions),
                  starts = pack.add({0, int32_t(rows)});
     pack.upload(s, arena);
@@ -85,7 +90,7 @@ std::vector<Tokens> predictions(Model& m, const Tokens& tokens, int64_t depths) 
     batch.tokens = pack.view(t), batch.positions = pack.view(p), batch.starts = pack.view(starts);
     hidden = k == 0 ? model.forward(s, arena, batch, {}).hidden
                     : model.forward_mtp(s, arena, batch, k, hidden.slice_rows(0, rows), {}).hidden;
-    result.push_back(argmax(s, arena, model, hidden));
+    result.push_back(draw(s, arena, model, hidden, pack.view(d), sampling));
   }
   return result;
 }
@@ -97,15 +102,16 @@ Tokens recompute(Model& m, Tokens tokens, int64_t new_tokens) {
   return {tokens.begin() + int64_t(prompt), tokens.end()};
 }
 
-// What greedy speculation must do if every depth sees exactly the true tokens and hidden states.
+// What speculation must do if every depth sees exactly the true tokens and hidden states.
 struct Expected {
   int64_t steps = 0;
   std::vector<int64_t> drafted, accepted;
 };
-Expected expected_speculation(Model& m, const Tokens& prompt, const Tokens& continuation, int64_t depths) {
+Expected expected_speculation(Model& m, const Tokens& prompt, const Tokens& continuation, int64_t depths,
+                              const Sampling& sampling = {}) {
   Tokens t = prompt;
   t.insert(t.end(), continuation.begin(), continuation.end());
-  const auto p = predictions(m, t, depths);
+  const auto p = predictions(m, t, depths, sampling);
   Expected e{.steps = 0, .drafted = std::vector<int64_t>(size_t(depths)), .accepted = std::vector<int64_t>(size_t(depths))};
   size_t n = prompt.size() + 1;
   while (n < t.size()) {
@@ -177,7 +183,11 @@ TEST(Engine, SpeculationGivesThePlainTokensAtAnyTemperature) {
                                        Sampling{.temperature = 0.7, .top_p = 0.8, .top_k = 4, .seed = seed},
                                        Sampling{.temperature = 3, .top_k = 2, .seed = seed}}) {
         const Request r{.prompt = {3, 0, 2}, .max_new_tokens = 70, .sampling = sampling};
-        EXPECT_EQ(speculative->generate(r).tokens, plain->generate(r).tokens);
+        const Tokens truth = plain->generate(r).tokens;
+        EXPECT_EQ(speculative->generate(r).tokens, truth);
+        // Drafts are drawn by the same rule at the same position: the best guess at what the trunk will draw.
+        EXPECT_EQ(speculative->statistics().accepted,
+                  expected_speculation(m, r.prompt, truth, depth, sampling).accepted);
       }
   }
   // And the seed matters, so that equality above says something.
@@ -214,15 +224,19 @@ TEST(Engine, SequencesDecodedTogetherDoNotSeeEachOther) {
       streamed[i].insert(streamed[i].end(), tokens.begin(), tokens.end());
       return true;
     });
+    const Statistics statistics = together->statistics();
+    std::vector<int64_t> accepted(size_t(speculate), 0);
     for (size_t i = 0; i < requests.size(); ++i) {
       SCOPED_TRACE(i);
       const Completion c = alone->generate(requests[i]);
+      for (size_t k = 0; k < accepted.size(); ++k) accepted[k] += alone->statistics().accepted[k];
       EXPECT_EQ(completions[i].tokens, c.tokens);
       EXPECT_EQ(completions[i].finish, c.finish);
       Tokens shown = c.tokens;
       if (c.finish == Finish::end_token) shown.pop_back();
       EXPECT_EQ(streamed[i], shown);
     }
+    EXPECT_EQ(statistics.accepted, accepted);  // nor do their drafters
   }
 }
 

@@ -31,8 +31,8 @@ Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, 
       stream_(device),
       model_(stream_, config, params, positions),
       cache_(device, cache_shape(config, params.recipe(), options)),
-      // Depth k + 1 needs h^k from position n-k-1 of the step before on: with S drafts accepted 2S positions.
-      window_(2 * options.speculate + 1),
+      // After a step that accepted S drafts, depth k runs S + k positions, and the trunk writes S + 1 at once.
+      window_(2 * options.speculate),
       window_buffer_(device,
                      options.speculate * options.max_sequences * window_ * config.hidden_size * size_of(recipe_.act),
                      "speculation windows"),

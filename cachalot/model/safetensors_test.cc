@@ -130,7 +130,8 @@ TEST(Safetensors, EntriesThatContradictThemselvesAreRefusedByName) {
   EXPECT_EQ(entry("[1]"), "f: tensor \"a\": the entry is a array, not an object");
   EXPECT_EQ(
       message_of(
-          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
+          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+          R"("a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
           "1"),
       "f: header: the key \"a\" occurs twice");
   EXPECT_EQ(message_of(R"({"__metadata__":{"x":1}})", ""), "f: __metadata__.x is not a string");

@@ -82,6 +82,7 @@ class Checker {
 
 constexpr int64_t kMostTokens = int64_t{1} << 50;     // far beyond any run; products of two such fit no more
 constexpr int64_t kMostSequences = int64_t{1} << 24;
+constexpr int64_t kMostMicroBatchTokens = int64_t{1} << 18;  // of the largest model: terabytes of activations
 constexpr double kBeta2Limit = 0.998;  // above, BF16 rounding swallows (1 - beta2) v: 2^-9 is half a unit in the last place
 
 }  // namespace
@@ -129,8 +130,9 @@ void RunConfig::validate(const std::string& where) const {
     c.fail(fmt::format("train.batch is {}, which train.micro_batch {} does not divide", t.batch, t.micro_batch),
            fmt::format("--train.micro_batch {}", divisor));
   }
-  if (t.micro_batch_sequences() * t.seq_len > INT32_MAX)
-    c.fail(fmt::format("{} sequences of {} tokens do not fit one micro-batch", t.micro_batch_sequences(), t.seq_len),
+  if (t.micro_batch_sequences() * t.seq_len > kMostMicroBatchTokens)
+    c.fail(fmt::format("{} sequences of {} tokens are {} in one micro-batch, more than {}", t.micro_batch_sequences(),
+                       t.seq_len, t.micro_batch_sequences() * t.seq_len, kMostMicroBatchTokens),
            "lower train.micro_batch or train.seq_len");
   c.at_least("train.tokens", t.tokens, 0);
   c.at_most("train.tokens", t.tokens, kMostTokens);
@@ -186,6 +188,9 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
     }
     fields::override_key(json, key, text);
   }
+  if (json.contains("data") && json["data"].is_object() && json["data"].contains("files") &&
+      json["data"]["files"].is_string())
+    json["data"]["files"] = Json::array({json["data"]["files"]});  // one file: --data.files input.txt
   RunConfig config;
   read_fields(config, json, path);
   config.validate(path);

@@ -46,6 +46,7 @@ TEST_F(RunConfigTest, ReadsTheFileKeepsDefaultsAndTakesOverrides) {
   EXPECT_EQ(c.train.total_steps(), (10000 + 127) / 128);
   EXPECT_EQ(c.data.files, (std::vector<std::string>{"x", "y"}));
   EXPECT_EQ(resolve_model(c, 300, 1, "f").hidden_size, 48);
+  EXPECT_EQ(load({{"data.files", "one.txt"}}).data.files, std::vector<std::string>{"one.txt"});
 }
 
 TEST_F(RunConfigTest, ABudgetOnTheCommandLineReplacesTheOneInTheFile) {
@@ -76,7 +77,7 @@ TEST_F(RunConfigTest, EveryRefusalNamesTheKeyTheValuesAndAWayOut) {
       {{{"train.tokens", "0"}}, "neither train.tokens nor train.steps", "one of the two"},
       {{{"train.warmup_steps", "100"}}, "train.warmup_steps is 100, but the run has 79 steps", "--train.warmup_steps 7"},
       {{{"train.seq_len", "0"}}, "train.seq_len is 0", "1 or more"},
-      {{{"train.seq_len", "9000000"}, {"train.batch", "1000"}}, "do not fit one micro-batch", "train.micro_batch"},
+      {{{"train.seq_len", "9000000"}, {"train.batch", "1000"}}, "are 9000000000 in one micro-batch, more than 262144", "lower train.micro_batch"},
       {{{"train.precision", "fp4"}}, "train.precision \"fp4\" is not known", "f32 or bf16"},
       {{{"train.clip", "-0.5"}}, "train.clip is -0.5", "0 or more"},
       {{{"train.log_every", "0"}}, "train.log_every is 0", "1 or more"},

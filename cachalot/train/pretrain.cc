@@ -52,11 +52,12 @@ class RunTokenizer {
     tokenizer_.emplace(Tokenizer::load(path_));
   }
   const Tokenizer& get() const { return *tokenizer_; }
-  void save(const std::string& directory) const {
+  void move_to(const std::string& directory) {
     const fs::path from(path_), json = fs::is_directory(from) ? from / "tokenizer.json" : from;
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
     const fs::path config = json.parent_path() / "tokenizer_config.json";
     if (fs::exists(config)) write_file_atomic(directory + "/tokenizer_config.json", read_file(config.string()));
+    scratch_.reset();
   }
 
  private:
@@ -94,9 +95,9 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
              double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision, device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n", held_out.windows().size(), t.seq_len);
-  fmt::print(out, "memory     {} = weights {} + gradients {} + optimizer {} + activations {} + tables {}; {} free\n",
-             bytes(plan.total()), bytes(plan.weights), bytes(plan.gradients), bytes(plan.optimizer), bytes(plan.arena),
-             bytes(plan.tables), bytes(device.free_bytes()));
+  fmt::print(out, "memory     {} of {} free: weights {}, gradients {}, optimizer {}, activations {}, tables {}\n",
+             bytes(plan.total()), bytes(device.free_bytes()), bytes(plan.weights), bytes(plan.gradients),
+             bytes(plan.optimizer), bytes(plan.arena), bytes(plan.tables));
   fmt::print(out, "run        {}\n", run_dir);
   out << std::flush;
 }
@@ -110,7 +111,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   // What is wrong with the model should show before the minutes that a tokenizer may take.
   if (config.tokenizer.path.empty()) resolve_model(config, 258, 1, options.config_path);
 
-  const RunTokenizer run_tokenizer(config, options.run_dir);
+  RunTokenizer run_tokenizer(config, options.run_dir);
   const Tokenizer& tokenizer = run_tokenizer.get();
   const Corpus corpus(config.data.files, tokenizer, config.data.held_out);
   const ModelConfig model = resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
@@ -123,9 +124,13 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   print_start(out, config, model, tokenizer, corpus, sampler, held_out, *device, plan, options.run_dir);
   plan.require_fit(*device, t);
 
+  if (stop) {
+    fmt::print(out, "stopped before the first step; nothing to save\n");
+    return {.stopped = true};
+  }
   const RunDirectory run(options.run_dir, options.overwrite);
   run.write_config(resolved_json(config, model));
-  run_tokenizer.save(run.path());
+  run_tokenizer.move_to(run.path());
 
   Stream s(*device);
   Trainer trainer(s, model, t, plan.arena);
@@ -144,7 +149,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   };
 
   int skipped = 0;
-  while (result.steps < t.total_steps() && !stop) {
+  while (result.steps < t.total_steps() && (result.steps == 0 || !stop)) {
     const int64_t step = result.steps + 1;
     telemetry.step_begins();
     const StepMetrics m = trainer.step(sampler.rows(corpus.train(), step - 1), schedule.at(step));
@@ -172,9 +177,8 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   telemetry.finish();
   result.stopped = result.steps < t.total_steps();
   if (result.stopped) {
-    if (result.steps > 0) save(result.steps);
-    fmt::print(out, "stopped at step {} of {}; {}\n", result.steps, t.total_steps(),
-               result.steps > 0 ? "saved " + result.checkpoint : "nothing to save");
+    save(result.steps);
+    fmt::print(out, "stopped at step {} of {}; saved {}\n", result.steps, t.total_steps(), result.checkpoint);
     out << std::flush;
     return result;
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -68,10 +69,11 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   steps_.push_back(double(step));
   losses_.push_back(m.loss);
 
-  std::string text = fmt::format("loss {:.3f}", m.loss);
+  // The most wanted first: a narrow terminal cuts the end.
+  std::string text = fmt::format("loss {:.3f}, {} tok/s", m.loss,
+                                 human_count(double(train_.tokens_per_step()) / std::max(recent_, 1e-9)));
   if (!m.mtp_losses.empty()) text += fmt::format(", mtp {:.3f}", mean(m.mtp_losses));
-  text += fmt::format(", {} tok/s", human_count(double(train_.tokens_per_step()) / std::max(recent_, 1e-9)));
-  text += fmt::format(", lr {:.1e}, norm {:.2f}", m.lr, m.grad_norm);
+  text += fmt::format(", norm {:.2f}, lr {:.1e}", m.grad_norm, m.lr);
   if (!m.max_vio.empty()) text += fmt::format(", MaxVio {:.2f}", mean(m.max_vio));
   text += fmt::format(", {} tokens", human_count(double(tokens)));
   if (progress_) {

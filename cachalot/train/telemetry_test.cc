@@ -42,7 +42,7 @@ TEST(Telemetry, ALogGetsALineNowAndThenAndTheFileOneObjectAStep) {
     telemetry.step(i, example(5 - 0.1 * double(i)), i == 10 ? std::optional(HeldOut::Result{700, 100, 400}) : std::nullopt);
   }
   const std::string text = out.str();
-  for (const char* part : {"step  1/20, loss 4.900, mtp 5.900, ", "step  5/20", "step 10/20", "step 20/20", "MaxVio 1.00",
+  for (const char* part : {"step  1/20, loss 4.900, ", "mtp 5.900, norm 0.50, lr 1.0e-03", "step  5/20", "step 10/20", "step 20/20", "MaxVio 1.00",
                            "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
     EXPECT_TRUE(contains(text, part));
   EXPECT_EQ(text.find("step  6/20"), std::string::npos);

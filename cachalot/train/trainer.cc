@@ -11,7 +11,7 @@ namespace cachalot {
 
 namespace {
 
-constexpr int64_t kPlanArena = int64_t{1} << 43;
+constexpr int64_t kAllThatIsLeft = -1;  // an arena on the "plan" device
 
 // A device tensor's copy in host memory, there after the next synchronize().
 class HostCopy {
@@ -68,7 +68,8 @@ Trainer::Trainer(Stream& s, const ModelConfig& model, const TrainSection& train,
                   .max_norm = train.clip}),
       balance_(s.device(), model, params_),
       model_(s, model, params_, train.seq_len),
-      arena_(s.device(), arena_bytes, "activations of a micro-batch") {}
+      arena_(s.device(), arena_bytes == kAllThatIsLeft ? s.device().free_bytes() - 1024 : arena_bytes,
+             "activations of a micro-batch") {}
 
 void Trainer::init() {
   initialize(*stream_, params_, model_.config(), uint64_t(train_.seed));
@@ -79,7 +80,7 @@ void Trainer::init() {
 MemoryPlan Trainer::plan(const ModelConfig& model, const TrainSection& train) {
   const auto device = open_device("plan");
   Stream s(*device);
-  Trainer trainer(s, model, train, kPlanArena);
+  Trainer trainer(s, model, train, kAllThatIsLeft);
   const std::vector<int32_t> tokens(size_t(train.seq_len + 1), 0);
   const std::vector<Sequence> sequences(size_t(train.micro_batch_sequences()), tokens);
   TrainSection one = train;

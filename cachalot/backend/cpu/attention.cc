@@ -1,6 +1,6 @@
-// Contract: backend/ops/attention.h. Blocks of kQueries queries against blocks of kKeys keys with running maxima and
-// sums (Milakov & Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135): never S x S. Blocks are counted from
-// the sequence's first key, so a query's bits do not depend on the queries beside it.
+// Contract: backend/ops/attention.h. Blocks of kQueries queries against blocks of kKeys keys with running
+// maxima and sums (Milakov & Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135): never S x S. Blocks
+// are counted from the sequence's first key, so a query's bits do not depend on the queries beside it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -27,14 +27,15 @@ Sequence sequence_of(const char* op, const AttentionShape& shape, int64_t s, int
   const Sequence r{q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]};
   CHECK(0 <= r.q && 0 <= r.queries && r.q + r.queries <= q_rows && 0 <= r.k && r.queries <= r.keys &&
             r.k + r.keys <= k_rows,
-        std::string(op) + ": sequence " + std::to_string(s) + " has queries from " + std::to_string(r.q) + " + " +
-            std::to_string(r.queries) + " of " + std::to_string(q_rows) + ", keys from " + std::to_string(r.k) + " + " +
-            std::to_string(r.keys) + " of " + std::to_string(k_rows));
+        std::string(op) + ": sequence " + std::to_string(s) + " has queries from " + std::to_string(r.q) +
+            " + " + std::to_string(r.queries) + " of " + std::to_string(q_rows) + ", keys from " +
+            std::to_string(r.k) + " + " + std::to_string(r.keys) + " of " + std::to_string(k_rows));
   return r;
 }
 
 // Rows of head h as floats, contiguous.
-void load_queries(const AttentionShape& a, const Tensor& q, int64_t row, int64_t rows, int64_t h, float* out) {
+void load_queries(const AttentionShape& a, const Tensor& q, int64_t row, int64_t rows, int64_t h,
+                  float* out) {
   const int64_t width = a.nope + a.rope;
   const float scale = float(a.scale);
   for (int64_t i = 0; i < rows; ++i) {
@@ -42,8 +43,8 @@ void load_queries(const AttentionShape& a, const Tensor& q, int64_t row, int64_t
     for (int64_t c = 0; c < width; ++c) out[i * width + c] *= scale;
   }
 }
-void load_keys(const AttentionShape& a, const Tensor& kv, const Tensor& k_rope, int64_t row, int64_t rows, int64_t h,
-               float* out) {
+void load_keys(const AttentionShape& a, const Tensor& kv, const Tensor& k_rope, int64_t row, int64_t rows,
+               int64_t h, float* out) {
   const int64_t width = a.nope + a.rope;
   for (int64_t j = 0; j < rows; ++j) {
     load_row(kv, row + j, h * (a.nope + a.value), a.nope, out + j * width);
@@ -70,9 +71,11 @@ double pairs_of(const AttentionShape& shape) {
 }
 
 // One block of queries of one head: o and lse.
-void forward_block(const Kernels& kernels, const AttentionForward& a, const Sequence& s, int64_t h, int64_t first) {
+void forward_block(const Kernels& kernels, const AttentionForward& a, const Sequence& s, int64_t h,
+                   int64_t first) {
   const AttentionShape& shape = a.shape;
-  const int64_t width = shape.nope + shape.rope, value = shape.value, n = std::min(kQueries, s.queries - first);
+  const int64_t width = shape.nope + shape.rope, value = shape.value,
+                n = std::min(kQueries, s.queries - first);
   const int64_t mr = kernels.mr, nr = kernels.nr, o_ld = round_up(value, nr), s_ld = round_up(kKeys, nr);
   Scratch scratch;
   float* rows = scratch.take<float>(std::max(kQueries, kKeys) * std::max(width, value));
@@ -127,20 +130,22 @@ void backward_head(const Kernels& kernels, const AttentionBackward& a, const Seq
                    float* shared_key) {
   const AttentionShape& shape = a.shape;
   const int64_t width = shape.nope + shape.rope, value = shape.value, widest = std::max(width, value);
-  const int64_t mr = kernels.mr, nr = kernels.nr, key_ld = round_up(width, nr), value_ld = round_up(value, nr);
+  const int64_t mr = kernels.mr, nr = kernels.nr, key_ld = round_up(width, nr),
+                value_ld = round_up(value, nr);
   const int64_t p_ld = round_up(kKeys, nr);
   Scratch scratch;
-  float* d_sum = scratch.take<float>(s.queries);             // D_i
-  float* dq = scratch.take<float>(s.queries * key_ld);       // sums over keys, without the scale
+  float* d_sum = scratch.take<float>(s.queries);        // D_i
+  float* dq = scratch.take<float>(s.queries * key_ld);  // sums over keys, without the scale
   float* rows = scratch.take<float>(std::max(kQueries, kKeys) * widest);
-  float* k_left = scratch.take<float>(p_ld * width);         // keys as columns: scores
-  float* k_right = scratch.take<float>(key_ld * kKeys);      // keys as rows: dq
-  float* v_left = scratch.take<float>(p_ld * value);         // values as columns: dp
+  float* k_left = scratch.take<float>(p_ld * width);     // keys as columns: scores
+  float* k_right = scratch.take<float>(key_ld * kKeys);  // keys as rows: dq
+  float* v_left = scratch.take<float>(p_ld * value);     // values as columns: dp
   float* q_panels = scratch.take<float>(std::max(round_up(kQueries, mr) * width, key_ld * kQueries));
   float* do_panels = scratch.take<float>(std::max(round_up(kQueries, mr) * value, value_ld * kQueries));
   float* p = scratch.take<float>(kQueries * p_ld);
   float* dp = scratch.take<float>(kQueries * p_ld);
-  float* panels = scratch.take<float>(std::max(round_up(kQueries, mr) * kKeys, round_up(kKeys, mr) * kQueries));
+  float* panels =
+      scratch.take<float>(std::max(round_up(kQueries, mr) * kKeys, round_up(kKeys, mr) * kQueries));
   float* dk = scratch.take<float>(kKeys * key_ld);
   float* dv = scratch.take<float>(kKeys * value_ld);
   const auto lse = a.lse.matrix<const float>();
@@ -222,14 +227,15 @@ void CpuBackend::attention_forward(const AttentionForward& a) {
   const double cost = double(shape.nope + shape.rope + shape.value) / 15 + 2;
   context_->parallel(first_block[shape.sequences] * shape.heads, pairs_of(shape) * cost, [&](int64_t item) {
     const int64_t block = item / shape.heads, h = item % shape.heads;
-    const int64_t s = std::upper_bound(first_block, first_block + shape.sequences + 1, block) - first_block - 1;
+    const int64_t s =
+        std::upper_bound(first_block, first_block + shape.sequences + 1, block) - first_block - 1;
     forward_block(context_->kernels, a, sequence_of("attention_forward", shape, s, a.q.rows, a.kv.rows), h,
                   (block - first_block[s]) * kQueries);
   });
 }
 
-// A work item: one group of heads of one sequence. dk_rope sums over all heads: each group sums its own in order,
-// then groups are added in order. Groups depend on the number of heads only.
+// A work item: one group of heads of one sequence. dk_rope sums over all heads: each group sums its own in
+// order, then groups are added in order. Groups depend on the number of heads only.
 void CpuBackend::attention_backward(const AttentionBackward& a) {
   check(a);
   require_no_f64("attention_backward", {&a.q, &a.dq});
@@ -249,7 +255,8 @@ void CpuBackend::attention_backward(const AttentionBackward& a) {
       backward_head(context_->kernels, a, sequence, h, sum);
   });
   // Rows of no sequence have no gradient.
-  const auto q_starts = shape.q_starts.vector<const int32_t>(), k_starts = shape.k_starts.vector<const int32_t>();
+  const auto q_starts = shape.q_starts.vector<const int32_t>(),
+             k_starts = shape.k_starts.vector<const int32_t>();
   for (const Tensor* t : {&a.dq, &a.dkv, &a.dk_rope}) {
     const auto& starts = t == &a.dq ? q_starts : k_starts;
     for (int64_t r = 0; r < starts[0]; ++r) clear_row(*t, r);
@@ -257,7 +264,8 @@ void CpuBackend::attention_backward(const AttentionBackward& a) {
   }
   for (int64_t s = 0; s < shape.sequences; ++s) {
     const Sequence sequence = sequence_of("attention_backward", shape, s, a.q.rows, a.kv.rows);
-    context_->parallel_ranges(sequence.keys, 64, double(groups * sequence.keys * shape.rope), [&](int64_t begin, int64_t end) {
+    const double nanoseconds = double(groups * sequence.keys * shape.rope);
+    context_->parallel_ranges(sequence.keys, 64, nanoseconds, [&](int64_t begin, int64_t end) {
       for (int64_t row = sequence.k + begin; row < sequence.k + end; ++row) {
         float* total = sums + row * shape.rope;
         for (int64_t group = 1; group < groups; ++group)

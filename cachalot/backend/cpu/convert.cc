@@ -40,9 +40,7 @@ void load_row(const Tensor& t, int64_t r, int64_t c, int64_t n, float* out) {
     case DType::f32:
       std::memcpy(out, static_cast<const float*>(t.data) + r * t.ld + c, size_t(n) * sizeof(float));
       return;
-    case DType::bf16:
-      floats_from_bf16(static_cast<const bf16*>(t.data) + r * t.ld + c, n, out);
-      return;
+    case DType::bf16: floats_from_bf16(static_cast<const bf16*>(t.data) + r * t.ld + c, n, out); return;
     case DType::e4m3: {
       const uint8_t* in = static_cast<const uint8_t*>(t.data) + r * t.ld;
       for (int64_t first = c, end; first < c + n; first = end) {  // one run of equal scales at a time
@@ -76,7 +74,8 @@ void copy_row(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to
 
 void require_no_f64(const char* op, std::initializer_list<const Tensor*> tensors) {
   for (const Tensor* t : tensors)
-    CHECK(t->dtype != DType::f64 || !*t, std::string(op) + ": f64 runs on the ref device only, got " + t->describe());
+    CHECK(t->dtype != DType::f64 || !*t,
+          std::string(op) + ": f64 runs on the ref device only, got " + t->describe());
 }
 
 float dot(const float* a, const float* b, int64_t n) {

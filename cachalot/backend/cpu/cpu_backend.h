@@ -1,7 +1,7 @@
 // Operations on the CPU. Every stream of a device shares its threads; a call is done when it returns.
 //
-// Determinism: work is cut into items whose size depends on shapes only, an item writes what no other item writes,
-// and sums over items are taken in item order: the same bits for any number of threads.
+// Determinism: work is cut into items whose size depends on shapes only, an item writes what no other item
+// writes, and sums over items are taken in item order: the same bits for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct Context {
   const double worth_waking;  // nanoseconds of work (cpu_device.h)
   std::mutex pool_in_use;
 
-  // body(i) for i in [0, count). `nanoseconds` is a rough guess of all the work on one thread. When another stream
-  // has the pool, the caller does its work alone instead of waiting.
+  // body(i) for i in [0, count). `nanoseconds` is a rough guess of all the work on one thread. When another
+  // stream has the pool, the caller does its work alone instead of waiting.
   template <class Body> void parallel(int64_t count, double nanoseconds, const Body& body) {
     if (count > 1 && nanoseconds >= worth_waking && pool.threads() > 1) {
       if (std::unique_lock lock(pool_in_use, std::try_to_lock); lock) {
@@ -41,7 +41,8 @@ struct Context {
   }
 
   // body(begin, end) over ranges of `grain`.
-  template <class Body> void parallel_ranges(int64_t count, int64_t grain, double nanoseconds, const Body& body) {
+  template <class Body>
+  void parallel_ranges(int64_t count, int64_t grain, double nanoseconds, const Body& body) {
     parallel((count + grain - 1) / grain, nanoseconds,
              [&](int64_t i) { body(i * grain, i * grain + grain < count ? i * grain + grain : count); });
   }
@@ -65,6 +66,8 @@ class CpuBackend : public Backend {
   std::shared_ptr<Context> context_;
   std::vector<Gemm> products_;  // of the operation that runs; kept for its memory
 };
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // A grain for loops over rows: about 4096 numbers an item.
 inline int64_t rows_per_item(int64_t cols) { return cols >= 4096 ? 1 : (4096 + cols) / (cols + 1); }

@@ -26,7 +26,10 @@ class CpuDevice : public Device {
   CpuDevice(int threads, double worth_waking)
       : context_(std::make_shared<cpu::Context>(threads, cpu::choose_kernels(), worth_waking)) {}
 
-  std::string name() const override { return "cpu (" + std::to_string(context_->pool.threads()) + (context_->pool.threads() == 1 ? " thread)" : " threads)"); }
+  std::string name() const override {
+    return "cpu (" + std::to_string(context_->pool.threads()) +
+           (context_->pool.threads() == 1 ? " thread)" : " threads)");
+  }
 
   void* take(int64_t bytes) override {
     void* data = take_host_memory(bytes);

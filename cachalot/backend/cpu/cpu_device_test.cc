@@ -3,8 +3,7 @@
 #include <array>
 #include <thread>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/scratch.h"
+#include "backend/cpu/cpu_backend.h"
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -126,7 +125,8 @@ TEST(CpuKernels, ExpOfSpecialNumbersAndOfEveryLength) {
       std::vector<float> in(size_t(n + 1)), out(size_t(n + 1), -5);
       double sum = 0;
       for (int64_t i = 0; i < n; ++i) sum += std::exp(double(in[size_t(i)] = float(i % 7) - 3) - 0.5);
-      EXPECT_NEAR(kernels->exp_shifted(in.data(), 0.5f, n, out.data()), sum, 1e-6 * sum) << kernels->isa << " " << n;
+      EXPECT_NEAR(kernels->exp_shifted(in.data(), 0.5f, n, out.data()), sum, 1e-6 * sum)
+          << kernels->isa << " " << n;
       EXPECT_EQ(out[size_t(n)], -5) << "written behind the end";
     }
   }

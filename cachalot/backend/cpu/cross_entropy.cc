@@ -1,5 +1,5 @@
-// Contract: backend/ops/cross_entropy.h. Exponentials float, their sum double. What the target's probability lacks
-// to 1 is summed from the others, not subtracted, so that a confident model keeps its small gradients.
+// Contract: backend/ops/cross_entropy.h. Exponentials float, their sum double. What the target's probability
+// lacks to 1 is summed from the others, not subtracted, so that a confident model keeps its small gradients.
 #include <algorithm>
 #include <cmath>
 
@@ -31,7 +31,8 @@ void CpuBackend::cross_entropy(const CrossEntropy& e) {
   const auto targets = e.targets.vector<const int32_t>();
   const auto loss = e.loss.vector<float>();
   const int64_t v = logits.cols;
-  context_->parallel_ranges(logits.rows, rows_per_item(v), 2.0 * double(e.logits.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 2.0 * double(e.logits.size());
+  context_->parallel_ranges(logits.rows, rows_per_item(v), nanoseconds, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* x = logits.row(t);
       const int64_t target = targets[t];

@@ -29,7 +29,8 @@ double sum_of_squares(const float* x, int64_t n) {
 // f64 too: sums of squares are kept so, and somebody has to zero them.
 void CpuBackend::fill(const Fill& f) {
   check(f);
-  context_->parallel_ranges(f.y.rows, rows_per_item(f.y.cols), 0.3 * double(f.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.3 * double(f.y.size());
+  context_->parallel_ranges(f.y.rows, rows_per_item(f.y.cols), nanoseconds, [&](int64_t begin, int64_t end) {
     switch (f.y.dtype) {
       case DType::f64: return fill_rows(f.y, f.value, begin, end);
       case DType::f32: return fill_rows(f.y, float(f.value), begin, end);
@@ -44,7 +45,8 @@ void CpuBackend::cast(const Cast& c) {
   check(c);
   require_no_f64("cast", {&c.x, &c.y});
   const int64_t cols = c.x.cols;
-  context_->parallel_ranges(c.x.rows, rows_per_item(cols), 0.5 * double(c.x.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.5 * double(c.x.size());
+  context_->parallel_ranges(c.x.rows, rows_per_item(cols), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* buffer = scratch.take<float>(cols);
     for (int64_t r = begin; r < end; ++r) {
@@ -58,7 +60,8 @@ void CpuBackend::add(const Add& a) {
   check(a);
   require_no_f64("add", {&a.a, &a.b, &a.y});
   const int64_t cols = a.y.cols;
-  context_->parallel_ranges(a.y.rows, rows_per_item(cols), double(a.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = double(a.y.size());
+  context_->parallel_ranges(a.y.rows, rows_per_item(cols), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* left = scratch.take<float>(cols);
     float* right = scratch.take<float>(cols);
@@ -76,7 +79,7 @@ void CpuBackend::add(const Add& a) {
   });
 }
 
-// Chunks of kChunk numbers in the order of rows and columns, whatever the shape and the padding; then in order.
+// Chunks of kChunk numbers in the order of rows and columns, whatever the shape; then the chunks in order.
 void CpuBackend::sum_squares(const SumSquares& s) {
   check(s);
   require_no_f64("sum_squares", {&s.x});

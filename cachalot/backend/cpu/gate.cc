@@ -28,8 +28,11 @@ void choose_best(const float* value, int64_t n, int64_t k, const bool* open, boo
 
 struct GateScratch {
   GateScratch(Scratch& s, int64_t experts, int64_t groups)
-      : biased(s.take<float>(experts)), group_score(s.take<float>(groups)), open(s.take<bool>(experts)),
-        chosen(s.take<bool>(experts)), kept(s.take<bool>(groups)) {}
+      : biased(s.take<float>(experts)),
+        group_score(s.take<float>(groups)),
+        open(s.take<bool>(experts)),
+        chosen(s.take<bool>(experts)),
+        kept(s.take<bool>(groups)) {}
   float *biased, *group_score;
   bool *open, *chosen, *kept;
 };
@@ -66,7 +69,8 @@ void CpuBackend::gate_forward(const GateForward& g) {
   const auto bias = g.bias.vector<const float>();
   const auto scores = g.scores.matrix<float>(), weights = g.weights.matrix<float>();
   const auto indices = g.indices.matrix<int32_t>();
-  context_->parallel_ranges(g.logits.rows, 16, double(logits.rows * experts * (chosen + 4)), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = double(logits.rows * experts * (chosen + 4));
+  context_->parallel_ranges(g.logits.rows, 16, nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch memory;
     const GateScratch scratch(memory, experts, g.groups);
     for (int64_t t = begin; t < end; ++t) {
@@ -94,7 +98,7 @@ void CpuBackend::gate_forward(const GateForward& g) {
     for (int64_t j = 0; j < chosen; ++j) ++counts[indices(t, j)];
 }
 
-// A sequence is cut into chunks of rows; a chunk counts its choices and sums its shares; chunks are added in order.
+// A chunk of a sequence's rows counts its choices and sums its shares; chunks are added in order.
 void CpuBackend::balance_loss(const BalanceLoss& b) {
   check(b);
   require_no_f64("balance_loss", {&b.scores});
@@ -106,7 +110,8 @@ void CpuBackend::balance_loss(const BalanceLoss& b) {
   int64_t* first_chunk = shared.take<int64_t>(b.sequences + 1);
   first_chunk[0] = 0;
   for (int64_t s = 0; s < b.sequences; ++s) {
-    CHECK(0 <= starts[s] && starts[s] <= starts[s + 1] && starts[s + 1] <= scores.rows, "balance_loss: starts");
+    CHECK(0 <= starts[s] && starts[s] <= starts[s + 1] && starts[s + 1] <= scores.rows,
+          "balance_loss: starts");
     first_chunk[s + 1] = first_chunk[s] + (starts[s + 1] - starts[s] + kChunk - 1) / kChunk;
   }
   const int64_t chunks = first_chunk[b.sequences];
@@ -175,11 +180,14 @@ void CpuBackend::gate_backward(const GateBackward& g) {
         weighted += double(dweights(t, j)) * s[indices(t, j)];
       }
       for (int64_t j = 0; j < chosen; ++j)
-        ds[indices(t, j)] += g.normalise ? g.scale / sum * (dweights(t, j) - weighted / sum) : g.scale * dweights(t, j);
+        ds[indices(t, j)] +=
+            g.normalise ? g.scale / sum * (dweights(t, j) - weighted / sum) : g.scale * dweights(t, j);
       if (balance) {
-        const int64_t q = std::upper_bound(starts.data, starts.data + g.sequences + 1, int32_t(t)) - starts.data - 1;
+        const int64_t q =
+            std::upper_bound(starts.data, starts.data + g.sequences + 1, int32_t(t)) - starts.data - 1;
         if (0 <= q && q < g.sequences) {
-          // loss = sum_i f_i / T sum_t s_ti / Z_t, Z_t = sum_j s_tj:  d loss / d s_ti = (f_i - sum_j f_j s_tj / Z_t) / (T Z_t)
+          // loss = sum_i f_i / T sum_t s_ti / Z_t,  Z_t = sum_j s_tj:
+          // d loss / d s_ti = (f_i - sum_j f_j s_tj / Z_t) / (T Z_t)
           const float* f = fractions.row(q);
           double z = 0, mean = 0;
           for (int64_t e = 0; e < experts; ++e) {

@@ -1,11 +1,12 @@
-// C = op(A) op(B) on the CPU. Any mixture of formats becomes float panels on the way into the cache, scales applied;
-// one micro-kernel (kernels.h) multiplies panels; sums stay float and are rounded once, at the store.
+// C = op(A) op(B) on the CPU. Any mixture of formats becomes float panels on the way into the cache, scales
+// applied; one micro-kernel (kernels.h) multiplies panels; sums stay float and are rounded once, at the
+// store.
 //
-// Order of summation: K is cut every kDepth numbers. Inside a cut, one chain of multiply-adds in the order of k; the
-// cuts are added in order. That is the whole definition of a number of C: neither the threads, nor the tile it is
-// in, nor how many other rows and columns there are changes its bits. A row computed alone (decoding) equals the
-// same row computed among thousands (training). The chains also bound the error: it grows like
-// sqrt(kDepth) + sqrt(K / kDepth), not like sqrt(K).
+// Order of summation: K is cut every kDepth numbers. Inside a cut, one chain of multiply-adds in the order of
+// k; the cuts are added in order. That is the whole definition of a number of C: neither the threads, nor the
+// tile it is in, nor how many other rows and columns there are changes its bits. A row computed alone
+// (decoding) equals the same row computed among thousands (training). The chains also bound the error: it
+// grows like sqrt(kDepth) + sqrt(K / kDepth), not like sqrt(K).
 //
 // A work item is a tile of C. It packs kDepth x columns of B once and walks the rows of A under it.
 #include <algorithm>
@@ -35,20 +36,22 @@ Floats as_floats(const Tensor& t, int64_t r, int64_t c, int64_t rows, int64_t co
   return {buffer, cols};
 }
 
-// Panels of width w of `count` rows (op(A)) or columns (op(B)) from `first`, depths [k, k + depth). `along`: the
-// depth runs along the rows of t.
-void pack(const Kernels& kernels, const Tensor& t, bool along, int64_t first, int64_t count, int64_t k, int64_t depth,
-          int64_t w, float* buffer, float* panels) {
+// Panels of width w of `count` rows (op(A)) or columns (op(B)) from `first`, depths [k, k + depth). `along`:
+// the depth runs along the rows of t.
+void pack(const Kernels& kernels, const Tensor& t, bool along, int64_t first, int64_t count, int64_t k,
+          int64_t depth, int64_t w, float* buffer, float* panels) {
   // Floats are packed in place; other formats by whole panels of at most kBuffer numbers at a time.
   const int64_t step = t.dtype == DType::f32 ? count : kBuffer / kDepth / w * w;
   for (int64_t i = 0; i < count; i += step) {
     const int64_t n = std::min(step, count - i);
-    const Floats f = along ? as_floats(t, first + i, k, n, depth, buffer) : as_floats(t, k, first + i, depth, n, buffer);
+    const Floats f =
+        along ? as_floats(t, first + i, k, n, depth, buffer) : as_floats(t, k, first + i, depth, n, buffer);
     (along ? kernels.pack_along : kernels.pack_across)(f.data, f.ld, n, depth, w, panels + i * depth);
   }
 }
 
-void compute_tile(const Kernels& kernels, const Gemm& g, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+void compute_tile(const Kernels& kernels, const Gemm& g, int64_t row, int64_t rows, int64_t col,
+                  int64_t cols) {
   const int64_t depth_of_all = g.trans_a ? g.a.rows : g.a.cols;
   const int64_t ld = round_up(cols, kernels.nr);
   Scratch scratch;

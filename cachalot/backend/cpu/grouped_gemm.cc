@@ -1,5 +1,5 @@
-// Contract: backend/ops/grouped_gemm.h. One product an expert, all tiles of all experts in one parallel loop; the
-// offsets are read when the operation runs. Order of summation: gemm.cc.
+// Contract: backend/ops/grouped_gemm.h. One product an expert, all tiles of all experts in one parallel loop;
+// the offsets are read when the operation runs. Order of summation: gemm.cc.
 #include "backend/cpu/convert.h"
 #include "backend/cpu/product.h"
 #include "backend/ops/check.h"
@@ -13,9 +13,9 @@ Vector<const int32_t> checked_offsets(const char* op, const Tensor& offsets, int
   const auto o = offsets.vector<const int32_t>();
   CHECK(o[0] == 0, std::string(op) + ": offsets begin at " + std::to_string(o[0]));
   for (int64_t e = 0; e < experts; ++e)
-    CHECK(o[e] <= o[e + 1] && o[e + 1] <= rows, std::string(op) + ": offsets of expert " + std::to_string(e) + " are " +
-                                                    std::to_string(o[e]) + " to " + std::to_string(o[e + 1]) + " of " +
-                                                    std::to_string(rows) + " rows");
+    CHECK(o[e] <= o[e + 1] && o[e + 1] <= rows,
+          std::string(op) + ": offsets of expert " + std::to_string(e) + " are " + std::to_string(o[e]) +
+              " to " + std::to_string(o[e + 1]) + " of " + std::to_string(rows) + " rows");
   return o;
 }
 

@@ -13,10 +13,10 @@ const Kernels& choose_kernels() {
     bool supported;
   };
 #if defined(__x86_64__)
-  const Known known[] = {  // best first
-      {&kernels_avx512, bool(__builtin_cpu_supports("avx512f"))},
-      {&kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {&kernels_sse2, true}};
+  // Best first.
+  const Known known[] = {{&kernels_avx512, bool(__builtin_cpu_supports("avx512f"))},
+                         {&kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+                         {&kernels_sse2, true}};
 #else
   const Known known[] = {{&kernels_sse2, true}};
 #endif

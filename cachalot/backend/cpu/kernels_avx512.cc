@@ -15,12 +15,12 @@ namespace {
 }  // namespace avx512
 
 const Kernels kernels_avx512 = {.isa = "avx512",
-                              .mr = avx512::kMr,
-                              .nr = avx512::kNr,
-                              .multiply = avx512::multiply,
-                              .pack_along = avx512::pack_along,
-                              .pack_across = avx512::pack_across,
-                              .exp_shifted = avx512::exp_shifted};
+                                .mr = avx512::kMr,
+                                .nr = avx512::kNr,
+                                .multiply = avx512::multiply,
+                                .pack_along = avx512::pack_along,
+                                .pack_across = avx512::pack_across,
+                                .exp_shifted = avx512::exp_shifted};
 
 }  // namespace cachalot::cpu
 

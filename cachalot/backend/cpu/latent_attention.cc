@@ -1,6 +1,6 @@
-// Contract: backend/ops/latent_attention.h. A work item is a group of heads of one query row: all heads of a group
-// share the tokens, so that scores and sums are matrix products. Tokens come in blocks of kTokens with running
-// maxima and sums, as in attention.cc; nothing depends on the rows beside.
+// Contract: backend/ops/latent_attention.h. A work item is a group of heads of one query row: all heads of a
+// group share the tokens, so that scores and sums are matrix products. Tokens come in blocks of kTokens with
+// running maxima and sums, as in attention.cc; nothing depends on the rows beside.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -86,12 +86,14 @@ void CpuBackend::latent_attention(const LatentAttention& a) {
               std::to_string(lens[s]) + " tokens");
     pairs += double(n) * lens[s];
   }
-  const int64_t first = a.sequences > 0 ? starts[0] : 0, rows = a.sequences > 0 ? starts[a.sequences] - first : 0;
+  const int64_t first = a.sequences > 0 ? starts[0] : 0,
+                rows = a.sequences > 0 ? starts[a.sequences] - first : 0;
   const int64_t groups = (a.heads + kHeads - 1) / kHeads;
   const double cost = double(a.heads) * double(2 * a.latent + a.rope) / 15 + double(a.latent);
   context_->parallel(rows * groups, pairs * cost, [&](int64_t item) {
     const int64_t row = first + item / groups, head = item % groups * kHeads;
-    const int64_t s = std::upper_bound(starts.data, starts.data + a.sequences + 1, int32_t(row)) - starts.data - 1;
+    const int64_t s =
+        std::upper_bound(starts.data, starts.data + a.sequences + 1, int32_t(row)) - starts.data - 1;
     attend(context_->kernels, a, row, head, std::min(kHeads, a.heads - head), pages.row(s),
            lens[s] - starts[s + 1] + row + 1);
   });

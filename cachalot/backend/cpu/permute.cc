@@ -11,7 +11,8 @@ namespace {
 
 // Rows are device data: a wrong one must not become a wild write.
 int64_t checked_row(const char* op, int32_t row, int64_t rows) {
-  CHECK(0 <= row && row < rows, std::string(op) + ": row " + std::to_string(row) + " of " + std::to_string(rows));
+  CHECK(0 <= row && row < rows,
+        std::string(op) + ": row " + std::to_string(row) + " of " + std::to_string(rows));
   return row;
 }
 
@@ -27,7 +28,8 @@ void CpuBackend::permute_plan(const PermutePlan& p) {
   int32_t* next = scratch.take<int32_t>(p.experts + 1);
   std::fill(next, next + p.experts + 1, 0);
   for (int64_t t = 0; t < indices.rows; ++t)
-    for (int64_t j = 0; j < indices.cols; ++j) ++next[checked_row("permute_plan", indices(t, j), p.experts) + 1];
+    for (int64_t j = 0; j < indices.cols; ++j)
+      ++next[checked_row("permute_plan", indices(t, j), p.experts) + 1];
   for (int64_t e = 0; e < p.experts; ++e) next[e + 1] += next[e];
   std::copy(next, next + p.experts + 1, offsets.data);
   for (int64_t t = 0; t < indices.rows; ++t)
@@ -38,9 +40,11 @@ void CpuBackend::permute(const Permute& p) {
   check(p);
   require_no_f64("permute", {&p.x, &p.y});
   const auto row_of = p.row_of.matrix<const int32_t>();
-  context_->parallel_ranges(p.x.rows, rows_per_item(p.y.cols), 0.3 * double(p.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.3 * double(p.y.size());
+  context_->parallel_ranges(p.x.rows, rows_per_item(p.y.cols), nanoseconds, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t j = 0; j < row_of.cols; ++j) copy_row(p.x, t, p.y, checked_row("permute", row_of(t, j), p.y.rows));
+      for (int64_t j = 0; j < row_of.cols; ++j)
+        copy_row(p.x, t, p.y, checked_row("permute", row_of(t, j), p.y.rows));
   });
 }
 
@@ -50,7 +54,8 @@ void CpuBackend::unpermute(const Unpermute& p) {
   const int64_t d = p.y.cols;
   const auto row_of = p.row_of.matrix<const int32_t>();
   const Matrix<const float> weights = p.weights ? p.weights.matrix<const float>() : Matrix<const float>{};
-  context_->parallel_ranges(p.y.rows, rows_per_item(d), 0.5 * double(p.x.size() + 3 * p.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.5 * double(p.x.size() + 3 * p.y.size());
+  context_->parallel_ranges(p.y.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* sum = scratch.take<float>(d);
     float* buffer = scratch.take<float>(d);

@@ -1,5 +1,5 @@
-// Contract: backend/ops/rmsnorm.h. Rows are independent; the gain's gradient sums rows in chunks of kChunk, then the
-// chunks in order, in double.
+// Contract: backend/ops/rmsnorm.h. Rows are independent; the gain's gradient sums rows in chunks of kChunk,
+// then the chunks in order, in double.
 #include <algorithm>
 #include <cmath>
 

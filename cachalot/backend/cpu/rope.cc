@@ -11,7 +11,8 @@ void CpuBackend::rope(const Rope& r) {
   const auto positions = r.positions.vector<const int32_t>();
   const auto cos = r.cos.matrix<const float>(), sin = r.sin.matrix<const float>();
   const int64_t width = r.heads * r.width;
-  context_->parallel_ranges(r.x.rows, rows_per_item(width), double(r.x.rows * width), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = double(r.x.rows * width);
+  context_->parallel_ranges(r.x.rows, rows_per_item(width), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* x = scratch.take<float>(r.width);
     for (int64_t t = begin; t < end; ++t) {

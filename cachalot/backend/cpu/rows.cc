@@ -25,7 +25,8 @@ void CpuBackend::gather_rows(const GatherRows& g) {
   require_no_f64("gather_rows", {&g.x, &g.y});
   const int64_t d = g.y.cols;
   const auto rows = g.rows.vector<const int32_t>();
-  context_->parallel_ranges(g.y.rows, rows_per_item(d), 0.5 * double(g.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.5 * double(g.y.size());
+  context_->parallel_ranges(g.y.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* buffer = scratch.take<float>(d);
     for (int64_t t = begin; t < end; ++t) {
@@ -45,7 +46,8 @@ void CpuBackend::scatter_rows(const ScatterRows& s) {
   require_no_f64("scatter_rows", {&s.x, &s.y});
   const int64_t d = s.x.cols;
   const auto rows = s.rows.vector<const int32_t>();
-  context_->parallel_ranges(s.x.rows, rows_per_item(d), 0.5 * double(s.x.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 0.5 * double(s.x.size());
+  context_->parallel_ranges(s.x.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* buffer = scratch.take<float>(d);
     for (int64_t t = begin; t < end; ++t) {

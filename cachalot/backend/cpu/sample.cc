@@ -1,6 +1,6 @@
-// Contract: backend/ops/sample.h. Double throughout: a token is a discrete thing, and one that differs from ref's by
-// rounding would be a different text. A row is one thread's; candidates leave a heap one by one, so that the usual
-// draw among the few likely tokens does not sort the vocabulary.
+// Contract: backend/ops/sample.h. Double throughout: a token is a discrete thing, and one that differs from
+// ref's by rounding would be a different text. A row is one thread's; candidates leave a heap one by one, so
+// that the usual draw among the few likely tokens does not sort the vocabulary.
 #include <algorithm>
 #include <cmath>
 
@@ -54,7 +54,8 @@ int32_t draw(const Sample& s, const float* x, int64_t n, int64_t position, Scrat
   if (s.top_p < 1) {
     const double enough = s.top_p * sum;
     int64_t n = 0;
-    for (sum = 0; n < kept && (n == 0 || sum < enough); ++n) sum += weight(n < sorted ? heap[size - 1 - n] : next());
+    for (sum = 0; n < kept && (n == 0 || sum < enough); ++n)
+      sum += weight(n < sorted ? heap[size - 1 - n] : next());
     kept = n;
   }
   const double u = random_uniform(s.seed, kSampleStream, uint64_t(position)) * sum;
@@ -77,7 +78,8 @@ void CpuBackend::sample(const Sample& s) {
   const auto logits = s.logits.matrix<const float>();
   const auto positions = s.positions.vector<const int32_t>();
   const auto tokens = s.tokens.vector<int32_t>();
-  context_->parallel(logits.rows, (s.temperature == 0 ? 1.0 : 20.0) * double(s.logits.size()), [&](int64_t t) {
+  const double nanoseconds = (s.temperature == 0 ? 1.0 : 20.0) * double(s.logits.size());
+  context_->parallel(logits.rows, nanoseconds, [&](int64_t t) {
     Scratch scratch;
     tokens[t] = draw(s, logits.row(t), logits.cols, positions[t], scratch);
   });

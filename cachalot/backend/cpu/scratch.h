@@ -1,5 +1,5 @@
-// Working memory of one operation, from a stack that every thread owns. It grows when a shape is larger than any
-// before and is kept, so that steps after the first allocate nothing.
+// Working memory of one operation, from a stack that every thread owns. It grows when a shape is larger than
+// any before and is kept, so that steps after the first allocate nothing.
 //   Scratch scratch;                       // gives back all that it took when it goes out of scope
 //   float* row = scratch.take<float>(d);   // 64-byte aligned, contents unspecified
 #pragma once

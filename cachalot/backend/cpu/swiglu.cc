@@ -20,7 +20,8 @@ void CpuBackend::swiglu_forward(const SwigluForward& g) {
   check(g);
   require_no_f64("swiglu_forward", {&g.x, &g.y});
   const int64_t width = g.y.cols;
-  context_->parallel_ranges(g.x.rows, rows_per_item(width), 2.0 * double(g.y.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 2.0 * double(g.y.size());
+  context_->parallel_ranges(g.x.rows, rows_per_item(width), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* buffer = scratch.take<float>(2 * width);
     float* y = scratch.take<float>(width);
@@ -37,7 +38,8 @@ void CpuBackend::swiglu_backward(const SwigluBackward& g) {
   check(g);
   require_no_f64("swiglu_backward", {&g.x, &g.dx});
   const int64_t width = g.dy.cols;
-  context_->parallel_ranges(g.x.rows, rows_per_item(width), 4.0 * double(g.dy.size()), [&](int64_t begin, int64_t end) {
+  const double nanoseconds = 4.0 * double(g.dy.size());
+  context_->parallel_ranges(g.x.rows, rows_per_item(width), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* x_buffer = scratch.take<float>(2 * width);
     float* dy_buffer = scratch.take<float>(width);

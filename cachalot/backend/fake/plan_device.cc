@@ -43,7 +43,7 @@ class PlanDevice final : public Device {
   std::unique_ptr<Backend> open_backend() override { return std::make_unique<PlanBackend>(); }
 
  private:
-  static constexpr int64_t kFirst = int64_t{1} << 55, kMostBytes = int64_t{1} << 44;
+  static constexpr int64_t kFirst = int64_t{1} << 55, kMostBytes = int64_t{1} << 54;
   static int64_t round_up(int64_t bytes) {
     return std::min(std::max<int64_t>(bytes, 1), kFirst) / 256 * 256 + 256;
   }

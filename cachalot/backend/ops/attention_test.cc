@@ -20,17 +20,22 @@ struct Case {
   std::string text() const {
     std::string t;
     for (const Lengths& l : lengths) t += fmt::format("{} on {}, ", l.queries, l.keys);
-    return t + fmt::format("heads {} nope {} rope {} value {} {} padding {}", heads, nope, rope, value, name_of(act),
-                           padding);
+    return t + fmt::format("heads {} nope {} rope {} value {} {} padding {}", heads, nope, rope, value,
+                           name_of(act), padding);
   }
 };
 
 AttentionShape shape_of(Bench& b, const Case& c) {
   std::vector<int32_t> q{0}, k{0};
   for (const Lengths& l : c.lengths) q.push_back(q.back() + l.queries), k.push_back(k.back() + l.keys);
-  return {.heads = c.heads, .nope = c.nope, .rope = c.rope, .value = c.value,
-          .scale = 1 / std::sqrt(double(c.nope + c.rope)), .sequences = int64_t(c.lengths.size()),
-          .q_starts = b.t.indices(q), .k_starts = b.t.indices(k)};
+  return {.heads = c.heads,
+          .nope = c.nope,
+          .rope = c.rope,
+          .value = c.value,
+          .scale = 1 / std::sqrt(double(c.nope + c.rope)),
+          .sequences = int64_t(c.lengths.size()),
+          .q_starts = b.t.indices(q),
+          .k_starts = b.t.indices(k)};
 }
 
 Outputs run(Bench& b, const Case& c) {
@@ -46,35 +51,53 @@ Outputs run(Bench& b, const Case& c) {
 
   // The backward gets the oracle's o and lse, whatever the forward above made of them.
   Bench oracle(ref_device());
-  const Tensor ref_o = oracle.t.garbage(c.act, tokens, o.cols), ref_lse = oracle.t.garbage(DType::f32, tokens, c.heads);
-  on(oracle.s).attention_forward({.shape = shape_of(oracle, c), .q = oracle.t.copy(b.s, q),
-                                  .kv = oracle.t.copy(b.s, kv), .k_rope = oracle.t.copy(b.s, k_rope), .o = ref_o,
+  const Tensor ref_o = oracle.t.garbage(c.act, tokens, o.cols),
+               ref_lse = oracle.t.garbage(DType::f32, tokens, c.heads);
+  on(oracle.s).attention_forward({.shape = shape_of(oracle, c),
+                                  .q = oracle.t.copy(b.s, q),
+                                  .kv = oracle.t.copy(b.s, kv),
+                                  .k_rope = oracle.t.copy(b.s, k_rope),
+                                  .o = ref_o,
                                   .lse = ref_lse});
   const Tensor d_o = b.t.normal(c.act, tokens, o.cols, 1, 3 * c.padding);
   const Tensor dq = b.t.garbage(c.act, tokens, q.cols, c.padding);
   const Tensor dkv = b.t.garbage(c.act, keys, kv.cols, c.padding);
   const Tensor dk_rope = b.t.garbage(c.act, keys, c.rope, c.padding);
-  on(b.s).attention_backward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = b.t.copy(oracle.s, ref_o, c.padding),
-                              .lse = b.t.copy(oracle.s, ref_lse), .d_o = d_o, .dq = dq, .dkv = dkv,
+  on(b.s).attention_backward({.shape = shape,
+                              .q = q,
+                              .kv = kv,
+                              .k_rope = k_rope,
+                              .o = b.t.copy(oracle.s, ref_o, c.padding),
+                              .lse = b.t.copy(oracle.s, ref_lse),
+                              .d_o = d_o,
+                              .dq = dq,
+                              .dkv = dkv,
                               .dk_rope = dk_rope});
   return {o, lse, dq, dkv, dk_rope};
 }
 
 TEST(Attention, ForwardAndBackwardMeetTheMetric) {
   const std::vector<std::vector<Lengths>> batches = {
-      {{1, 2}}, {{3, 3}}, {{7, 7}, {1, 1}, {17, 17}}, {{33, 33}, {0, 0}, {5, 5}}, {{0, 4}, {1, 9}, {6, 20}}, {}};
+      {{1, 2}}, {{3, 3}}, {{7, 7}, {1, 1}, {17, 17}}, {{33, 33}, {0, 0}, {5, 5}}, {{0, 4}, {1, 9}, {6, 20}},
+      {}};
   int number = 0;
   for (const auto& lengths : batches)
     for (const DType act : {DType::f32, DType::bf16})
       for (const int64_t heads : {1, 3}) {
         ++number;
-        const Case c{.lengths = lengths, .heads = heads, .nope = number % 2 ? 5 : 16, .rope = number % 3 ? 4 : 2,
-                     .value = number % 2 ? 3 : 17, .act = act, .padding = number % 4};
+        const Case c{.lengths = lengths,
+                     .heads = heads,
+                     .nope = number % 2 ? 5 : 16,
+                     .rope = number % 3 ? 4 : 2,
+                     .value = number % 2 ? 3 : 17,
+                     .act = act,
+                     .padding = number % 4};
         expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
       }
 }
 
-TEST(Attention, AQueryThatSeesOneKeyTakesItsValue) {  // dq and dk are zero up to rounding: only the rest compares
+// Its dq and dk are zero up to rounding: only the rest compares.
+TEST(Attention, AQueryThatSeesOneKeyTakesItsValue) {
   for (const DType act : {DType::f32, DType::bf16})
     expect_like_ref([&](Bench& b) -> Outputs {
       const Outputs all = run(b, {.lengths = {{1, 1}}, .heads = 1, .nope = 0, .act = act});
@@ -83,7 +106,8 @@ TEST(Attention, AQueryThatSeesOneKeyTakesItsValue) {  // dq and dk are zero up t
 }
 
 TEST(Attention, BlocksOfQueriesAndKeysMeetTheMetric) {  // blocks are 128 by 128
-  for (const auto& lengths : std::vector<std::vector<Lengths>>{{{129, 129}}, {{257, 257}}, {{130, 300}, {127, 128}}})
+  for (const auto& lengths :
+       std::vector<std::vector<Lengths>>{{{129, 129}}, {{257, 257}}, {{130, 300}, {127, 128}}})
     for (const DType act : {DType::f32, DType::bf16}) {
       const Case c{.lengths = lengths, .act = act, .padding = 1, .spread = 3};
       expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
@@ -122,8 +146,14 @@ TEST(Attention, NoQuerySeesLaterTokensOrOtherSequences) {
   const int64_t tokens = 9, width = 2 * (3 + 2);
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
-    const AttentionShape shape{.heads = 2, .nope = 3, .rope = 2, .value = 4, .scale = 1, .sequences = 3,
-                               .q_starts = b.t.indices({0, 3, 7, 9}), .k_starts = b.t.indices({0, 3, 7, 9})};
+    const AttentionShape shape{.heads = 2,
+                               .nope = 3,
+                               .rope = 2,
+                               .value = 4,
+                               .scale = 1,
+                               .sequences = 3,
+                               .q_starts = b.t.indices({0, 3, 7, 9}),
+                               .k_starts = b.t.indices({0, 3, 7, 9})};
     const Tensor q = b.t.normal(DType::f32, tokens, width), kv = b.t.normal(DType::f32, tokens, 2 * (3 + 4)),
                  k_rope = b.t.normal(DType::f32, tokens, 2), o = b.t.garbage(DType::f32, tokens, 8),
                  lse = b.t.garbage(DType::f32, tokens, 2), clean = b.t.garbage(DType::f32, tokens, 8);
@@ -150,32 +180,51 @@ TEST(Attention, AQueryHasTheSameBitsWhateverStandsBesideIt) {
       const Tensor q = b.t.normal(act, tokens, 2 * 9), kv = b.t.normal(act, tokens, 2 * 8),
                    k_rope = b.t.normal(act, tokens, 4), all = b.t.garbage(act, tokens, 6),
                    lse = b.t.garbage(DType::f32, tokens, 2);
-      on(b.s).attention_forward({.shape = shape_of(b, c), .q = q, .kv = kv, .k_rope = k_rope, .o = all, .lse = lse});
+      on(b.s).attention_forward(
+          {.shape = shape_of(b, c), .q = q, .kv = kv, .k_rope = k_rope, .o = all, .lse = lse});
       for (const Lengths l : {Lengths{1, 150}, {1, 1}, {3, 131}, {20, 128}}) {
         const Case part{.lengths = {l}, .act = act};
         const Tensor o = b.t.garbage(act, l.queries, 6), some_lse = b.t.garbage(DType::f32, l.queries, 2);
-        on(b.s).attention_forward({.shape = shape_of(b, part), .q = q.slice_rows(l.keys - l.queries, l.queries),
-                                   .kv = kv.slice_rows(0, l.keys), .k_rope = k_rope.slice_rows(0, l.keys), .o = o,
+        on(b.s).attention_forward({.shape = shape_of(b, part),
+                                   .q = q.slice_rows(l.keys - l.queries, l.queries),
+                                   .kv = kv.slice_rows(0, l.keys),
+                                   .k_rope = k_rope.slice_rows(0, l.keys),
+                                   .o = o,
                                    .lse = some_lse});
         EXPECT_TRUE(read_bits(b.s, o) == read_bits(b.s, all.slice_rows(l.keys - l.queries, l.queries)))
             << tested.name << ", " << l.queries << " on " << l.keys;
-        EXPECT_TRUE(read_bits(b.s, some_lse) == read_bits(b.s, lse.slice_rows(l.keys - l.queries, l.queries)));
+        EXPECT_TRUE(read_bits(b.s, some_lse) ==
+                    read_bits(b.s, lse.slice_rows(l.keys - l.queries, l.queries)));
       }
     }
 }
 
 TEST(Attention, RowsOfNoSequenceGetZeroGradients) {
   expect_like_ref([](Bench& b) -> Outputs {
-    const AttentionShape shape{.heads = 1, .nope = 2, .rope = 2, .value = 3, .scale = 1, .sequences = 1,
-                               .q_starts = b.t.indices({1, 3}), .k_starts = b.t.indices({2, 5})};
+    const AttentionShape shape{.heads = 1,
+                               .nope = 2,
+                               .rope = 2,
+                               .value = 3,
+                               .scale = 1,
+                               .sequences = 1,
+                               .q_starts = b.t.indices({1, 3}),
+                               .k_starts = b.t.indices({2, 5})};
     const Tensor q = b.t.normal(DType::f32, 4, 4), kv = b.t.normal(DType::f32, 7, 5),
                  k_rope = b.t.normal(DType::f32, 7, 2), o = b.t.zeros(DType::f32, 4, 3),
                  lse = b.t.zeros(DType::f32, 4, 1), d_o = b.t.normal(DType::f32, 4, 3);
     on(b.s).attention_forward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse});
     const Tensor dq = b.t.garbage(DType::f32, 4, 4), dkv = b.t.garbage(DType::f32, 7, 5),
                  dk_rope = b.t.garbage(DType::f32, 7, 2);
-    on(b.s).attention_backward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse, .d_o = d_o,
-                                .dq = dq, .dkv = dkv, .dk_rope = dk_rope});
+    on(b.s).attention_backward({.shape = shape,
+                                .q = q,
+                                .kv = kv,
+                                .k_rope = k_rope,
+                                .o = o,
+                                .lse = lse,
+                                .d_o = d_o,
+                                .dq = dq,
+                                .dkv = dkv,
+                                .dk_rope = dk_rope});
     return {o, lse, dq, dkv, dk_rope};
   });
 }

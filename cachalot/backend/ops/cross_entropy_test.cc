@@ -19,8 +19,11 @@ TEST(CrossEntropy, LossAndGradientMeetTheMetric) {
               for (int64_t t = 0; t < rows; ++t)
                 targets.push_back(t % 4 == 1 ? -100 : int32_t(t * 37 % vocabulary));
               const Tensor loss = b.t.garbage(DType::f32, 1, rows), same = b.t.garbage(DType::f32, 1, rows);
-              on(b.s).cross_entropy({.logits = logits, .targets = b.t.indices(targets), .loss = loss,
-                                     .gradient = true, .scale = 0.37});
+              on(b.s).cross_entropy({.logits = logits,
+                                     .targets = b.t.indices(targets),
+                                     .loss = loss,
+                                     .gradient = true,
+                                     .scale = 0.37});
               on(b.s).cross_entropy({.logits = kept, .targets = b.t.indices(targets), .loss = same});
               EXPECT_TRUE(read_bits(b.s, loss) == read_bits(b.s, same)) << "the gradient changes the loss";
               return {logits, loss, kept};  // kept: without `gradient` the logits stay
@@ -31,7 +34,8 @@ TEST(CrossEntropy, LossAndGradientMeetTheMetric) {
 // A confident model: all of the gradient is in what the target's probability lacks to 1.
 TEST(CrossEntropy, SmallGradientsAreNotRoundedAway) {
   expect_like_ref([](Bench& b) -> Outputs {
-    const Tensor logits = b.t.values(DType::f32, 1, 4, {20, 0, 0.5, -1}), loss = b.t.garbage(DType::f32, 1, 1);
+    const Tensor logits = b.t.values(DType::f32, 1, 4, {20, 0, 0.5, -1}),
+                 loss = b.t.garbage(DType::f32, 1, 1);
     on(b.s).cross_entropy({.logits = logits, .targets = b.t.indices({0}), .loss = loss, .gradient = true});
     return {logits, loss};
   });
@@ -49,7 +53,8 @@ TEST(CrossEntropy, LargeAndMinusInfiniteLogits) {
 TEST(CrossEntropy, ATargetOutsideTheVocabularyIsRefused) {
   expect_refused(
       [](Bench& b) {
-        on(b.s).cross_entropy({.logits = b.t.normal(DType::f32, 1, 5), .targets = b.t.indices({5}),
+        on(b.s).cross_entropy({.logits = b.t.normal(DType::f32, 1, 5),
+                               .targets = b.t.indices({5}),
                                .loss = b.t.garbage(DType::f32, 1, 1)});
       },
       "target 5");

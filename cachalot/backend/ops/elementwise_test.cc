@@ -26,7 +26,8 @@ TEST(Cast, RoundsOnceFromEveryFormat) {
     for (const DType to : kActs)
       for (const DType from : {DType::f32, DType::bf16, DType::e4m3})
         expect_like_ref([&](Bench& b) -> Outputs {
-          const Tensor x = from == DType::e4m3 ? b.t.normal_e4m3(rows, cols, 0, 2) : b.t.normal(from, rows, cols, 1, 2);
+          const Tensor x =
+              from == DType::e4m3 ? b.t.normal_e4m3(rows, cols, 0, 2) : b.t.normal(from, rows, cols, 1, 2);
           const Tensor y = b.t.garbage(to, rows, cols, 1);
           on(b.s).cast({.x = x, .y = y});
           return {y};
@@ -40,7 +41,8 @@ TEST(Cast, RoundsOnceFromEveryFormat) {
 
 TEST(Cast, RoundsTiesToEvenAndKeepsTheSpecialNumbers) {
   const double ulp = 1.0 / 128;  // of bf16 in [1, 2)
-  const std::vector<double> x = {1 + ulp / 2, 1 + 1.5 * ulp, 1 + ulp / 2 + 1e-6, INFINITY, -INFINITY, -0.0, 3.4e38, 1e-40};
+  const std::vector<double> x = {1 + ulp / 2, 1 + 1.5 * ulp, 1 + ulp / 2 + 1e-6, INFINITY, -INFINITY, -0.0,
+                                 3.4e38,      1e-40};
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
     const Tensor y = b.t.garbage(DType::bf16, 1, 8), nan = b.t.garbage(DType::bf16, 1, 1);
@@ -94,8 +96,9 @@ TEST(SumSquares, TheSameNumbersInAnotherShapeHaveTheSameBits) {
 }
 
 TEST(Elementwise, DoubleIsForRefOnly) {
-  expect_refused([](Bench& b) { on(b.s).cast({.x = b.t.normal(DType::f64, 1, 1), .y = b.t.garbage(DType::f32, 1, 1)}); },
-                 "cast: f64");
+  expect_refused(
+      [](Bench& b) { on(b.s).cast({.x = b.t.normal(DType::f64, 1, 1), .y = b.t.garbage(DType::f32, 1, 1)}); },
+      "cast: f64");
   expect_refused(
       [](Bench& b) {
         const Tensor x = b.t.normal(DType::f64, 1, 1);

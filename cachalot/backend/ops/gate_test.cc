@@ -11,8 +11,8 @@ struct Case {
   int64_t tokens = 0, experts = 1, groups = 1, topk_groups = 1, chosen = 1;
   bool normalise = true;
   std::string text() const {
-    return fmt::format("{} tokens, {} experts in {} groups, {} of {} groups, normalise {}", tokens, experts, groups,
-                       chosen, topk_groups, normalise);
+    return fmt::format("{} tokens, {} experts in {} groups, {} of {} groups, normalise {}", tokens, experts,
+                       groups, chosen, topk_groups, normalise);
   }
 };
 
@@ -34,9 +34,17 @@ Chosen gate(Bench& b, const Case& c, const Tensor& logits, const Tensor& bias, T
   const Chosen g{b.t.garbage(DType::f32, c.tokens, c.experts),
                  replay ? indices : b.t.garbage(DType::i32, c.tokens, c.chosen),
                  b.t.garbage(DType::f32, c.tokens, c.chosen), b.t.garbage(DType::i32, 1, c.experts)};
-  on(b.s).gate_forward({.logits = logits, .bias = bias, .scores = g.scores, .indices = g.indices,
-                        .weights = g.weights, .counts = g.counts, .groups = c.groups, .topk_groups = c.topk_groups,
-                        .normalise = c.normalise, .scale = 2.5, .replay = replay});
+  on(b.s).gate_forward({.logits = logits,
+                        .bias = bias,
+                        .scores = g.scores,
+                        .indices = g.indices,
+                        .weights = g.weights,
+                        .counts = g.counts,
+                        .groups = c.groups,
+                        .topk_groups = c.topk_groups,
+                        .normalise = c.normalise,
+                        .scale = 2.5,
+                        .replay = replay});
   return g;
 }
 
@@ -75,7 +83,8 @@ TEST(Gate, ReplayedExpertsOutOfRangeAreRefused) {
 void expect_choice(const Case& c, const std::vector<double>& logits, const std::vector<double>& bias,
                    const std::vector<int32_t>& expected) {
   const auto run = [&](Bench& b) -> Outputs {
-    const Chosen g = gate(b, c, b.t.values(DType::f32, 1, c.experts, logits), b.t.values(DType::f32, 1, c.experts, bias));
+    const Chosen g =
+        gate(b, c, b.t.values(DType::f32, 1, c.experts, logits), b.t.values(DType::f32, 1, c.experts, bias));
     EXPECT_EQ(read_indices(b.s, g.indices), expected);
     return {g.indices, g.counts};
   };
@@ -98,10 +107,11 @@ TEST(Gate, TiesGoToTheLowerGroup) {
 
 TEST(Gate, AGroupIsJudgedByItsTwoBestAndTheOthersAreMasked) {
   // The best single expert is in group 0, whose second is poor: group 1 wins and expert 0 may not be chosen.
-  expect_choice({.tokens = 1, .experts = 6, .groups = 2, .topk_groups = 1, .chosen = 2}, {4, -9, -9, 2, 2, -9},
-                {0, 0, 0, 0, 0, 0}, {3, 4});
+  expect_choice({.tokens = 1, .experts = 6, .groups = 2, .topk_groups = 1, .chosen = 2},
+                {4, -9, -9, 2, 2, -9}, {0, 0, 0, 0, 0, 0}, {3, 4});
   // Groups of one are judged by their only expert.
-  expect_choice({.tokens = 1, .experts = 3, .groups = 3, .topk_groups = 2, .chosen = 2}, {1, 3, 2}, {0, 0, 0}, {1, 2});
+  expect_choice({.tokens = 1, .experts = 3, .groups = 3, .topk_groups = 2, .chosen = 2}, {1, 3, 2}, {0, 0, 0},
+                {1, 2});
 }
 
 // Biases far below every score: all experts of open groups are negative, and still beat the masked ones.
@@ -115,8 +125,8 @@ TEST(Gate, MaskedExpertsLoseAgainstNegativeScores) {
 TEST(Gate, TheBiasChoosesButDoesNotWeigh) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
-    const Chosen g = gate(b, {.tokens = 1, .experts = 3, .chosen = 2}, b.t.values(DType::f32, 1, 3, {0, 0, 2}),
-                          b.t.values(DType::f32, 1, 3, {0, 1, 0}));
+    const Chosen g = gate(b, {.tokens = 1, .experts = 3, .chosen = 2},
+                          b.t.values(DType::f32, 1, 3, {0, 0, 2}), b.t.values(DType::f32, 1, 3, {0, 1, 0}));
     EXPECT_EQ(read_indices(b.s, g.indices), (std::vector<int32_t>{1, 2}));
     const double s = 1 / (1 + std::exp(-2.0));
     EXPECT_NEAR(read(b.s, g.weights)[0], 2.5 * 0.5 / (0.5 + s), 1e-6);
@@ -128,14 +138,15 @@ TEST(Gate, NanIsBelowEveryNumberAndIndicesStayInRange) {
   expect_choice({.tokens = 1, .experts = 4, .chosen = 3}, {NAN, -50, NAN, NAN}, {0, 0, 0, 0}, {0, 1, 2});
   expect_choice({.tokens = 1, .experts = 4, .chosen = 4}, {NAN, NAN, NAN, NAN}, {0, 0, 0, 0}, {0, 1, 2, 3});
   // A group whose two best hold a NaN is below every other.
-  expect_choice({.tokens = 1, .experts = 6, .groups = 3, .topk_groups = 1, .chosen = 1}, {9, NAN, -3, -3, NAN, NAN},
-                {0, 0, 0, 0, 0, 0}, {2});
-  expect_choice({.tokens = 1, .experts = 4, .groups = 2, .topk_groups = 2, .chosen = 3}, {0, NAN, INFINITY, -INFINITY},
-                {0, 0, 0, 0}, {0, 2, 3});
+  expect_choice({.tokens = 1, .experts = 6, .groups = 3, .topk_groups = 1, .chosen = 1},
+                {9, NAN, -3, -3, NAN, NAN}, {0, 0, 0, 0, 0, 0}, {2});
+  expect_choice({.tokens = 1, .experts = 4, .groups = 2, .topk_groups = 2, .chosen = 3},
+                {0, NAN, INFINITY, -INFINITY}, {0, 0, 0, 0}, {0, 2, 3});
 }
 
 TEST(BalanceLoss, MeetsTheMetricForEverySequence) {
-  const std::vector<std::vector<int32_t>> batches = {{0, 1}, {0, 0, 3, 3}, {0, 5, 70, 135, 300}, {2, 5, 7}, {0}};
+  const std::vector<std::vector<int32_t>> batches = {
+      {0, 1}, {0, 0, 3, 3}, {0, 5, 70, 135, 300}, {2, 5, 7}, {0}};
   for (const auto& starts : batches)
     for (const auto& [experts, chosen] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {64, 6}})
       expect_like_ref(
@@ -144,8 +155,11 @@ TEST(BalanceLoss, MeetsTheMetricForEverySequence) {
             const Tensor fractions = b.t.garbage(DType::f32, sequences, experts);
             const Tensor loss = b.t.garbage(DType::f32, 1, sequences);
             on(b.s).balance_loss({.scores = b.t.uniform(DType::f32, tokens, experts, 0.01, 1),
-                                  .starts = b.t.indices(starts), .fractions = fractions, .loss = loss,
-                                  .sequences = sequences, .top_k = chosen});
+                                  .starts = b.t.indices(starts),
+                                  .fractions = fractions,
+                                  .loss = loss,
+                                  .sequences = sequences,
+                                  .top_k = chosen});
             return {fractions, loss};
           },
           fmt::format("{} sequences, {} experts", starts.size() - 1, experts));
@@ -156,7 +170,10 @@ TEST(BalanceLoss, IsOneWhenTheLoadIsEvenAndTiesGoToTheLowerExpert) {
     Bench b(*tested.device);
     const Tensor fractions = b.t.garbage(DType::f32, 1, 4), loss = b.t.garbage(DType::f32, 1, 1);
     on(b.s).balance_loss({.scores = b.t.values(DType::f32, 2, 4, {1, 1, 1, 1, 1, 1, 1, 1}),
-                          .starts = b.t.indices({0, 2}), .fractions = fractions, .loss = loss, .sequences = 1,
+                          .starts = b.t.indices({0, 2}),
+                          .fractions = fractions,
+                          .loss = loss,
+                          .sequences = 1,
                           .top_k = 2});
     EXPECT_EQ(read(b.s, fractions), (std::vector<double>{2, 2, 0, 0})) << tested.name;
     EXPECT_EQ(read_number(b.s, loss), 1);
@@ -172,14 +189,19 @@ TEST(GateBackward, MeetsTheMetricWithAndWithoutTheBalanceLoss) {
             for (int64_t t = 0; t < c.tokens; ++t)
               for (int64_t j = 0; j < c.chosen; ++j)
                 indices.push_back(int32_t(j * (c.experts / c.chosen) + t % (c.experts / c.chosen)));
-            const std::vector<int32_t> starts{0, int32_t(c.tokens / 2), int32_t(c.tokens / 2), int32_t(c.tokens)};
+            const std::vector<int32_t> starts{0, int32_t(c.tokens / 2), int32_t(c.tokens / 2),
+                                              int32_t(c.tokens)};
             const Tensor dlogits = b.t.garbage(DType::f32, c.tokens, c.experts);
             on(b.s).gate_backward({.dweights = b.t.normal(DType::f32, c.tokens, c.chosen),
                                    .scores = b.t.uniform(DType::f32, c.tokens, c.experts, 0.05, 0.95),
-                                   .indices = b.t.indices(c.tokens, c.chosen, indices), .dlogits = dlogits,
-                                   .normalise = c.normalise, .scale = 2.5, .balance_factor = balance ? 0.7 : 0,
+                                   .indices = b.t.indices(c.tokens, c.chosen, indices),
+                                   .dlogits = dlogits,
+                                   .normalise = c.normalise,
+                                   .scale = 2.5,
+                                   .balance_factor = balance ? 0.7 : 0,
                                    .starts = b.t.indices(starts),
-                                   .fractions = b.t.uniform(DType::f32, 3, c.experts, 0, 2), .sequences = 3});
+                                   .fractions = b.t.uniform(DType::f32, 3, c.experts, 0, 2),
+                                   .sequences = 3});
             // One expert alone has no gradient but rounding.
             if (c.experts == 1 && c.normalise) return {};
             return {dlogits};

@@ -14,9 +14,9 @@ struct Case {
   Accumulate accumulate = Accumulate::overwrite;
   int64_t padding = 0;
   std::string text() const {
-    return fmt::format("m {} n {} k {} {}{} {} {} {} {} padding {}", m, n, k, trans_a ? "T" : "N", trans_b ? "T" : "N",
-                       name_of(a), name_of(b), name_of(c), accumulate == Accumulate::add ? "add" : "overwrite",
-                       padding);
+    return fmt::format("m {} n {} k {} {}{} {} {} {} {} padding {}", m, n, k, trans_a ? "T" : "N",
+                       trans_b ? "T" : "N", name_of(a), name_of(b), name_of(c),
+                       accumulate == Accumulate::add ? "add" : "overwrite", padding);
   }
 };
 
@@ -30,7 +30,11 @@ Outputs run(Bench& b, const Case& c) {
   const Tensor right = operand(b, c.b, c.trans_b ? c.n : c.k, c.trans_b ? c.k : c.n, 2 * c.padding);
   const Tensor out = c.accumulate == Accumulate::add ? b.t.normal(c.c, c.m, c.n, 1, c.padding)
                                                      : b.t.garbage(c.c, c.m, c.n, c.padding);
-  on(b.s).gemm({.a = left, .b = right, .c = out, .trans_a = c.trans_a, .trans_b = c.trans_b,
+  on(b.s).gemm({.a = left,
+                .b = right,
+                .c = out,
+                .trans_a = c.trans_a,
+                .trans_b = c.trans_b,
                 .accumulate = c.accumulate});
   return {out};
 }
@@ -46,8 +50,14 @@ TEST(Gemm, EveryLayoutAndFormatMeetsTheMetric) {
       for (const bool trans_b : {false, true})
         for (const DType weight : weights) {
           ++number;  // the remaining choices change from case to case: all pairs come up
-          const Case c{.m = m, .n = n, .k = k, .trans_a = trans_a, .trans_b = trans_b, .a = acts[number % 2],
-                       .b = weight, .c = acts[number / 2 % 2],
+          const Case c{.m = m,
+                       .n = n,
+                       .k = k,
+                       .trans_a = trans_a,
+                       .trans_b = trans_b,
+                       .a = acts[number % 2],
+                       .b = weight,
+                       .c = acts[number / 2 % 2],
                        .accumulate = number % 3 == 0 ? Accumulate::add : Accumulate::overwrite,
                        .padding = number % 5};
           expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
@@ -64,7 +74,8 @@ TEST(Gemm, ScaledWeightsMayStandOnTheLeft) {
 TEST(Gemm, SlicesOfStackedScaledWeightsKeepTheirScales) {
   for (const bool trans_b : {false, true})
     expect_like_ref([&](Bench& b) -> Outputs {
-      const Tensor w = b.t.normal_e4m3(3 * 150, 140, 150).slice_rows(150 + 20, 130);  // [130, 140] of the second part
+      const Tensor w =
+          b.t.normal_e4m3(3 * 150, 140, 150).slice_rows(150 + 20, 130);  // [130, 140] of the second part
       const Tensor x = b.t.normal(DType::bf16, 5, trans_b ? 140 : 130);
       const Tensor y = b.t.garbage(DType::f32, 5, trans_b ? 130 : 140);
       on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = trans_b});
@@ -87,7 +98,8 @@ TEST(Gemm, LongSumsStayAccurate) {
 TEST(Gemm, NothingToSumGivesZerosOrLeavesWhatWasThere) {
   for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
     for (const DType format : {DType::f32, DType::bf16})
-      expect_like_ref([&](Bench& b) { return run(b, {.m = 3, .n = 5, .k = 0, .c = format, .accumulate = mode}); });
+      expect_like_ref(
+          [&](Bench& b) { return run(b, {.m = 3, .n = 5, .k = 0, .c = format, .accumulate = mode}); });
 }
 
 TEST(Gemm, NoRowsOrNoColumnsAreFine) {
@@ -151,8 +163,9 @@ TEST(Gemm, NanReachesItsOwnRowOnly) {
 }
 
 TEST(Gemm, DoubleIsForRefOnly) {
-  expect_refused([](Bench& b) { run(b, {.m = 2, .n = 3, .k = 4, .a = DType::f64, .b = DType::f64, .c = DType::f64}); },
-                 "gemm: f64");
+  expect_refused(
+      [](Bench& b) { run(b, {.m = 2, .n = 3, .k = 4, .a = DType::f64, .b = DType::f64, .c = DType::f64}); },
+      "gemm: f64");
 }
 
 // The kernels are chosen when a device opens.

@@ -30,12 +30,18 @@ TEST(GroupedGemm, EveryExpertMultipliesItsOwnRows) {
                                                          : b.t.normal(weight, kExperts * out, in, 1, padding);
                   const Tensor y = b.t.garbage(act, rows, input_grad ? in : out, padding);
                   const std::string ownerless = read_bits(b.s, y.slice_rows(owned, kOwnerless));
-                  on(b.s).grouped_gemm({.x = x, .w = w, .y = y, .offsets = b.t.indices(offsets), .experts = kExperts,
+                  on(b.s).grouped_gemm({.x = x,
+                                        .w = w,
+                                        .y = y,
+                                        .offsets = b.t.indices(offsets),
+                                        .experts = kExperts,
                                         .input_grad = input_grad});
-                  EXPECT_TRUE(read_bits(b.s, y.slice_rows(owned, kOwnerless)) == ownerless) << "rows of nobody";
+                  EXPECT_TRUE(read_bits(b.s, y.slice_rows(owned, kOwnerless)) == ownerless)
+                      << "rows of nobody";
                   return {y.slice_rows(0, owned)};
                 },
-                fmt::format("{} rows, {} x {}, {} {} {}", owned, out, in, input_grad, name_of(weight), name_of(act)));
+                fmt::format("{} rows, {} x {}, {} {} {}", owned, out, in, input_grad, name_of(weight),
+                            name_of(act)));
           }
 }
 
@@ -52,11 +58,15 @@ TEST(GroupedGemm, ARowHasTheSameBitsWhateverItsExpertElseGets) {
 }
 
 TEST(GroupedGemm, OffsetsBeyondTheRowsAreRefused) {
-  for (const std::vector<int32_t>& offsets : {std::vector<int32_t>{0, 2, 6}, {0, 4, 3}, {1, 2, 3}, {0, -1, 3}})
+  for (const std::vector<int32_t>& offsets :
+       {std::vector<int32_t>{0, 2, 6}, {0, 4, 3}, {1, 2, 3}, {0, -1, 3}})
     expect_refused(
         [&](Bench& b) {
-          on(b.s).grouped_gemm({.x = b.t.normal(DType::f32, 5, 3), .w = b.t.normal(DType::f32, 2 * 4, 3),
-                                .y = b.t.garbage(DType::f32, 5, 4), .offsets = b.t.indices(offsets), .experts = 2});
+          on(b.s).grouped_gemm({.x = b.t.normal(DType::f32, 5, 3),
+                                .w = b.t.normal(DType::f32, 2 * 4, 3),
+                                .y = b.t.garbage(DType::f32, 5, 4),
+                                .offsets = b.t.indices(offsets),
+                                .experts = 2});
         },
         "grouped_gemm");
 }
@@ -71,8 +81,12 @@ TEST(GroupedWeightGrad, OverwritesOrAddsAndZeroesEmptyExperts) {
               const Tensor dy = b.t.normal(act, rows, out, 1, 3), x = b.t.normal(act, rows, in, 1, 1);
               const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * out, in)
                                                         : b.t.garbage(DType::f32, kExperts * out, in);
-              on(b.s).grouped_weight_grad({.dy = dy, .x = x, .dw = dw, .offsets = b.t.indices(offsets),
-                                           .experts = kExperts, .accumulate = mode});
+              on(b.s).grouped_weight_grad({.dy = dy,
+                                           .x = x,
+                                           .dw = dw,
+                                           .offsets = b.t.indices(offsets),
+                                           .experts = kExperts,
+                                           .accumulate = mode});
               return {dw};
             },
             fmt::format("{} rows, {}", owned, name_of(act)));
@@ -87,7 +101,8 @@ TEST(GroupedWeightGrad, RowsOfNobodyAreNotRead) {
     on(b.s).upload(ones.data(), dy.slice_rows(0, 3));
     on(b.s).upload(ones.data(), x.slice_rows(0, 3));
     const Tensor dw = b.t.garbage(DType::f32, 8, 3);
-    on(b.s).grouped_weight_grad({.dy = dy, .x = x, .dw = dw, .offsets = b.t.indices({0, 1, 3}), .experts = 2});
+    on(b.s).grouped_weight_grad(
+        {.dy = dy, .x = x, .dw = dw, .offsets = b.t.indices({0, 1, 3}), .experts = 2});
     return {dw};
   });
 }

@@ -16,16 +16,31 @@ TEST(HeadGemm, QueriesIntoTheLatentAndValuesOutOfIt) {
         for (const DType weight : {DType::f32, DType::bf16, DType::e4m3})
           expect_like_ref(
               [&](Bench& b) -> Outputs {
-                const Tensor w = weight == DType::e4m3 ? b.t.normal_e4m3(heads * (nope + value), latent)
-                                                       : b.t.normal(weight, heads * (nope + value), latent, 1, 2);
+                const Tensor w = weight == DType::e4m3
+                                     ? b.t.normal_e4m3(heads * (nope + value), latent)
+                                     : b.t.normal(weight, heads * (nope + value), latent, 1, 2);
                 const Tensor q = b.t.normal(act, tokens, heads * (nope + rope), 1, 1);
                 const Tensor q_latent = b.t.garbage(act, tokens, heads * latent, 3);
-                on(b.s).head_gemm({.x = q, .w = w, .y = q_latent, .heads = heads, .x_stride = nope + rope,
-                                   .y_stride = latent, .w_first = 0, .w_stride = nope + value, .w_rows = nope});
+                on(b.s).head_gemm({.x = q,
+                                   .w = w,
+                                   .y = q_latent,
+                                   .heads = heads,
+                                   .x_stride = nope + rope,
+                                   .y_stride = latent,
+                                   .w_first = 0,
+                                   .w_stride = nope + value,
+                                   .w_rows = nope});
                 const Tensor o_latent = b.t.normal(act, tokens, heads * latent, 1, 5);
                 const Tensor o = b.t.garbage(act, tokens, heads * value);
-                on(b.s).head_gemm({.x = o_latent, .w = w, .y = o, .heads = heads, .x_stride = latent,
-                                   .y_stride = value, .w_first = nope, .w_stride = nope + value, .w_rows = value,
+                on(b.s).head_gemm({.x = o_latent,
+                                   .w = w,
+                                   .y = o,
+                                   .heads = heads,
+                                   .x_stride = latent,
+                                   .y_stride = value,
+                                   .w_first = nope,
+                                   .w_stride = nope + value,
+                                   .w_rows = value,
                                    .trans_w = true});
                 return {q_latent, o};
               },
@@ -37,9 +52,11 @@ TEST(HeadGemm, ColumnsBetweenTheHeadsKeepTheirValues) {
     Bench b(*tested.device);
     const Tensor x = b.t.normal(DType::f32, 4, 2 * 3), w = b.t.normal(DType::f32, 2 * 3, 5);
     const Tensor y = b.t.values(DType::f32, 4, 2 * 8, std::vector<double>(64, 42));
-    on(b.s).head_gemm({.x = x, .w = w, .y = y, .heads = 2, .x_stride = 3, .y_stride = 8, .w_stride = 3, .w_rows = 3});
+    on(b.s).head_gemm(
+        {.x = x, .w = w, .y = y, .heads = 2, .x_stride = 3, .y_stride = 8, .w_stride = 3, .w_rows = 3});
     const std::vector<double> values = read(b.s, y);
-    for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(values[i] == 42, i % 8 >= 5) << tested.name << " " << i;
+    for (size_t i = 0; i < values.size(); ++i)
+      EXPECT_EQ(values[i] == 42, i % 8 >= 5) << tested.name << " " << i;
   }
 }
 

@@ -43,32 +43,47 @@ Outputs run(Bench& b, const Case& c) {
   const Tensor q_latent = b.t.normal(c.act, rows, c.heads * c.latent, 1, c.padding);
   const Tensor q_rope = b.t.normal(c.act, rows, c.heads * stride, 1, c.padding);
   const Tensor o = b.t.garbage(c.act, rows, c.heads * c.latent, c.padding);
-  on(b.s).latent_attention({.q_latent = q_latent, .q_rope = q_rope,
+  on(b.s).latent_attention({.q_latent = q_latent,
+                            .q_rope = q_rope,
                             .cache = b.t.values(c.act, pages * c.page_size, width, cache, c.padding),
-                            .page_table = b.t.indices(sequences, most, table), .kv_lens = b.t.indices(lens),
-                            .q_starts = b.t.indices(starts), .o_latent = o, .heads = c.heads, .latent = c.latent,
-                            .rope = c.rope, .q_rope_stride = stride, .page_size = c.page_size,
-                            .sequences = sequences, .scale = 0.3});
+                            .page_table = b.t.indices(sequences, most, table),
+                            .kv_lens = b.t.indices(lens),
+                            .q_starts = b.t.indices(starts),
+                            .o_latent = o,
+                            .heads = c.heads,
+                            .latent = c.latent,
+                            .rope = c.rope,
+                            .q_rope_stride = stride,
+                            .page_size = c.page_size,
+                            .sequences = sequences,
+                            .scale = 0.3});
   return {o};
 }
 
 TEST(LatentAttention, MeetsTheMetricAndSeesOnlyItsOwnPages) {
-  const std::vector<std::vector<Lengths>> batches = {{{1, 1}},           {{1, 7}, {1, 33}, {1, 1}}, {{3, 3}, {2, 65}},
-                                                     {{0, 5}, {1, 129}}, {{5, 257}, {0, 0}, {1, 64}}, {}};
+  const std::vector<std::vector<Lengths>> batches = {
+      {{1, 1}},           {{1, 7}, {1, 33}, {1, 1}},   {{3, 3}, {2, 65}},
+      {{0, 5}, {1, 129}}, {{5, 257}, {0, 0}, {1, 64}}, {}};
   int number = 0;
   for (const auto& lengths : batches)
     for (const DType act : {DType::f32, DType::bf16})
       for (const int64_t heads : {1, 3, 33}) {
         ++number;
-        const Case c{.lengths = lengths, .heads = heads, .latent = number % 2 ? 9 : 32, .rope = number % 3 ? 4 : 2,
-                     .page_size = number % 4 ? 4 : 64, .act = act, .padding = number % 3};
+        const Case c{.lengths = lengths,
+                     .heads = heads,
+                     .latent = number % 2 ? 9 : 32,
+                     .rope = number % 3 ? 4 : 2,
+                     .page_size = number % 4 ? 4 : 64,
+                     .act = act,
+                     .padding = number % 3};
         expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("case {}", number));
       }
 }
 
 TEST(LatentAttention, TheWidthsOfTheRealModel) {
   for (const DType act : {DType::f32, DType::bf16}) {
-    const Case c{.lengths = {{2, 70}, {1, 5}}, .heads = 5, .latent = 512, .rope = 64, .page_size = 64, .act = act};
+    const Case c{
+        .lengths = {{2, 70}, {1, 5}}, .heads = 5, .latent = 512, .rope = 64, .page_size = 64, .act = act};
     expect_like_ref([&](Bench& b) { return run(b, c); });
   }
 }
@@ -77,7 +92,8 @@ TEST(LatentAttention, TheWidthsOfTheRealModel) {
 TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench all(*tested.device), one(*tested.device);
-    const Tensor many = run(all, {.lengths = {{1, 90}, {4, 40}}})[0];  // the first sequence has the same numbers
+    const Tensor many =
+        run(all, {.lengths = {{1, 90}, {4, 40}}})[0];  // the first sequence has the same numbers
     const Tensor alone = run(one, {.lengths = {{1, 90}}})[0];
     EXPECT_TRUE(read_bits(one.s, alone) == read_bits(all.s, many.slice_rows(0, 1))) << tested.name;
   }
@@ -86,11 +102,19 @@ TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {
 TEST(LatentAttention, PagesOutsideTheCacheAreRefused) {
   expect_refused(
       [](Bench& b) {
-        on(b.s).latent_attention({.q_latent = b.t.normal(DType::f32, 1, 4), .q_rope = b.t.normal(DType::f32, 1, 2),
-                                  .cache = b.t.normal(DType::f32, 8, 6), .page_table = b.t.indices(1, 2, {1, 2}),
-                                  .kv_lens = b.t.indices({5}), .q_starts = b.t.indices({0, 1}),
-                                  .o_latent = b.t.garbage(DType::f32, 1, 4), .heads = 1, .latent = 4, .rope = 2,
-                                  .page_size = 4, .sequences = 1, .scale = 1});
+        on(b.s).latent_attention({.q_latent = b.t.normal(DType::f32, 1, 4),
+                                  .q_rope = b.t.normal(DType::f32, 1, 2),
+                                  .cache = b.t.normal(DType::f32, 8, 6),
+                                  .page_table = b.t.indices(1, 2, {1, 2}),
+                                  .kv_lens = b.t.indices({5}),
+                                  .q_starts = b.t.indices({0, 1}),
+                                  .o_latent = b.t.garbage(DType::f32, 1, 4),
+                                  .heads = 1,
+                                  .latent = 4,
+                                  .rope = 2,
+                                  .page_size = 4,
+                                  .sequences = 1,
+                                  .scale = 1});
       },
       "cache row");
 }

@@ -1,5 +1,5 @@
-// For the tests of operations: one body runs on ref, the oracle, and on every device under test, and what it returns
-// is compared.
+// For the tests of operations: one body runs on ref, the oracle, and on every device under test, and what it
+// returns is compared.
 //
 //   expect_like_ref([](Bench& b) -> Outputs {            // the same numbers on every device
 //     Tensor x = b.t.normal(DType::bf16, 5, 3), y = b.t.garbage(DType::bf16, 5, 3);
@@ -7,8 +7,8 @@
 //     return {y};
 //   });
 //
-// Proved of every output: it meets the metric of its format (indices: is equal); nothing was written behind its rows;
-// and with 2, 3 and 5 threads it has the bits that one thread gives.
+// Proved of every output: it meets the metric of its format (indices: is equal); nothing was written behind
+// its rows; and with 2, 3 and 5 threads it has the bits that one thread gives.
 #pragma once
 
 #include <cstdlib>
@@ -51,8 +51,8 @@ struct TestedDevice {
   bool same_bits_as_first = false;  // the first one of all
 };
 
-// The CPU with its best kernels on 1, 2, 3 and 5 threads that are woken for the smallest work, then with one thread
-// and every other set of kernels that this machine runs.
+// The CPU with its best kernels on 1, 2, 3 and 5 threads that are woken for the smallest work, then with one
+// thread and every other set of kernels that this machine runs.
 inline const std::vector<TestedDevice>& tested_devices() {
   static const std::vector<TestedDevice> devices = [] {
     std::vector<TestedDevice> list;
@@ -92,13 +92,15 @@ inline void expect_like_ref(const Body& body, const std::string& what = "") {
     const Outputs outputs = body(bench);
     ASSERT_EQ(outputs.size(), expected.size());
     for (size_t i = 0; i < outputs.size(); ++i) {
-      const ScopedTrace trace_output(__FILE__, __LINE__, fmt::format("output {} {}", i, outputs[i].describe()));
+      const ScopedTrace trace_output(__FILE__, __LINE__,
+                                     fmt::format("output {} {}", i, outputs[i].describe()));
       const HostTensor got = download(bench.s, outputs[i]);
       EXPECT_TRUE(bench.t.padding_intact(outputs[i]));
       if (outputs[i].dtype == DType::i32) {
         EXPECT_EQ(read_indices(bench.s, outputs[i]),
-                  std::vector<int32_t>(static_cast<const int32_t*>(expected[i].tensor().data),
-                                       static_cast<const int32_t*>(expected[i].tensor().data) + got.tensor().size()));
+                  std::vector<int32_t>(
+                      static_cast<const int32_t*>(expected[i].tensor().data),
+                      static_cast<const int32_t*>(expected[i].tensor().data) + got.tensor().size()));
       } else {
         EXPECT_METRIC(got, expected[i], bound_of(outputs[i].dtype));
       }

@@ -21,27 +21,35 @@ std::vector<int32_t> choices(int64_t tokens, int64_t k, int64_t experts) {
   return all;
 }
 
-const int64_t kShapes[][3] = {{0, 2, 4}, {1, 1, 1}, {3, 2, 7}, {17, 8, 8}, {129, 3, 33}, {130, 8, 64}};  // T, K, E
+const int64_t kShapes[][3] = {{0, 2, 4},  {1, 1, 1},    {3, 2, 7},
+                              {17, 8, 8}, {129, 3, 33}, {130, 8, 64}};  // T, K, E
 
 Tensor plan(Bench& b, int64_t tokens, int64_t k, int64_t experts) {
   const Tensor row_of = b.t.garbage(DType::i32, tokens, k), offsets = b.t.garbage(DType::i32, 1, experts + 1);
-  on(b.s).permute_plan({.indices = b.t.indices(tokens, k, choices(tokens, k, experts)), .row_of = row_of,
-                        .offsets = offsets, .experts = experts});
+  on(b.s).permute_plan({.indices = b.t.indices(tokens, k, choices(tokens, k, experts)),
+                        .row_of = row_of,
+                        .offsets = offsets,
+                        .experts = experts});
   return row_of;
 }
 
 TEST(Permute, ThePlanSortsByExpertThenByToken) {
   for (const auto& [tokens, k, experts] : kShapes)
     expect_like_ref([&](Bench& b) -> Outputs {
-      const Tensor row_of = b.t.garbage(DType::i32, tokens, k), offsets = b.t.garbage(DType::i32, 1, experts + 1);
-      on(b.s).permute_plan({.indices = b.t.indices(tokens, k, choices(tokens, k, experts)), .row_of = row_of,
-                            .offsets = offsets, .experts = experts});
+      const Tensor row_of = b.t.garbage(DType::i32, tokens, k),
+                   offsets = b.t.garbage(DType::i32, 1, experts + 1);
+      on(b.s).permute_plan({.indices = b.t.indices(tokens, k, choices(tokens, k, experts)),
+                            .row_of = row_of,
+                            .offsets = offsets,
+                            .experts = experts});
       return {row_of, offsets};
     });
   for (const TestedDevice& tested : tested_devices()) {  // and by hand
     Bench b(*tested.device);
     const Tensor row_of = b.t.garbage(DType::i32, 3, 2), offsets = b.t.garbage(DType::i32, 1, 5);
-    on(b.s).permute_plan({.indices = b.t.indices(3, 2, {0, 3, 0, 1, 1, 3}), .row_of = row_of, .offsets = offsets,
+    on(b.s).permute_plan({.indices = b.t.indices(3, 2, {0, 3, 0, 1, 1, 3}),
+                          .row_of = row_of,
+                          .offsets = offsets,
                           .experts = 4});
     EXPECT_EQ(read_indices(b.s, row_of), (std::vector<int32_t>{0, 4, 1, 2, 3, 5}));
     EXPECT_EQ(read_indices(b.s, offsets), (std::vector<int32_t>{0, 2, 4, 4, 6}));
@@ -52,8 +60,10 @@ TEST(Permute, ExpertsOutOfRangeAreRefused) {
   for (const int32_t expert : {-1, 4})
     expect_refused(
         [&](Bench& b) {
-          on(b.s).permute_plan({.indices = b.t.indices(1, 2, {0, expert}), .row_of = b.t.garbage(DType::i32, 1, 2),
-                                .offsets = b.t.garbage(DType::i32, 1, 5), .experts = 4});
+          on(b.s).permute_plan({.indices = b.t.indices(1, 2, {0, expert}),
+                                .row_of = b.t.garbage(DType::i32, 1, 2),
+                                .offsets = b.t.garbage(DType::i32, 1, 5),
+                                .experts = 4});
         },
         "permute_plan");
 }
@@ -79,16 +89,25 @@ TEST(Unpermute, AddsWhatIsThereInEveryCombination) {
             const int64_t width = ++number % 2 ? 7 : 33;
             expect_like_ref(
                 [&](Bench& b) -> Outputs {
-                  const Tensor x = b.t.normal(act, tokens * k, width, 1, 1), y = b.t.normal(act, tokens, width, 1, 2);
-                  const Tensor other = b.t.normal(act, tokens, width, 1, 4), third = b.t.normal(act, tokens, width);
+                  const Tensor x = b.t.normal(act, tokens * k, width, 1, 1),
+                               y = b.t.normal(act, tokens, width, 1, 2);
+                  const Tensor other = b.t.normal(act, tokens, width, 1, 4),
+                               third = b.t.normal(act, tokens, width);
                   const Tensor weights = b.t.normal(DType::f32, tokens, k), none;
-                  on(b.s).unpermute({.x = x, .row_of = plan(b, tokens, k, experts),
+                  on(b.s).unpermute({.x = x,
+                                     .row_of = plan(b, tokens, k, experts),
                                      .weights = with_weights ? weights : none,
-                                     .residual = residual == 0 ? none : residual == 1 ? other : y,
-                                     .shared = shared == 0 ? none : shared == 1 ? third : y, .y = y});
+                                     .residual = residual == 0   ? none
+                                                 : residual == 1 ? other
+                                                                 : y,
+                                     .shared = shared == 0   ? none
+                                               : shared == 1 ? third
+                                                             : y,
+                                     .y = y});
                   return {y};
                 },
-                fmt::format("{} tokens, weights {}, residual {}, shared {}", tokens, with_weights, residual, shared));
+                fmt::format("{} tokens, weights {}, residual {}, shared {}", tokens, with_weights, residual,
+                            shared));
           }
 }
 
@@ -97,10 +116,16 @@ TEST(Unpermute, BackwardMeetsTheMetric) {
     for (const int64_t width : {1, 33, 257})
       for (const DType act : {DType::f32, DType::bf16})
         expect_like_ref([&](Bench& b) -> Outputs {
-          const Tensor dy = b.t.normal(act, tokens, width, 1, 1), x = b.t.normal(act, tokens * k, width, 1, 2);
-          const Tensor dx = b.t.garbage(act, tokens * k, width, 3), dweights = b.t.garbage(DType::f32, tokens, k);
-          on(b.s).unpermute_backward({.dy = dy, .x = x, .row_of = plan(b, tokens, k, experts),
-                                      .weights = b.t.normal(DType::f32, tokens, k), .dx = dx, .dweights = dweights});
+          const Tensor dy = b.t.normal(act, tokens, width, 1, 1),
+                       x = b.t.normal(act, tokens * k, width, 1, 2);
+          const Tensor dx = b.t.garbage(act, tokens * k, width, 3),
+                       dweights = b.t.garbage(DType::f32, tokens, k);
+          on(b.s).unpermute_backward({.dy = dy,
+                                      .x = x,
+                                      .row_of = plan(b, tokens, k, experts),
+                                      .weights = b.t.normal(DType::f32, tokens, k),
+                                      .dx = dx,
+                                      .dweights = dweights});
           return {dx, dweights};
         });
 }
@@ -108,7 +133,8 @@ TEST(Unpermute, BackwardMeetsTheMetric) {
 TEST(Unpermute, RowsOutOfRangeAreRefused) {
   expect_refused(
       [](Bench& b) {
-        on(b.s).unpermute({.x = b.t.normal(DType::f32, 2, 3), .row_of = b.t.indices(1, 2, {0, 2}),
+        on(b.s).unpermute({.x = b.t.normal(DType::f32, 2, 3),
+                           .row_of = b.t.indices(1, 2, {0, 2}),
                            .y = b.t.garbage(DType::f32, 1, 3)});
       },
       "unpermute");

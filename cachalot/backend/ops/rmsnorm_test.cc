@@ -7,7 +7,8 @@ namespace {
 
 using namespace testing;
 
-const int64_t kShapes[][2] = {{0, 5}, {1, 1}, {1, 3}, {3, 7}, {17, 33}, {33, 129}, {129, 257}, {300, 9}, {3, 7168}};
+const int64_t kShapes[][2] = {{0, 5},    {1, 1},     {1, 3},   {3, 7},   {17, 33},
+                              {33, 129}, {129, 257}, {300, 9}, {3, 7168}};
 
 TEST(RmsNorm, ForwardMeetsTheMetric) {
   for (const auto& [rows, cols] : kShapes)
@@ -31,13 +32,19 @@ TEST(RmsNorm, BackwardOverwritesDxAndAddsToTheGainWhenAsked) {
         expect_like_ref(
             [&](Bench& b) -> Outputs {
               const Tensor dy = b.t.normal(act, rows, cols, 1, 1), x = b.t.normal(act, rows, cols, 3, 2);
-              const Tensor gain = b.t.normal(DType::f32, 1, cols), r = b.t.uniform(DType::f32, 1, rows, 0.2, 0.5);
+              const Tensor gain = b.t.normal(DType::f32, 1, cols),
+                           r = b.t.uniform(DType::f32, 1, rows, 0.2, 0.5);
               const Tensor residual = b.t.normal(act, rows, cols, 1, 3);
               const Tensor dx = with_residual && in_place ? residual : b.t.garbage(act, rows, cols, 3);
               const Tensor dgain = mode == Accumulate::add ? b.t.normal(DType::f32, 1, cols)
                                                            : b.t.garbage(DType::f32, 1, cols);
-              on(b.s).rmsnorm_backward({.dy = dy, .x = x, .gain = gain, .r = r,
-                                        .residual = with_residual ? residual : Tensor{}, .dx = dx, .dgain = dgain,
+              on(b.s).rmsnorm_backward({.dy = dy,
+                                        .x = x,
+                                        .gain = gain,
+                                        .r = r,
+                                        .residual = with_residual ? residual : Tensor{},
+                                        .dx = dx,
+                                        .dgain = dgain,
                                         .accumulate_gain = mode});
               return {dx, dgain};
             },
@@ -47,7 +54,8 @@ TEST(RmsNorm, BackwardOverwritesDxAndAddsToTheGainWhenAsked) {
 
 TEST(RmsNorm, ARowOfZerosStaysZeroAndFinite) {
   expect_like_ref([](Bench& b) -> Outputs {
-    const Tensor x = b.t.zeros(DType::f32, 2, 5), y = b.t.garbage(DType::f32, 2, 5), r = b.t.garbage(DType::f32, 1, 2);
+    const Tensor x = b.t.zeros(DType::f32, 2, 5), y = b.t.garbage(DType::f32, 2, 5),
+                 r = b.t.garbage(DType::f32, 1, 2);
     on(b.s).rmsnorm_forward({.x = x, .gain = b.t.normal(DType::f32, 1, 5), .y = y, .r = r, .eps = 1e-6});
     return {y, r};
   });

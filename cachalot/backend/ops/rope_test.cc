@@ -36,8 +36,14 @@ TEST(Rope, TurnsItsColumnsOfEveryHeadAndNoOthers) {
                   std::vector<int32_t> positions;
                   for (int64_t t = 0; t < rows; ++t) positions.push_back(int32_t(t * 7 % kPositions));
                   const Tables table = tables(b, width, 1.3);
-                  on(b.s).rope({.x = x, .positions = b.t.indices(positions), .cos = table.cos, .sin = table.sin,
-                                .heads = heads, .stride = stride, .offset = offset, .width = width,
+                  on(b.s).rope({.x = x,
+                                .positions = b.t.indices(positions),
+                                .cos = table.cos,
+                                .sin = table.sin,
+                                .heads = heads,
+                                .stride = stride,
+                                .offset = offset,
+                                .width = width,
                                 .inverse = inverse});
                   return {x};
                 },
@@ -50,8 +56,13 @@ TEST(Rope, InverseUndoesForward) {
     const Tensor x = b.t.normal(DType::f32, 9, 3 * 8);
     const std::vector<double> before = read(b.s, x);
     const Tables table = tables(b, 8);
-    Rope r{.x = x, .positions = b.t.indices({0, 1, 2, 3, 39, 5, 6, 7, 8}), .cos = table.cos, .sin = table.sin,
-           .heads = 3, .stride = 8, .width = 8};
+    Rope r{.x = x,
+           .positions = b.t.indices({0, 1, 2, 3, 39, 5, 6, 7, 8}),
+           .cos = table.cos,
+           .sin = table.sin,
+           .heads = 3,
+           .stride = 8,
+           .width = 8};
     on(b.s).rope(r);
     EXPECT_NE(read(b.s, x), before);
     r.inverse = true;
@@ -65,8 +76,12 @@ TEST(Rope, PositionsOutsideTheTablesAreRefused) {
     expect_refused(
         [&](Bench& b) {
           const Tables table = tables(b, 4);
-          on(b.s).rope({.x = b.t.normal(DType::f32, 1, 4), .positions = b.t.indices({position}), .cos = table.cos,
-                        .sin = table.sin, .stride = 4, .width = 4});
+          on(b.s).rope({.x = b.t.normal(DType::f32, 1, 4),
+                        .positions = b.t.indices({position}),
+                        .cos = table.cos,
+                        .sin = table.sin,
+                        .stride = 4,
+                        .width = 4});
         },
         "position");
 }

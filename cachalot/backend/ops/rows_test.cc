@@ -13,7 +13,9 @@ const DType kActs[] = {DType::f32, DType::bf16};
 std::vector<int32_t> some_rows(int64_t count, int64_t n, bool unique) {
   std::vector<int32_t> rows;
   for (int64_t i = 0; i < count; ++i)
-    rows.push_back(i % 4 == 3 ? -1 - int32_t(i) : int32_t(unique ? (i * 7 + 2) % n : int64_t(random_below(2, 1, uint64_t(i), uint64_t(n)))));
+    rows.push_back(i % 4 == 3 ? -1 - int32_t(i)
+                              : int32_t(unique ? (i * 7 + 2) % n
+                                               : int64_t(random_below(2, 1, uint64_t(i), uint64_t(n)))));
   return rows;
 }
 
@@ -48,8 +50,10 @@ TEST(Rows, ScatterAddSumsRepeatedRows) {
         for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
           expect_like_ref([&](Bench& b) -> Outputs {
             const Tensor x = b.t.normal(from, count, width, 1, 2);
-            const Tensor y = mode == Accumulate::add ? b.t.normal(DType::f32, 11, width) : b.t.garbage(DType::f32, 11, width);
-            on(b.s).scatter_add_rows({.x = x, .rows = b.t.indices(some_rows(count, 11, false)), .y = y, .accumulate = mode});
+            const Tensor y = mode == Accumulate::add ? b.t.normal(DType::f32, 11, width)
+                                                     : b.t.garbage(DType::f32, 11, width);
+            on(b.s).scatter_add_rows(
+                {.x = x, .rows = b.t.indices(some_rows(count, 11, false)), .y = y, .accumulate = mode});
             return {y};
           });
 }
@@ -60,7 +64,8 @@ TEST(Rows, ScatterAddTakesTheRowsInOrder) {
     Bench b(*tested.device);
     const Tensor y = b.t.garbage(DType::f32, 1, 1);
     on(b.s).scatter_add_rows({.x = b.t.values(DType::f32, 4, 1, {16777216, 1, -16777216, 1}),
-                              .rows = b.t.indices({0, 0, 0, 0}), .y = y});
+                              .rows = b.t.indices({0, 0, 0, 0}),
+                              .y = y});
     EXPECT_EQ(read_number(b.s, y), 1) << tested.name;
   }
 }
@@ -68,17 +73,23 @@ TEST(Rows, ScatterAddTakesTheRowsInOrder) {
 TEST(Rows, IndicesBeyondTheRowsAreRefused) {
   expect_refused(
       [](Bench& b) {
-        on(b.s).gather_rows({.x = b.t.normal(DType::f32, 3, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 1, 2)});
+        on(b.s).gather_rows({.x = b.t.normal(DType::f32, 3, 2),
+                             .rows = b.t.indices({3}),
+                             .y = b.t.garbage(DType::f32, 1, 2)});
       },
       "gather_rows");
   expect_refused(
       [](Bench& b) {
-        on(b.s).scatter_rows({.x = b.t.normal(DType::f32, 1, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 3, 2)});
+        on(b.s).scatter_rows({.x = b.t.normal(DType::f32, 1, 2),
+                              .rows = b.t.indices({3}),
+                              .y = b.t.garbage(DType::f32, 3, 2)});
       },
       "scatter_rows");
   expect_refused(
       [](Bench& b) {
-        on(b.s).scatter_add_rows({.x = b.t.normal(DType::f32, 1, 2), .rows = b.t.indices({3}), .y = b.t.garbage(DType::f32, 3, 2)});
+        on(b.s).scatter_add_rows({.x = b.t.normal(DType::f32, 1, 2),
+                                  .rows = b.t.indices({3}),
+                                  .y = b.t.garbage(DType::f32, 3, 2)});
       },
       "scatter_add_rows");
 }

@@ -17,20 +17,25 @@ std::vector<int32_t> range(int64_t n) {
 }
 
 TEST(Sample, DrawsWhatRefDraws) {
-  for (const auto& [rows, vocabulary] : std::vector<std::pair<int64_t, int64_t>>{
-           {0, 5}, {7, 1}, {100, 2}, {100, 33}, {9, 1000}, {1, 20000}})
+  for (const auto& [rows, vocabulary] :
+       std::vector<std::pair<int64_t, int64_t>>{{0, 5}, {7, 1}, {100, 2}, {100, 33}, {9, 1000}, {1, 20000}})
     for (const double temperature : {0.0, 0.1, 1.0, 2.5})
       for (const int64_t top_k : {0, 1, 5, 5000})
         for (const double top_p : {1.0, 0.9, 0.3, 1e-9})
-            expect_like_ref(
-                [&](Bench& b) -> Outputs {
-                  const Tensor tokens = b.t.garbage(DType::i32, 1, rows);
-                  on(b.s).sample({.logits = b.t.normal(DType::f32, rows, vocabulary, 3),
-                                  .positions = b.t.indices(range(rows)), .tokens = tokens,
-                                  .temperature = temperature, .top_p = top_p, .top_k = top_k, .seed = 11});
-                  return {tokens};
-                },
-                fmt::format("{} x {}, temperature {}, top_k {}, top_p {}", rows, vocabulary, temperature, top_k, top_p));
+          expect_like_ref(
+              [&](Bench& b) -> Outputs {
+                const Tensor tokens = b.t.garbage(DType::i32, 1, rows);
+                on(b.s).sample({.logits = b.t.normal(DType::f32, rows, vocabulary, 3),
+                                .positions = b.t.indices(range(rows)),
+                                .tokens = tokens,
+                                .temperature = temperature,
+                                .top_p = top_p,
+                                .top_k = top_k,
+                                .seed = 11});
+                return {tokens};
+              },
+              fmt::format("{} x {}, temperature {}, top_k {}, top_p {}", rows, vocabulary, temperature, top_k,
+                          top_p));
 }
 
 TEST(Sample, EqualLogitsAreTakenInTheOrderOfTheirIds) {
@@ -41,29 +46,40 @@ TEST(Sample, EqualLogitsAreTakenInTheOrderOfTheirIds) {
         for (int i = 0; i < 200; ++i)
           for (const double x : {1, 2, 2, 0, 2, 1, -1}) logits.push_back(x);
         const Tensor tokens = b.t.garbage(DType::i32, 1, 200);
-        on(b.s).sample({.logits = b.t.values(DType::f32, 200, 7, logits), .positions = b.t.indices(range(200)),
-                        .tokens = tokens, .temperature = temperature, .top_k = top_k, .seed = 3});
+        on(b.s).sample({.logits = b.t.values(DType::f32, 200, 7, logits),
+                        .positions = b.t.indices(range(200)),
+                        .tokens = tokens,
+                        .temperature = temperature,
+                        .top_k = top_k,
+                        .seed = 3});
         return {tokens};
       });
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
     const Tensor token = b.t.garbage(DType::i32, 1, 1);
-    on(b.s).sample({.logits = b.t.values(DType::f32, 1, 4, {1, 5, 5, 2}), .positions = b.t.indices({0}), .tokens = token});
+    on(b.s).sample({.logits = b.t.values(DType::f32, 1, 4, {1, 5, 5, 2}),
+                    .positions = b.t.indices({0}),
+                    .tokens = token});
     EXPECT_EQ(read_number(b.s, token), 1);
   }
 }
 
 TEST(Sample, NanIsNeverDrawnAndNothingLeftGivesTokenZero) {
-  const std::vector<double> rows = {NAN, -INFINITY, NAN, NAN,       NAN, -INFINITY, 3, NAN,
-                                    -1,  NAN,       0,   -INFINITY, NAN, NAN,       NAN, NAN,
-                                    0,   INFINITY,  5,   NAN,       -INFINITY, -INFINITY, -INFINITY, -INFINITY};
+  const std::vector<double> rows = {
+      NAN, -INFINITY, NAN, NAN, NAN, -INFINITY, 3, NAN, -1,        NAN,       0,         -INFINITY,
+      NAN, NAN,       NAN, NAN, 0,   INFINITY,  5, NAN, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
   for (const double temperature : {0.0, 1.0})
     for (const int64_t top_k : {0, 2})
       for (const double top_p : {1.0, 0.5})
         expect_like_ref([&](Bench& b) -> Outputs {
           const Tensor tokens = b.t.garbage(DType::i32, 1, 6);
-          on(b.s).sample({.logits = b.t.values(DType::f32, 6, 4, rows), .positions = b.t.indices(range(6)),
-                          .tokens = tokens, .temperature = temperature, .top_p = top_p, .top_k = top_k, .seed = 1});
+          on(b.s).sample({.logits = b.t.values(DType::f32, 6, 4, rows),
+                          .positions = b.t.indices(range(6)),
+                          .tokens = tokens,
+                          .temperature = temperature,
+                          .top_p = top_p,
+                          .top_k = top_k,
+                          .seed = 1});
           const std::vector<int32_t> got = read_indices(b.s, tokens);
           EXPECT_EQ(got[0], 0);
           EXPECT_EQ(got[1], 2);
@@ -79,9 +95,13 @@ TEST(Sample, NanIsNeverDrawnAndNothingLeftGivesTokenZero) {
 TEST(Sample, ARowIsDrawnAloneAsInABatch) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
-    const Tensor logits = b.t.normal(DType::f32, 9, 50), all = b.t.garbage(DType::i32, 1, 9), one = b.t.garbage(DType::i32, 1, 1);
-    Sample s{.logits = logits, .positions = b.t.indices({5, 3, 100, 0, 7, 8, 9, 10, 11}), .tokens = all,
-             .temperature = 1, .seed = 77};
+    const Tensor logits = b.t.normal(DType::f32, 9, 50), all = b.t.garbage(DType::i32, 1, 9),
+                 one = b.t.garbage(DType::i32, 1, 1);
+    Sample s{.logits = logits,
+             .positions = b.t.indices({5, 3, 100, 0, 7, 8, 9, 10, 11}),
+             .tokens = all,
+             .temperature = 1,
+             .seed = 77};
     on(b.s).sample(s);
     s.logits = logits.slice_rows(2, 1), s.positions = b.t.indices({100}), s.tokens = one;
     on(b.s).sample(s);
@@ -95,10 +115,14 @@ TEST(Sample, FrequenciesFollowTheSoftmax) {
     Bench b(*tested.device);
     std::vector<double> logits;
     for (int64_t i = 0; i < draws; ++i)
-      for (const double p : {0.5, 0.1, 0.4}) logits.push_back(2 * std::log(p));  // temperature 2 takes the 2 away
+      for (const double p : {0.5, 0.1, 0.4})
+        logits.push_back(2 * std::log(p));  // temperature 2 takes the 2 away
     const Tensor tokens = b.t.garbage(DType::i32, 1, draws);
-    on(b.s).sample({.logits = b.t.values(DType::f32, draws, 3, logits), .positions = b.t.indices(range(draws)),
-                    .tokens = tokens, .temperature = 2, .seed = 5});
+    on(b.s).sample({.logits = b.t.values(DType::f32, draws, 3, logits),
+                    .positions = b.t.indices(range(draws)),
+                    .tokens = tokens,
+                    .temperature = 2,
+                    .seed = 5});
     std::map<int32_t, double> share;
     for (const int32_t token : read_indices(b.s, tokens)) share[token] += 1.0 / double(draws);
     EXPECT_NEAR(share[0], 0.5, 0.02);  // four standard deviations

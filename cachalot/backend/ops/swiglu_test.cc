@@ -13,7 +13,8 @@ TEST(Swiglu, ForwardAndBackwardMeetTheMetric) {
       for (const DType act : {DType::f32, DType::bf16})
         expect_like_ref(
             [&](Bench& b) -> Outputs {
-              const Tensor x = b.t.normal(act, rows, 2 * width, 3, 1), dy = b.t.normal(act, rows, width, 1, 2);
+              const Tensor x = b.t.normal(act, rows, 2 * width, 3, 1),
+                           dy = b.t.normal(act, rows, width, 1, 2);
               const Tensor y = b.t.garbage(act, rows, width, 3), dx = b.t.garbage(act, rows, 2 * width);
               on(b.s).swiglu_forward({.x = x, .y = y});
               on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = dx});
