@@ -37,7 +37,7 @@ static_assert(std::atomic<bool>::is_always_lock_free);  // as signal handlers ne
 
 // The first Ctrl-C ends the text, with its summary; the next one the program.
 void catch_signals() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = [](int) { stop_requested = true; };
   sigemptyset(&action.sa_mask);
   action.sa_flags = int(SA_RESETHAND | SA_RESTART);
@@ -86,7 +86,8 @@ std::vector<int32_t> parse_tokens(const std::string& text) {
     while (at < end && *at == ' ') ++at;
     if (at == end) return ids;
     if (*at++ != ',')
-      throw Error(fmt::format("--tokens \"{}\": a comma is missing after {}", text, id)).hint("give ids like --tokens 5,17,3");
+      throw Error(fmt::format("--tokens \"{}\": a comma is missing after {}", text, id))
+          .hint("give ids like --tokens 5,17,3");
   }
 }
 
@@ -122,13 +123,13 @@ Json statistics_json(const Statistics& s) {
 }
 
 void print_summary(const Statistics& s, const char* finish) {
-  fmt::print(stderr, "prompt     {:>6} tokens {:>9.3f} s {:>9.1f} tokens/s\n", s.prompt_tokens, s.prefill_seconds,
-             s.prefill_tokens_per_second());
+  fmt::print(stderr, "prompt     {:>6} tokens {:>9.3f} s {:>9.1f} tokens/s\n", s.prompt_tokens,
+             s.prefill_seconds, s.prefill_tokens_per_second());
   fmt::print(stderr, "generated  {:>6} tokens {:>9.3f} s {:>9.1f} tokens/s, ended by {}\n", s.new_tokens,
              s.decode_seconds, s.decode_tokens_per_second(), finish);
   for (size_t k = 0; k < s.drafted.size(); ++k)
-    fmt::print(stderr, "MTP depth {}: {} of {} drafts accepted ({:.0f} %)\n", k + 1, s.accepted[k], s.drafted[k],
-               100 * s.acceptance(k));
+    fmt::print(stderr, "MTP depth {}: {} of {} drafts accepted ({:.0f} %)\n", k + 1, s.accepted[k],
+               s.drafted[k], 100 * s.acceptance(k));
   if (!s.drafted.empty()) fmt::print(stderr, "{:.2f} tokens a step\n", s.tokens_per_step());
 }
 
@@ -145,21 +146,23 @@ void run(const Options& o) {
     request.prompt = parse_tokens(*o.tokens);
   } else {
     tokenizer = load_tokenizer(directory, config);
-    request.prompt = encode_prompt(*tokenizer, o.prompt                  ? *o.prompt
+    request.prompt = encode_prompt(*tokenizer, o.prompt                 ? *o.prompt
                                                : !o.prompt_file.empty() ? read_file(o.prompt_file)
                                                                         : read_standard_input());
   }
   request.max_new_tokens = o.max_new_tokens;
   request.sampling = {.temperature = o.temperature.value_or(wishes.temperature.value_or(kTemperature)),
                       .top_p = o.top_p.value_or(wishes.top_p.value_or(wishes.temperature ? 1 : kTopP)),
-                      .top_k = o.top_k.value_or(wishes.top_k.value_or(0)), .seed = o.seed};
+                      .top_k = o.top_k.value_or(wishes.top_k.value_or(0)),
+                      .seed = o.seed};
   if (!o.ignore_eos) request.end_tokens = wishes.end_tokens;
   TextSession text(o.stops);
 
   EngineOptions options{.prefill_chunk = o.prefill_chunk, .speculate = o.speculate};
   const int64_t most = config.max_position_embeddings, prompt = int64_t(request.prompt.size());
-  options.max_context =
-      o.max_context ? *o.max_context : std::max<int64_t>(1, prompt + std::clamp<int64_t>(o.max_new_tokens, 0, most));
+  options.max_context = o.max_context
+                            ? *o.max_context
+                            : std::max<int64_t>(1, prompt + std::clamp<int64_t>(o.max_new_tokens, 0, most));
   if (!o.max_context) options.max_context = std::min(options.max_context, most);
   if (o.max_context && *o.max_context < 1)
     throw Error(fmt::format("a context of {} tokens", *o.max_context)).hint("--max-context 1 or more");
@@ -173,7 +176,7 @@ void run(const Options& o) {
   fmt::print(stderr, "{}", engine.memory_plan());
 
   catch_signals();
-  std::string shown;         // of --json
+  std::string shown;  // of --json
   bool ends_in_newline = true;
   const auto show = [&](const std::string& piece) {
     if (o.json) shown += piece;
@@ -192,7 +195,8 @@ void run(const Options& o) {
   show(text.finish());
   if (!o.json && !ends_in_newline) write_out("\n");
 
-  const char* finish = completion.finish == Finish::caller && !text.stopped() ? "interrupt" : name_of(completion.finish);
+  const char* finish =
+      completion.finish == Finish::caller && !text.stopped() ? "interrupt" : name_of(completion.finish);
   if (o.json) {
     Json json{{"prompt_tokens", prompt}, {"tokens", completion.tokens}};
     if (tokenizer) json["text"] = utf8_lossy(shown);
@@ -216,13 +220,16 @@ void add_generate(CLI::App& app) {
   c->add_option("--max-new-tokens", o->max_new_tokens, "end after so many")->capture_default_str();
   c->add_option("--temperature", o->temperature,
                 fmt::format("0: always the likeliest token [generation_config.json, else {}]", kTemperature));
-  c->add_option("--top-p", o->top_p,
-                fmt::format("only the likeliest tokens that together reach this [generation_config.json, else {}]", kTopP));
+  c->add_option(
+      "--top-p", o->top_p,
+      fmt::format("only the likeliest tokens that together reach this [generation_config.json, else {}]",
+                  kTopP));
   c->add_option("--top-k", o->top_k, "only the k likeliest tokens; 0: all [generation_config.json, else 0]");
   c->add_option("--seed", o->seed, "the same seed gives the same text")->capture_default_str();
   c->add_option("--stop", o->stops, "end before this text; may be repeated")->allow_extra_args(false);
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end-of-text token");
-  c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")->capture_default_str();
+  c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")
+      ->capture_default_str();
   c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
   c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")
       ->check(CLI::IsMember({"cpu", "ref", "cuda"}))  // cuda: open_device says what is missing
@@ -231,7 +238,8 @@ void add_generate(CLI::App& app) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   c->add_option("--max-context", o->max_context, "tokens of prompt and text together [as many as asked for]");
-  c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt that run together")->capture_default_str();
+  c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt that run together")
+      ->capture_default_str();
   c->add_flag("--json", o->json, "print one JSON object: text, tokens, statistics");
   c->callback([o] { run(*o); });
 }

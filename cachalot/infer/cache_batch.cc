@@ -4,7 +4,8 @@
 
 namespace cachalot {
 
-CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences) : attend_(attend) {
+CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences)
+    : attend_(attend) {
   CHECK(attend != Attend::self && !sequences.empty());
   page_size_ = sequences[0].pages->page_size();
   std::vector<int32_t> tokens, positions, slots, key_slots, key_starts{0}, kv_lens;

@@ -1,5 +1,5 @@
-// TokenBatches that read and write the latent cache: a piece of a prompt (Attend::expand) or the newest tokens of
-// running sequences (Attend::absorb), one or several sequences at a time.
+// TokenBatches that read and write the latent cache: a piece of a prompt (Attend::expand) or the newest
+// tokens of running sequences (Attend::absorb), one or several sequences at a time.
 #pragma once
 
 #include <span>
@@ -10,22 +10,25 @@
 
 namespace cachalot {
 
-// What one sequence puts into a batch: neighbouring positions, everything before them is in the cache already.
+// What one sequence puts into a batch: neighbouring positions; everything before them is in the cache.
 struct CacheRows {
-  int64_t first = 0;              // position of the first row
-  std::vector<int32_t> tokens;    // one a row; -1: written on the device later
+  int64_t first = 0;                 // position of the first row
+  std::vector<int32_t> tokens;       // one a row; -1: written on the device later
   const PageTable* pages = nullptr;  // must hold the last row's position
 };
 
 // Made in two steps, so that all index vectors of a step of inference travel in one upload:
-//   CacheBatch batch(pack, Attend::absorb, rows);  ...more...  pack.upload(s, arena);  model.forward(..., batch.view(pack))
+//   CacheBatch batch(pack, Attend::absorb, rows);
+//   pack.upload(s, arena);
+//   model.forward(s, arena, batch.view(pack), options);
 class CacheBatch {
  public:
   CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences);
 
   TokenBatch view(const IndexPack& pack) const;  // after the upload
   int64_t rows() const { return starts_.back(); }
-  int64_t first_row(size_t sequence) const { return starts_[sequence]; }  // [0, number of sequences]: ends included
+  // Of 0 ... number of sequences: the last one is rows().
+  int64_t first_row(size_t sequence) const { return starts_[sequence]; }
 
  private:
   Attend attend_;

@@ -17,7 +17,8 @@ double now() {
 }
 
 // What the largest steps need, by running them where nothing is computed.
-int64_t step_bytes(const ModelConfig& config, const ParamSet& params, const EngineOptions& o) {
+int64_t step_bytes(const ModelConfig& config, const ParamSet& params, EngineOptions o) {
+  o.max_context = std::max(o.max_context, 4 * o.speculate + 2);  // room for the longest draft and its past
   const auto plan = open_device("plan");
   Steps steps(*plan, config, params, o, 1, int64_t{1} << 42);
   const auto depths = size_t(o.speculate) + 1;
@@ -25,26 +26,28 @@ int64_t step_bytes(const ModelConfig& config, const ParamSet& params, const Engi
   std::vector<std::unique_ptr<Sequence>> sequences;
   std::vector<Sequence*> pointers;
   for (int64_t i = 0; i < o.max_sequences; ++i) {
-    sequences.push_back(std::make_unique<Sequence>(
-        Sequence{.tokens = std::vector<int32_t>(size_t(o.max_context), 0), .sampling = {},
-                 .pages = PageTable(steps.cache()), .window = i, .drafts = 0,
-                 .cached = std::vector<int64_t>(depths, o.max_context - chunk)}));
+    sequences.push_back(
+        std::make_unique<Sequence>(Sequence{.tokens = std::vector<int32_t>(size_t(o.max_context), 0),
+                                            .sampling = {},
+                                            .pages = PageTable(steps.cache()),
+                                            .window = i,
+                                            .drafts = 0,
+                                            .cached = std::vector<int64_t>(depths, o.max_context - chunk)}));
     CHECK(sequences.back()->pages.reserve(o.max_context));
     pointers.push_back(sequences.back().get());
   }
   Sequence& first = *pointers[0];
-  first.tokens.resize(size_t(o.max_context + o.speculate));  // not the prompt's last piece: every depth is full
+  first.tokens.resize(size_t(o.max_context + o.speculate));  // not the last piece: every depth is full
   steps.prefill(first, chunk);
   first.tokens.resize(size_t(o.max_context));  // the last piece: fewer rows for the depths, but a draw
   first.cached.assign(depths, o.max_context - chunk);
   steps.prefill(first, chunk);
   for (Sequence* q : pointers) {  // a step that fills the context, after one that accepted every draft
-    q->drafts = std::min(o.speculate, o.max_context - 1);
+    q->drafts = o.speculate;
     const int64_t n = o.max_context - q->drafts;
     q->tokens.resize(size_t(n));
     q->cached[0] = n - 1;
-    for (size_t k = 1; k < depths; ++k) q->cached[k] = std::max<int64_t>(n - int64_t(k) - o.speculate - 1, 0);
-    if (n < 2) q->drafts = 0;
+    for (size_t k = 1; k < depths; ++k) q->cached[k] = n - int64_t(k) - o.speculate - 1;
   }
   steps.decode(pointers);
   return steps.arena().high_water();
@@ -64,17 +67,22 @@ EngineOptions checked(const ModelConfig& config, EngineOptions o) {
                             o.speculate, config.num_nextn_predict_layers))
         .hint(fmt::format("--speculate between 0 and {}", config.num_nextn_predict_layers));
   if (o.prefill_chunk < 1)
-    throw Error(fmt::format("a prefill chunk of {} tokens", o.prefill_chunk)).hint("--prefill-chunk 1 or more");
-  if (o.max_sequences < 1) throw Error(fmt::format("{} sequences at a time", o.max_sequences)).hint("1 or more");
+    throw Error(fmt::format("a prefill chunk of {} tokens", o.prefill_chunk))
+        .hint("--prefill-chunk 1 or more");
+  if (o.max_sequences < 1)
+    throw Error(fmt::format("{} sequences at a time", o.max_sequences)).hint("1 or more");
   CHECK(o.page_size >= 1);
   return o;
 }
 
-void check(const Request& r, const ModelConfig& config, const EngineOptions& options, const std::string& which) {
+void check(const Request& r, const ModelConfig& config, const EngineOptions& options,
+           const std::string& which) {
   if (r.prompt.empty())
-    throw Error(which + " has no tokens").hint("give some text, or a tokenizer whose config says add_bos_token");
+    throw Error(which + " has no tokens")
+        .hint("give some text, or a tokenizer whose config says add_bos_token");
   if (int64_t(r.prompt.size()) > options.max_context)
-    throw Error(fmt::format("{} has {} tokens; the context holds {}", which, r.prompt.size(), options.max_context))
+    throw Error(
+        fmt::format("{} has {} tokens; the context holds {}", which, r.prompt.size(), options.max_context))
         .hint(options.max_context < config.max_position_embeddings
                   ? fmt::format("raise --max-context (this model: up to {}), or shorten the prompt",
                                 config.max_position_embeddings)
@@ -83,11 +91,14 @@ void check(const Request& r, const ModelConfig& config, const EngineOptions& opt
     if (id < 0 || id >= config.vocab_size)
       throw Error(fmt::format("{} holds token {}; the model knows 0 to {}", which, id, config.vocab_size - 1))
           .hint("the tokens come from another model's tokenizer");
-  if (r.max_new_tokens < 0) throw Error(fmt::format("{} new tokens asked for", r.max_new_tokens)).hint("0 or more");
+  if (r.max_new_tokens < 0)
+    throw Error(fmt::format("{} new tokens asked for", r.max_new_tokens)).hint("0 or more");
   const Sampling& s = r.sampling;
   if (!(s.temperature >= 0) || !std::isfinite(s.temperature))
-    throw Error(fmt::format("temperature is {}", s.temperature)).hint("0 (always the likeliest token) or more");
-  if (!(s.top_p > 0 && s.top_p <= 1)) throw Error(fmt::format("top-p is {}", s.top_p)).hint("above 0, at most 1");
+    throw Error(fmt::format("temperature is {}", s.temperature))
+        .hint("0 (always the likeliest token) or more");
+  if (!(s.top_p > 0 && s.top_p <= 1))
+    throw Error(fmt::format("top-p is {}", s.top_p)).hint("above 0, at most 1");
   if (s.top_k < 0) throw Error(fmt::format("top-k is {}", s.top_k)).hint("0 (all tokens) or more");
 }
 
@@ -117,16 +128,21 @@ struct Engine::Running {
   int64_t remaining() const { return limit - sequence.known(); }
 };
 
-Engine::Engine(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options)
-    : device_(device), config_(config), options_(checked(config, options)), weight_bytes_(params.weight_bytes()) {
+Engine::Engine(Device& device, const ModelConfig& config, const ParamSet& params,
+               const EngineOptions& options)
+    : device_(device),
+      config_(config),
+      options_(checked(config, options)),
+      weight_bytes_(params.weight_bytes()) {
   const int64_t kv = Steps::cache_shape(config_, params.recipe(), options_).bytes();
   const int64_t activations = step_bytes(config_, params, options_);
   if (kv > device.free_bytes() - activations)
-    throw Error(fmt::format("a context of {} tokens, {} at a time, needs {} of KV pages and {} of activations on {}; "
-                            "free: {}",
-                            options_.max_context, std::min(options_.prefill_chunk, options_.max_context),
-                            human_bytes(double(kv)), human_bytes(double(activations)), device.name(),
-                            human_bytes(double(device.free_bytes()))))
+    throw Error(
+        fmt::format("a context of {} tokens, {} at a time, needs {} of KV pages and {} of activations on {}; "
+                    "free: {}",
+                    options_.max_context, std::min(options_.prefill_chunk, options_.max_context),
+                    human_bytes(double(kv)), human_bytes(double(activations)), device.name(),
+                    human_bytes(double(device.free_bytes()))))
         .hint("lower --max-context, --prefill-chunk, or use --precision bf16");
   steps_ = std::make_unique<Steps>(device, config_, params, options_, options_.max_context, activations);
 }
@@ -141,8 +157,8 @@ std::string Engine::memory_plan() const {
   };
   return line("weights", weight_bytes_, "") + line("KV pages", kv, steps_->cache().plan()) +
          line("activations", activations,
-              fmt::format("of {} tokens in a context of {}", std::min(options_.prefill_chunk, options_.max_context),
-                          options_.max_context)) +
+              fmt::format("of {} tokens in a context of {}",
+                          std::min(options_.prefill_chunk, options_.max_context), options_.max_context)) +
          (windows > 0 ? line("speculation", windows, fmt::format("depth {}", options_.speculate)) : "") +
          line("together", weight_bytes_ + kv + windows + activations, "on " + device_.name());
 }
@@ -249,11 +265,16 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
       const size_t index = next++;
       if (limit == length) continue;  // nothing to draw: Finish::length
       auto r = std::make_unique<Running>(
-          Running{.index = index, .request = request,
-                  .sequence = {.tokens = request.prompt, .sampling = request.sampling,
-                               .pages = PageTable(steps_->cache()), .window = free_windows.back(), .drafts = 0,
+          Running{.index = index,
+                  .request = request,
+                  .sequence = {.tokens = request.prompt,
+                               .sampling = request.sampling,
+                               .pages = PageTable(steps_->cache()),
+                               .window = free_windows.back(),
+                               .drafts = 0,
                                .cached = std::vector<int64_t>(size_t(options_.speculate) + 1, 0)},
-                  .limit = limit, .completion = {}});
+                  .limit = limit,
+                  .completion = {}});
       CHECK(r->sequence.pages.reserve(limit));  // there are pages for max_sequences full contexts
       free_windows.pop_back();
       if (prefill(*r, on_tokens)) running.push_back(std::move(r));

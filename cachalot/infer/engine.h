@@ -1,11 +1,11 @@
-// Generation: token ids in, token ids out. Knows nothing about text (infer/text_session.h) and nothing about files.
+// Generation: token ids in, token ids out. Knows nothing about text (infer/text_session.h) or files.
 //
 //   Engine engine(device, loaded.config, *loaded.params, {.max_context = 512, .speculate = 1});
 //   Completion c = engine.generate({.prompt = ids, .max_new_tokens = 64, .end_tokens = {1}});
 //
-// Prompts run in pieces against the latent cache (keys and values expanded), decoding reads the latents as they are
-// (absorbed). Several sequences decode together; a new one joins when another has ended. All memory is taken by the
-// constructor: a run of the largest step on the device "plan" says how much a step needs.
+// Prompts run in pieces against the latent cache (keys and values expanded), decoding reads the latents as
+// they are (absorbed). Several sequences decode together; a new one joins when another has ended. All memory
+// is taken by the constructor: a run of the largest step on the device "plan" says how much a step needs.
 #pragma once
 
 #include <functional>
@@ -24,9 +24,9 @@ struct Request {
 };
 
 enum class Finish : uint8_t {
-  length,      // max_new_tokens, or the context is full
-  end_token,   // the last token is one of end_tokens
-  caller,      // OnTokens said so
+  length,     // max_new_tokens, or the context is full
+  end_token,  // the last token is one of end_tokens
+  caller,     // OnTokens said so
 };
 const char* name_of(Finish finish);  // "length", "stop" (end token), "stop" (caller): what APIs call them
 
@@ -35,8 +35,8 @@ struct Completion {
   Finish finish = Finish::length;
 };
 
-// Called with the new tokens of request number `request` (an end token is not shown), and with none after each piece of
-// a prompt. Returning false ends that sequence.
+// Called with the new tokens of request number `request` (an end token is not shown), and with none after
+// each piece of a prompt. Returning false ends that sequence.
 using OnTokens = std::function<bool(size_t request, std::span<const int32_t> tokens)>;
 
 struct Statistics {
@@ -49,16 +49,18 @@ struct Statistics {
 
   double prefill_tokens_per_second() const;
   double decode_tokens_per_second() const;
-  double tokens_per_step() const;           // 1 without speculation
-  double acceptance(size_t depth) const;    // 0, 1, ...: share of the drafts of depth 1, 2, ...
+  double tokens_per_step() const;         // 1 without speculation
+  double acceptance(size_t depth) const;  // 0, 1, ...: share of the drafts of depth 1, 2, ...
 };
 
 // What the engine refuses, for callers that want to know before they load a model.
-// Error: a context beyond max_position_embeddings (0 asks for just that and is replaced), more speculation than MTP
-// layers, sizes below 1.
+// Error: a context beyond max_position_embeddings (0 asks for just that and is replaced), more speculation
+// than MTP layers, sizes below 1.
 EngineOptions checked(const ModelConfig& config, EngineOptions options);
-// Error: a prompt that is empty, longer than the context or holds unknown ids; bad settings. `which` names it.
-void check(const Request& request, const ModelConfig& config, const EngineOptions& options, const std::string& which);
+// Error: a prompt that is empty, longer than the context or holds unknown ids; bad settings. `which` is its
+// name in messages.
+void check(const Request& request, const ModelConfig& config, const EngineOptions& options,
+           const std::string& which);
 
 class Engine {
  public:

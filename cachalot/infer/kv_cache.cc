@@ -14,7 +14,8 @@ Buffer take_pages(Device& device, const KvShape& shape) {
   const int64_t bytes = shape.bytes();
   const auto refuse = [&] {
     throw Error(fmt::format("the KV pages for {} tokens need {} on {}; free: {}", shape.slots(),
-                            human_bytes(double(bytes)), device.name(), human_bytes(double(device.free_bytes()))))
+                            human_bytes(double(bytes)), device.name(),
+                            human_bytes(double(device.free_bytes()))))
         .hint("lower --max-context, or use --precision bf16");
   };
   if (bytes > device.free_bytes()) refuse();
@@ -30,9 +31,11 @@ Buffer take_pages(Device& device, const KvShape& shape) {
 
 int64_t KvShape::bytes() const {
   CHECK(layers >= 0 && pages >= 0 && page_size > 0 && width > 0);
-  // Slots are i32 on the device; the product below then stays in int64 for any width that config/model.cc admits.
+  // Slots are i32 on the device; the product below then stays in int64 for any width that config/model.cc
+  // admits.
   if (pages > std::numeric_limits<int32_t>::max() / page_size)
-    throw Error(fmt::format("a cache of {} pages of {} tokens has more rows than 32 bits can number", pages, page_size))
+    throw Error(fmt::format("a cache of {} pages of {} tokens has more rows than 32 bits can number", pages,
+                            page_size))
         .hint("lower --max-context");
   const double total = double(layers) * double(slots()) * double(width) * double(size_of(dtype));
   if (total > 0x1p50)
@@ -44,8 +47,8 @@ int64_t KvShape::bytes() const {
 KvCache::KvCache(Device& device, const KvShape& shape) : shape_(shape), buffer_(take_pages(device, shape)) {
   const int64_t layer_bytes = shape.slots() * shape.width * size_of(shape.dtype);
   for (int64_t l = 0; l < shape.layers; ++l)
-    layers_.push_back(make_tensor(static_cast<uint8_t*>(buffer_.data()) + l * layer_bytes, shape.dtype, shape.slots(),
-                                  shape.width));
+    layers_.push_back(make_tensor(static_cast<uint8_t*>(buffer_.data()) + l * layer_bytes, shape.dtype,
+                                  shape.slots(), shape.width));
   for (int64_t p = shape.pages; p-- > 0;) free_.push_back(int32_t(p));
 }
 

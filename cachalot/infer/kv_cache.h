@@ -1,9 +1,10 @@
-// The latent cache of MLA in pages (V3 report section 2.1.1: kv_lora_rank + qk_rope_head_dim numbers a token and layer
-// are all that decoding keeps). Every layer has its own pages, MTP layers included; page p of a sequence has the same
-// number in all of them, so one table a sequence is enough.
+// The latent cache of MLA in pages (V3 report section 2.1.1: kv_lora_rank + qk_rope_head_dim numbers a token
+// and layer are all that decoding keeps). Every layer has its own pages, MTP layers included; page p of a
+// sequence has the same number in all of them, so one table a sequence is enough.
 //
-// Pages are given back in any order and taken again: what a page held before is garbage to its next owner, and a token
-// that speculation wrote in vain is garbage until it is overwritten. Lengths, kept by the host, say what counts.
+// Pages are given back in any order and taken again: what a page held before is garbage to its next owner,
+// and a token that speculation wrote in vain is garbage until it is overwritten. Lengths, kept by the host,
+// say what counts.
 #pragma once
 
 #include <span>
@@ -48,7 +49,9 @@ class KvCache {
 class PageTable {
  public:
   explicit PageTable(KvCache& cache) : cache_(&cache) {}
-  PageTable(PageTable&& other) noexcept : cache_(other.cache_), pages_(std::move(other.pages_)) { other.pages_.clear(); }
+  PageTable(PageTable&& other) noexcept : cache_(other.cache_), pages_(std::move(other.pages_)) {
+    other.pages_.clear();
+  }
   PageTable& operator=(PageTable&&) = delete;
   ~PageTable();
 

@@ -10,7 +10,9 @@
 namespace cachalot {
 namespace {
 
-KvShape shape(int64_t pages) { return {.layers = 3, .pages = pages, .page_size = 4, .width = 10, .dtype = DType::bf16}; }
+KvShape shape(int64_t pages) {
+  return {.layers = 3, .pages = pages, .page_size = 4, .width = 10, .dtype = DType::bf16};
+}
 
 TEST(KvCache, LayersAreSeparateAndTogetherFillTheBuffer) {
   const auto device = open_device("cpu", {.threads = 1});
@@ -20,7 +22,8 @@ TEST(KvCache, LayersAreSeparateAndTogetherFillTheBuffer) {
   for (size_t l = 0; l < 3; ++l) {
     EXPECT_EQ(cache.layers()[l].rows, 20);
     EXPECT_EQ(cache.layers()[l].cols, 10);
-    EXPECT_EQ(static_cast<char*>(cache.layers()[l].data) - static_cast<char*>(cache.layers()[0].data), int64_t(l) * 400);
+    EXPECT_EQ(static_cast<char*>(cache.layers()[l].data) - static_cast<char*>(cache.layers()[0].data),
+              int64_t(l) * 400);
   }
 }
 
@@ -36,7 +39,8 @@ TEST(KvCache, NoSlotBelongsToTwoSequencesAndPagesComeBack) {
     EXPECT_TRUE(a.reserve(2));  // never shrinks
     EXPECT_EQ(a.pages().size(), 2u);
     std::set<int64_t> slots;
-    for (int64_t p = 0; p < 8; ++p) EXPECT_TRUE(slots.insert(a.slot(p)).second && slots.insert(b.slot(p)).second);
+    for (int64_t p = 0; p < 8; ++p)
+      EXPECT_TRUE(slots.insert(a.slot(p)).second && slots.insert(b.slot(p)).second);
     EXPECT_GE(*slots.begin(), 0);
     EXPECT_LT(*slots.rbegin(), 20);
     EXPECT_EQ(cache.free_pages(), 1);
@@ -79,7 +83,8 @@ TEST(CacheBatch, SeveralSequencesInBothForms) {
   KvCache cache(*device, shape(8));
   PageTable a(cache), b(cache);
   ASSERT_TRUE(a.reserve(4) && b.reserve(3) && a.reserve(6));  // a: pages 0, 2; b: page 1
-  const std::vector<CacheRows> rows{{.first = 3, .tokens = {7, 8, -1}, .pages = &a}, {.first = 0, .tokens = {9}, .pages = &b}};
+  const std::vector<CacheRows> rows{{.first = 3, .tokens = {7, 8, -1}, .pages = &a},
+                                    {.first = 0, .tokens = {9}, .pages = &b}};
   IndexPack pack;
   const CacheBatch expand(pack, Attend::expand, rows), absorb(pack, Attend::absorb, rows);
   pack.upload(s, arena);

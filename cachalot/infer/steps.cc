@@ -13,14 +13,18 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
   return values;
 }
 
-void append(std::vector<int32_t>& to, const std::vector<int32_t>& more) { to.insert(to.end(), more.begin(), more.end()); }
+void append(std::vector<int32_t>& to, const std::vector<int32_t>& more) {
+  to.insert(to.end(), more.begin(), more.end());
+}
 
 }  // namespace
 
 KvShape Steps::cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& o) {
   return {.layers = config.num_hidden_layers + o.speculate,
           .pages = o.max_sequences * ((o.max_context + o.page_size - 1) / o.page_size),
-          .page_size = o.page_size, .width = config.cached_per_token(), .dtype = recipe.act};
+          .page_size = o.page_size,
+          .width = config.cached_per_token(),
+          .dtype = recipe.act};
 }
 
 Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options,
@@ -31,16 +35,18 @@ Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, 
       stream_(device),
       model_(stream_, config, params, positions),
       cache_(device, cache_shape(config, params.recipe(), options)),
-      // After a step that accepted S drafts, depth k runs S + k positions, and the trunk writes S + 1 at once.
+      // After S accepted drafts depth k runs S + k positions; the trunk writes S + 1 at once.
       window_(2 * options.speculate),
-      window_buffer_(device,
-                     options.speculate * options.max_sequences * window_ * config.hidden_size * size_of(recipe_.act),
-                     "speculation windows"),
+      window_buffer_(
+          device,
+          options.speculate * options.max_sequences * window_ * config.hidden_size * size_of(recipe_.act),
+          "speculation windows"),
       arena_(device, arena_bytes, "activations of inference") {
-  const int64_t rows = options.max_sequences * window_, bytes = rows * config.hidden_size * size_of(recipe_.act);
+  const int64_t rows = options.max_sequences * window_,
+                bytes = rows * config.hidden_size * size_of(recipe_.act);
   for (int64_t k = 0; k < options.speculate; ++k)
-    windows_.push_back(make_tensor(static_cast<uint8_t*>(window_buffer_.data()) + k * bytes, recipe_.act, rows,
-                                   config.hidden_size));
+    windows_.push_back(make_tensor(static_cast<uint8_t*>(window_buffer_.data()) + k * bytes, recipe_.act,
+                                   rows, config.hidden_size));
 }
 
 int64_t Steps::window_row(const Sequence& sequence, int64_t position) const {
@@ -49,15 +55,16 @@ int64_t Steps::window_row(const Sequence& sequence, int64_t position) const {
 
 std::vector<int32_t> Steps::window_rows(const Sequence& sequence, int64_t first, int64_t end) const {
   std::vector<int32_t> rows;
-  for (int64_t i = first; i < end; ++i) rows.push_back(i < end - window_ ? -1 : int32_t(window_row(sequence, i)));
+  for (int64_t i = first; i < end; ++i)
+    rows.push_back(i < end - window_ ? -1 : int32_t(window_row(sequence, i)));
   return rows;
 }
 
 Tensor Steps::trunk(const TokenBatch& batch) {
   Tensor hidden = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
   Arena::Scope scratch(arena_);
-  const auto state = model_.forward(stream_, arena_, batch,
-                                    {.caches = cache_.layers(), .replay = {}, .keep_states = false});
+  const auto state =
+      model_.forward(stream_, arena_, batch, {.caches = cache_.layers(), .replay = {}, .keep_states = false});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
 }
@@ -65,15 +72,20 @@ Tensor Steps::trunk(const TokenBatch& batch) {
 Tensor Steps::mtp(int64_t depth, const TokenBatch& batch, Tensor previous) {
   Tensor hidden = arena_.take_like(previous);
   Arena::Scope scratch(arena_);
-  const auto state = model_.forward_mtp(stream_, arena_, batch, depth, previous,
-                                        {.caches = cache_.layers(), .replay = {}});
+  const auto state =
+      model_.forward_mtp(stream_, arena_, batch, depth, previous, {.caches = cache_.layers(), .replay = {}});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
 }
 
 void Steps::sample(const Sampling& sampling, Tensor logits, Tensor positions, Tensor tokens) {
-  on(stream_).sample({.logits = logits, .positions = positions, .tokens = tokens, .temperature = sampling.temperature,
-                      .top_p = sampling.top_p, .top_k = sampling.top_k, .seed = sampling.seed});
+  on(stream_).sample({.logits = logits,
+                      .positions = positions,
+                      .tokens = tokens,
+                      .temperature = sampling.temperature,
+                      .top_p = sampling.top_p,
+                      .top_k = sampling.top_k,
+                      .seed = sampling.seed});
 }
 
 std::vector<int32_t> Steps::wait_for(Tensor tokens) {
@@ -100,9 +112,11 @@ int64_t Steps::prefill(Sequence& q, int64_t count) {
     const int64_t depth_end = std::min(end, n - k);
     if (depth_end <= first) break;
     CHECK(q.cached[size_t(k)] == first);
-    const CacheRows rows{.first = first, .tokens = {q.tokens.begin() + first + k, q.tokens.begin() + depth_end + k},
+    const CacheRows rows{.first = first,
+                         .tokens = {q.tokens.begin() + first + k, q.tokens.begin() + depth_end + k},
                          .pages = &q.pages};
-    pieces.push_back({.batch = CacheBatch(pack, Attend::expand, {&rows, 1}), .rows = depth_end - first,
+    pieces.push_back({.batch = CacheBatch(pack, Attend::expand, {&rows, 1}),
+                      .rows = depth_end - first,
                       .window = pack.add(window_rows(q, first, depth_end))});
     q.cached[size_t(k)] = depth_end;
   }
@@ -126,50 +140,84 @@ int64_t Steps::prefill(Sequence& q, int64_t count) {
   return wait_for(token)[0];
 }
 
+// What depth k runs: from the first position that does not stand on true tokens yet, up to n-2.
+struct Steps::Depth {
+  int64_t k = 0;
+  std::vector<size_t> members;  // the sequences that draft so deep
+  std::optional<CacheBatch> batch;
+  size_t window = 0;                    // rows of the windows: h^(k-1) comes from there, h^k goes there
+  size_t last_rows = 0, positions = 0;  // of each member: its last row, the position of its draft
+};
+
+Steps::Depth Steps::plan_depth(IndexPack& pack, int64_t k, std::span<Sequence* const> sequences) {
+  Depth depth{.k = k};
+  std::vector<CacheRows> rows;
+  std::vector<int32_t> window, last_rows, positions;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& q = *sequences[i];
+    if (q.drafts < k) continue;
+    const int64_t n = q.known(), first = q.cached[size_t(k)];
+    CHECK(first < n - 1 && n - 1 - first <= window_);
+    CacheRows r{.first = first,
+                .tokens = {q.tokens.begin() + std::min(first + k, n), q.tokens.end()},
+                .pages = &q.pages};
+    r.tokens.resize(size_t(n - 1 - first), -1);  // the last k - 1 are drafts
+    depth.members.push_back(i);
+    append(window, window_rows(q, first, n - 1));
+    last_rows.push_back(int32_t(window.size()) - 1);
+    positions.push_back(int32_t(n - 1 + k));
+    rows.push_back(std::move(r));
+    q.cached[size_t(k)] = std::max<int64_t>(n - k, 0);
+  }
+  depth.batch.emplace(pack, Attend::absorb, rows);
+  depth.window = pack.add(std::move(window));
+  depth.last_rows = pack.add(std::move(last_rows));
+  depth.positions = pack.add(std::move(positions));
+  return depth;
+}
+
+void Steps::draft(const IndexPack& pack, const Depth& depth, std::span<Sequence* const> sequences,
+                  std::span<const Tensor> drafts) {
+  const int64_t k = depth.k, members = int64_t(depth.members.size());
+  Arena::Scope scratch(arena_);
+  const TokenBatch batch = depth.batch->view(pack);
+  for (size_t m = 0; m < depth.members.size(); ++m) {  // its rows end with d_(k-c) ... d_(k-1)
+    const int64_t end = depth.batch->first_row(m + 1), c = std::min(k - 1, end - depth.batch->first_row(m));
+    if (c > 0)
+      on(stream_).cast(
+          {.x = drafts[depth.members[m]].slice_cols(k - 1 - c, c), .y = batch.tokens.slice_cols(end - c, c)});
+  }
+  const Tensor window = pack.view(depth.window);
+  Tensor previous = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
+  on(stream_).gather_rows({.x = windows_[size_t(k) - 1], .rows = window, .y = previous});
+  const Tensor hidden = mtp(k, batch, previous);
+  if (size_t(k) < windows_.size())
+    on(stream_).scatter_rows({.x = hidden, .rows = window, .y = windows_[size_t(k)]});
+
+  Tensor last = arena_.take(recipe_.act, members, config_.hidden_size);
+  on(stream_).gather_rows({.x = hidden, .rows = pack.view(depth.last_rows), .y = last});
+  Tensor logits = arena_.take(recipe_.stat, members, config_.vocab_size);
+  model_.head().logits(stream_, last, logits);
+  for (int64_t m = 0; m < members; ++m) {
+    const size_t i = depth.members[size_t(m)];
+    sample(sequences[i]->sampling, logits.slice_rows(m, 1), pack.view(depth.positions).slice_cols(m, 1),
+           drafts[i].slice_cols(k - 1, 1));
+  }
+}
+
 std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   arena_.clear();
   IndexPack pack;
-  int64_t depths = 0;
-  std::vector<int64_t> first_drawn;  // of each sequence in `drawn`: its drafts d_1 ... d_s, then its s + 1 tokens
-  int64_t drawn_size = 0;
+  int64_t depths = 0, drawn_size = 0;
   for (const Sequence* q : sequences) {
     CHECK(0 <= q->drafts && q->drafts <= options_.speculate && q->cached[0] == q->known() - 1);
     depths = std::max(depths, q->drafts);
-    first_drawn.push_back(drawn_size);
     drawn_size += 2 * q->drafts + 1;
   }
+  std::vector<Depth> plan;
+  for (int64_t k = 1; k <= depths; ++k) plan.push_back(plan_depth(pack, k, sequences));
 
-  // What each depth runs: from the first position that does not stand on true tokens yet, up to n-2.
-  struct Depth {
-    std::vector<size_t> members;  // sequences
-    CacheBatch batch;
-    size_t window;                // rows of the windows: h^(k-1) comes from there, h^k goes there
-    size_t last_rows, positions;  // of each member: its last row, the position of its draft
-  };
-  std::vector<Depth> plans;
-  for (int64_t k = 1; k <= depths; ++k) {
-    std::vector<size_t> members;
-    std::vector<CacheRows> rows;
-    std::vector<int32_t> window, last_rows, positions;
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      Sequence& q = *sequences[i];
-      if (q.drafts < k) continue;
-      const int64_t n = q.known(), first = q.cached[size_t(k)];
-      CHECK(first < n - 1 && n - 1 - first <= window_);
-      CacheRows r{.first = first, .tokens = {q.tokens.begin() + std::min(first + k, n), q.tokens.end()},
-                  .pages = &q.pages};
-      r.tokens.resize(size_t(n - 1 - first), -1);  // the last k - 1 are drafts
-      members.push_back(i);
-      append(window, window_rows(q, first, n - 1));
-      last_rows.push_back(int32_t(window.size()) - 1);
-      positions.push_back(int32_t(n - 1 + k));
-      rows.push_back(std::move(r));
-      q.cached[size_t(k)] = std::max<int64_t>(n - k, 0);
-    }
-    CacheBatch batch(pack, Attend::absorb, rows);
-    plans.push_back({.members = std::move(members), .batch = std::move(batch), .window = pack.add(std::move(window)),
-                     .last_rows = pack.add(std::move(last_rows)), .positions = pack.add(std::move(positions))});
-  }
+  // The trunk runs the newest token, at n-1, and the drafts behind it.
   std::vector<CacheRows> rows;
   std::vector<int32_t> window, positions;
   for (const Sequence* q : sequences) {
@@ -183,56 +231,41 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   const CacheBatch verify(pack, Attend::absorb, rows);
   const size_t window_handle = pack.add(std::move(window)), positions_handle = pack.add(std::move(positions));
   pack.upload(stream_, arena_);
-  const Tensor drawn = arena_.take_vector(DType::i32, drawn_size);
 
-  for (int64_t k = 1; k <= depths; ++k) {
-    const Depth& plan = plans[size_t(k) - 1];
-    Arena::Scope scratch(arena_);
-    const TokenBatch batch = plan.batch.view(pack);
-    for (size_t m = 0; m < plan.members.size(); ++m) {  // rows end with d_(k-c) ... d_(k-1)
-      const int64_t end = plan.batch.first_row(m + 1), c = std::min(k - 1, end - plan.batch.first_row(m));
-      if (c > 0)
-        on(stream_).cast({.x = drawn.slice_cols(first_drawn[plan.members[m]] + k - 1 - c, c),
-                          .y = batch.tokens.slice_cols(end - c, c)});
-    }
-    Tensor previous = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
-    on(stream_).gather_rows({.x = windows_[size_t(k) - 1], .rows = pack.view(plan.window), .y = previous});
-    const Tensor hidden = mtp(k, batch, previous);
-    if (size_t(k) < windows_.size())
-      on(stream_).scatter_rows({.x = hidden, .rows = pack.view(plan.window), .y = windows_[size_t(k)]});
-    const int64_t members = int64_t(plan.members.size());
-    Tensor last = arena_.take(recipe_.act, members, config_.hidden_size);
-    on(stream_).gather_rows({.x = hidden, .rows = pack.view(plan.last_rows), .y = last});
-    Tensor logits = arena_.take(recipe_.stat, members, config_.vocab_size);
-    model_.head().logits(stream_, last, logits);
-    for (int64_t m = 0; m < members; ++m) {
-      const size_t i = plan.members[size_t(m)];
-      sample(sequences[i]->sampling, logits.slice_rows(m, 1), pack.view(plan.positions).slice_cols(m, 1),
-             drawn.slice_cols(first_drawn[i] + k - 1, 1));
-    }
+  // Every sequence's drafts d_1 ... d_s and behind them its s + 1 tokens, so that one download brings all.
+  const Tensor drawn = arena_.take_vector(DType::i32, drawn_size);
+  std::vector<Tensor> drafts, tokens;
+  int64_t at = 0;
+  for (const Sequence* q : sequences) {
+    drafts.push_back(drawn.slice_cols(at, q->drafts));
+    tokens.push_back(drawn.slice_cols(at + q->drafts, q->drafts + 1));
+    at += 2 * q->drafts + 1;
   }
+  for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
 
   const TokenBatch batch = verify.view(pack);
   for (size_t i = 0; i < sequences.size(); ++i)
-    if (const int64_t s = sequences[i]->drafts; s > 0)
-      on(stream_).cast({.x = drawn.slice_cols(first_drawn[i], s), .y = batch.tokens.slice_cols(verify.first_row(i) + 1, s)});
+    if (drafts[i].cols > 0)
+      on(stream_).cast(
+          {.x = drafts[i], .y = batch.tokens.slice_cols(verify.first_row(i) + 1, drafts[i].cols)});
   const Tensor hidden = trunk(batch);
   if (!windows_.empty())
     on(stream_).scatter_rows({.x = hidden, .rows = pack.view(window_handle), .y = windows_[0]});
   Tensor logits = arena_.take(recipe_.stat, batch.rows, config_.vocab_size);
   model_.head().logits(stream_, hidden, logits);
   for (size_t i = 0; i < sequences.size(); ++i) {
-    const int64_t row = verify.first_row(i), count = sequences[i]->drafts + 1;
-    sample(sequences[i]->sampling, logits.slice_rows(row, count), pack.view(positions_handle).slice_cols(row, count),
-           drawn.slice_cols(first_drawn[i] + sequences[i]->drafts, count));
+    const int64_t row = verify.first_row(i), count = tokens[i].cols;
+    sample(sequences[i]->sampling, logits.slice_rows(row, count),
+           pack.view(positions_handle).slice_cols(row, count), tokens[i]);
   }
 
   const std::vector<int32_t> host = wait_for(drawn);
   std::vector<Drawn> result;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const auto begin = host.begin() + first_drawn[i];
-    const int64_t s = sequences[i]->drafts;
-    result.push_back({.drafts = {begin, begin + s}, .tokens = {begin + s, begin + 2 * s + 1}});
+  auto next = host.begin();
+  for (const Sequence* q : sequences) {
+    const auto middle = next + q->drafts, end = middle + q->drafts + 1;
+    result.push_back({.drafts = {next, middle}, .tokens = {middle, end}});
+    next = end;
   }
   return result;
 }

@@ -1,21 +1,23 @@
-// The device's part of inference: one piece of a prompt, one decoding step. Which sequences, when and what their tokens
-// mean is the engine's (infer/engine.h).
+// The device's part of inference: one piece of a prompt, one decoding step. Which sequences, when and what
+// their tokens mean is the engine's (infer/engine.h).
 //
-// Multi-token prediction as a drafter (V3 report section 2.2). Depth k at position i takes h^(k-1)_i and token t_(i+k)
-// and predicts t_(i+k+1). With n tokens known, the trunk has run positions 0 ... n-2, so every depth can run up to
-// position n-2 and depth k draws the draft of t_(n-1+k):
+// Multi-token prediction as a drafter (V3 report section 2.2). Depth k at position i takes h^(k-1)_i and
+// token t_(i+k) and predicts t_(i+k+1). With n tokens known, the trunk has run positions 0 ... n-2, so every
+// depth can run up to position n-2 and depth k draws the draft of t_(n-1+k):
 //
 //   depth 1 at n-2 takes t_(n-1), known                  -> d_1, a draft of t_n
 //   depth 2 at n-2 takes h^1_(n-2) and d_1               -> d_2, a draft of t_(n+1)
 //   the trunk runs t_(n-1) d_1 d_2 at n-1, n, n+1        -> what plain decoding would draw there
 //
-// The last k - 1 positions of depth k stand on drafts, so what its cache holds there is provisional: from true tokens
-// come positions 0 ... n-1-k only, and the next step runs depth k again from position n-k, over the old values. For
-// that it needs h^(k-1) of the last few positions: `windows` keeps them, position i of a sequence in row i mod W.
+// The last k - 1 positions of depth k stand on drafts, so what its cache holds there is provisional: from
+// true tokens come positions 0 ... n-1-k only, and the next step runs depth k again from position n-k, over
+// the old values. For that it needs h^(k-1) of the last few positions: `windows` keeps them, position i of a
+// sequence in row i mod W.
 //
-// A draft counts if the trunk draws the same token there. Draws are a function of (logits, seed, position) alone
-// (ops/sample.h), so speculation gives the tokens of plain decoding at any temperature; only the number of steps
-// changes. Rejected tokens stay in the cache as garbage behind the sequence's length until they are overwritten.
+// A draft counts if the trunk draws the same token there. Draws are a function of (logits, seed, position)
+// alone (ops/sample.h), so speculation gives the tokens of plain decoding at any temperature; only the number
+// of steps changes. Rejected tokens stay in the cache as garbage behind the sequence's length until they are
+// overwritten.
 #pragma once
 
 #include <cstdint>
@@ -29,27 +31,27 @@
 namespace cachalot {
 
 struct EngineOptions {
-  int64_t max_context = 0;    // tokens of a sequence, its prompt included
-  int64_t max_sequences = 1;  // running at the same time
+  int64_t max_context = 0;      // tokens of a sequence, its prompt included
+  int64_t max_sequences = 1;    // running at the same time
   int64_t prefill_chunk = 256;  // tokens of a prompt run together
-  int64_t speculate = 0;      // MTP depths used for drafting; 0: plain decoding
+  int64_t speculate = 0;        // MTP depths used for drafting; 0: plain decoding
   int64_t page_size = 64;
 };
 
-struct Sampling {  // ops/sample.h
+struct Sampling {          // ops/sample.h
   double temperature = 0;  // 0: the likeliest token
   double top_p = 1;
-  int64_t top_k = 0;       // 0: all
+  int64_t top_k = 0;  // 0: all
   uint64_t seed = 0;
 };
 
 // A sequence that is being generated, as the device's part sees it.
 struct Sequence {
-  std::vector<int32_t> tokens;   // t_0 ... t_(n-1): the prompt, then what was drawn
+  std::vector<int32_t> tokens;  // t_0 ... t_(n-1): the prompt, then what was drawn
   Sampling sampling;
-  PageTable pages;               // room for tokens and drafts
-  int64_t window = 0;            // 0 ... max_sequences - 1: which windows are its own
-  int64_t drafts = 0;            // to try in the next decoding step
+  PageTable pages;     // room for tokens and drafts
+  int64_t window = 0;  // 0 ... max_sequences - 1: which windows are its own
+  int64_t drafts = 0;  // to try in the next decoding step
   // Positions 0 ... cached[k]-1 are in the cache of depth k (0: the trunk), from true tokens.
   std::vector<int64_t> cached;
 
@@ -58,7 +60,7 @@ struct Sequence {
 
 struct Drawn {
   std::vector<int32_t> drafts;  // d_1 ... d_s
-  std::vector<int32_t> tokens;  // s + 1: what plain decoding draws for t_n, then for t_(n+1) if t_n is d_1, and so on
+  std::vector<int32_t> tokens;  // s + 1: what plain decoding draws for t_n, for t_(n+1) if t_n is d_1, ...
 };
 
 class Steps {
@@ -70,12 +72,12 @@ class Steps {
   static KvShape cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& options);
 
   static constexpr int64_t kNoToken = -1;
-  // Runs the next `count` tokens of a prompt through the trunk and, with speculation, the MTP depths. With the last
-  // piece it draws the first new token and waits for it; before that it returns kNoToken at once.
+  // Runs the next `count` tokens of a prompt through the trunk and, with speculation, the MTP depths. With
+  // the last piece it draws the first new token and waits for it; before that it returns kNoToken at once.
   int64_t prefill(Sequence& sequence, int64_t count);
 
-  // One decoding step of all `sequences`: drafts, verification, draws; the host waits once, at the end. Whose tokens
-  // to keep is the caller's: it appends them and sets cached[0] to the new n - 1.
+  // One decoding step of all `sequences`: drafts, verification, draws; the host waits once, at the end. Whose
+  // tokens to keep is the caller's: it appends them and sets cached[0] to the new n - 1.
   std::vector<Drawn> decode(std::span<Sequence* const> sequences);
 
   Stream& stream() { return stream_; }
@@ -84,6 +86,11 @@ class Steps {
   int64_t window_bytes() const { return window_buffer_.bytes(); }
 
  private:
+  struct Depth;
+  Depth plan_depth(IndexPack& pack, int64_t k, std::span<Sequence* const> sequences);
+  // Runs a depth and draws its drafts into drafts[sequence], where those of the depths before are.
+  void draft(const IndexPack& pack, const Depth& depth, std::span<Sequence* const> sequences,
+             std::span<const Tensor> drafts);
   int64_t window_row(const Sequence& sequence, int64_t position) const;
   // Window rows of positions first ... end-1, -1 for all but the last W.
   std::vector<int32_t> window_rows(const Sequence& sequence, int64_t first, int64_t end) const;
@@ -98,7 +105,7 @@ class Steps {
   Stream stream_;
   Transformer model_;
   KvCache cache_;
-  int64_t window_ = 0;           // W
+  int64_t window_ = 0;  // W
   Buffer window_buffer_;
   std::vector<Tensor> windows_;  // of h^0 ... h^(S-1): [max_sequences * W, D]
   Arena arena_;

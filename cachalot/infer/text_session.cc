@@ -9,7 +9,8 @@ namespace cachalot {
 
 TextSession::TextSession(std::vector<std::string> stops) : stops_(std::move(stops)) {
   for (const std::string& stop : stops_)
-    if (stop.empty()) throw Error("a stop string is empty").hint("every text would end before its first character");
+    if (stop.empty())
+      throw Error("a stop string is empty").hint("every text would end before its first character");
   std::sort(stops_.begin(), stops_.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
 }
 
@@ -18,7 +19,8 @@ std::string TextSession::push(std::string_view bytes) {
   for (const char byte : bytes) {
     pending_.push_back(byte);
     // What was shown cannot be part of a stop string: it would have been held back.
-    const auto stop = std::find_if(stops_.begin(), stops_.end(), [&](const auto& s) { return pending_.ends_with(s); });
+    const auto stop =
+        std::find_if(stops_.begin(), stops_.end(), [&](const auto& s) { return pending_.ends_with(s); });
     if (stop == stops_.end()) continue;
     stopped_ = true;
     pending_.resize(pending_.size() - stop->size());

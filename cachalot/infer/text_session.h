@@ -1,9 +1,9 @@
-// From token bytes to text that may be shown: never splits a character, ends before a stop string. Shared by everything
-// that streams (generate, serve, eval).
+// From token bytes to text that may be shown: never splits a character, ends before a stop string. Shared by
+// everything that streams (generate, serve, eval).
 //
-// The result does not depend on how the bytes were cut into tokens: the stop string that is complete first ends the
-// text; of several that end at the same byte the longest. Bytes that cannot become valid UTF-8 are passed on as they
-// are (base/text.h utf8_lossy makes them printable).
+// The result does not depend on how the bytes were cut into tokens: the stop string that is complete first
+// ends the text; of several that end at the same byte the longest. Bytes that cannot become valid UTF-8 are
+// passed on as they are (base/text.h utf8_lossy makes them printable).
 #pragma once
 
 #include <string>

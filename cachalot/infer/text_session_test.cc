@@ -9,7 +9,8 @@
 namespace cachalot {
 namespace {
 
-// Pushes `text` in pieces of 1 ... 5 bytes and returns everything shown; every piece shown must be whole characters.
+// Pushes `text` in pieces of 1 ... 5 bytes and returns everything shown; every piece shown must be whole
+// characters.
 struct Shown {
   std::string text;
   bool stopped;
@@ -30,7 +31,8 @@ Shown run(const std::string& text, const std::vector<std::string>& stops, uint64
 }
 
 TEST(TextSession, NeverSplitsACharacterAndLosesNoByte) {
-  const std::string text = "a\u00e9\u6f22\U0001F40B z\u00df\u0301 \xff\xc3( \xe6\xbc \xf0\x9f\x90 end\xe2\x82";  // some invalid
+  const std::string text =
+      "a\u00e9\u6f22\U0001F40B z\u00df\u0301 \xff\xc3( \xe6\xbc \xf0\x9f\x90 end\xe2\x82";  // some invalid
   for (uint64_t seed = 0; seed < 200; ++seed) {
     const Shown s = run(text, {}, seed);
     EXPECT_EQ(s.text, text);
@@ -49,7 +51,7 @@ TEST(TextSession, HoldsBackAnUnfinishedCharacterAndFlushesItAtTheEnd) {
 
 TEST(TextSession, AStopStringMaySpanTokensAndIsNotShown) {
   TextSession session({"\n\nUser:"});
-  EXPECT_EQ(session.push("Hi.\n"), "Hi.");       // could begin the stop string
+  EXPECT_EQ(session.push("Hi.\n"), "Hi.");  // could begin the stop string
   EXPECT_EQ(session.push("\nUs"), "");
   EXPECT_FALSE(session.stopped());
   EXPECT_EQ(session.push("er: next"), "");
@@ -73,10 +75,10 @@ TEST(TextSession, OverlappingStopStringsDoNotDependOnTokens) {
     std::string shown;
     bool stopped;
   } cases[] = {
-      {"xabcdy", {"bcd", "abcdX"}, "xa", true},     // "abcdX" never comes
-      {"xabcdXy", {"bcd", "abcdX"}, "xa", true},    // "bcd" is complete earlier
-      {"xabcy", {"c", "abc", "bc"}, "x", true},     // complete together: the longest
-      {"aaab", {"aab"}, "a", true},                 // the prefix restarts inside itself
+      {"xabcdy", {"bcd", "abcdX"}, "xa", true},   // "abcdX" never comes
+      {"xabcdXy", {"bcd", "abcdX"}, "xa", true},  // "bcd" is complete earlier
+      {"xabcy", {"c", "abc", "bc"}, "x", true},   // complete together: the longest
+      {"aaab", {"aab"}, "a", true},               // the prefix restarts inside itself
       {"ababac", {"abac"}, "ab", true},
       {"ababab", {"abac"}, "ababab", false},
       {"x\u6f22\u6f23", {"\u6f23"}, "x\u6f22", true},  // shares its first two bytes with the character before
@@ -108,7 +110,8 @@ TEST(TextSession, AgreesWithASearchOfTheWholeText) {
         if (end == std::string::npos || e < end || (e == end && at < begin)) end = e, begin = at;
       }
     const Shown s = run(text, stops, seed);
-    EXPECT_EQ(s.text, end == std::string::npos ? text : text.substr(0, begin)) << text << " " << stops[0] << " " << stops[1];
+    EXPECT_EQ(s.text, end == std::string::npos ? text : text.substr(0, begin))
+        << text << " " << stops[0] << " " << stops[1];
     EXPECT_EQ(s.stopped, end != std::string::npos);
   }
 }

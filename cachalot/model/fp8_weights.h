@@ -42,8 +42,8 @@ struct QuantiseOptions {
 // checked for all 2^23 significands of a. Of scales made otherwise, by multiplication with fl(1 / 448) for
 // instance, every ninth comes back one float off. A block therefore takes the recipe's scale if every value
 // is exactly some code times it; else the one scale that does reproduce every value: it is read off a value
-// whose code is a power of two (that product was not rounded), or is a neighbour of the recipe's. A block that
-// none reproduces was not E4M3 before and gets the recipe's.
+// whose code is a power of two (that product was not rounded), or is a neighbour of the recipe's. A block
+// that none reproduces was not E4M3 before and gets the recipe's.
 // The values do not determine the scale of a block whose largest code is not 448 (float32 scales; blocks
 // under the amax floor are fine) or not in (224, 448] (powers of two: an amax of 228 has scale 1 and rounds
 // to 224, which fits scale 1/2 as well). For these there is `known_scales`.

@@ -79,23 +79,25 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   const auto count = [](int64_t n) { return human_count(double(n)); };
   const TrainSection& t = config.train;
   const double bytes_per_token = double(corpus.text_bytes(corpus.train())) / double(corpus.train().size());
-  fmt::print(out, "text       {} tokens to train on, {:.2f} bytes each; {} held out; vocabulary {}{}\n",
-             count(int64_t(corpus.train().size())), bytes_per_token, count(int64_t(corpus.held_out().size())),
-             tokenizer.vocab_size(), config.tokenizer.path.empty() ? ", learned from the text" : "");
+  fmt::print(out, "text       {} tokens to train on, {:.2f} bytes each; {} held out\n",
+             count(int64_t(corpus.train().size())), bytes_per_token, count(int64_t(corpus.held_out().size())));
+  fmt::print(out, "tokenizer  {} tokens, {}\n", tokenizer.vocab_size(),
+             config.tokenizer.path.empty() ? "learned from the text" : config.tokenizer.path);
   std::string parts = fmt::format("{} layers", model.num_hidden_layers);
   if (model.has_experts(model.layers_with_mtp() - 1))
     parts += fmt::format(" ({} dense), {} of {} experts{}", std::min(model.first_k_dense_replace, model.num_hidden_layers),
                          model.num_experts_per_tok, model.n_routed_experts,
                          model.n_shared_experts ? fmt::format(" and {} shared", model.n_shared_experts) : "");
   if (model.num_nextn_predict_layers) parts += fmt::format(", MTP depth {}", model.num_nextn_predict_layers);
-  fmt::print(out, "model      {} parameters, {} active a token: {}\n", count(parameter_count(parameter_table(model))),
-             count(active_parameter_count(model)), parts);
-  fmt::print(out, "training   {} steps of {} x {} tokens = {} tokens, {:.1f} times the text; {} on {}\n", t.total_steps(),
-             t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
+  fmt::print(out, "model      {} parameters, {} active a token\n           {}\n",
+             count(parameter_count(parameter_table(model))), count(active_parameter_count(model)), parts);
+  fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
+             t.total_steps(), t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
              double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision, device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n", held_out.windows().size(), t.seq_len);
-  fmt::print(out, "memory     {} of {} free: weights {}, gradients {}, optimizer {}, activations {}, tables {}\n",
+  fmt::print(out, "memory     {} needed, {} free\n           weights {}, gradients {}, optimizer {},\n"
+                  "           activations {}, tables {}\n",
              bytes(plan.total()), bytes(device.free_bytes()), bytes(plan.weights), bytes(plan.gradients),
              bytes(plan.optimizer), bytes(plan.arena), bytes(plan.tables));
   fmt::print(out, "run        {}\n", run_dir);
