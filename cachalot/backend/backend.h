@@ -1,6 +1,7 @@
-// The seam between layers and hardware. A Device owns memory; a Backend executes operations in the order given on one
-// stream of one device. Calls return at once: results are there after synchronize() (CPU backends happen to be done
-// on return; fake/ is not, so that code which would forget the wait fails on a laptop).
+// The seam between layers and hardware. A Device owns memory; a Backend executes operations in the order
+// given on one stream of one device. Calls return at once: results are there after synchronize() (CPU
+// backends happen to be done on return; fake/ is not, so that code which would forget the wait fails on a
+// laptop).
 #pragma once
 
 #include <cstdint>
@@ -23,14 +24,17 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Host to device and back; dst/src contiguous or not. upload copies `host` before it returns (the caller may reuse
-  // it at once); download fills `host` by the next synchronize(). `host` is contiguous: rows * cols elements.
+  // Host to device and back; dst/src contiguous or not. upload copies `host` before it returns (the caller
+  // may reuse it at once); download fills `host` by the next synchronize(). `host` is contiguous: rows * cols
+  // elements.
   virtual void upload(const void* host, Tensor dst) = 0;
   virtual void download(Tensor src, void* host) = 0;
-  virtual void synchronize() = 0;  // waits for everything queued on this stream; rethrows what an operation threw
+  virtual void
+  synchronize() = 0;  // waits for everything queued on this stream; rethrows what an operation threw
 
-  virtual EventPtr record() = 0;             // after everything queued so far
-  virtual void wait(const EventPtr& e) = 0;  // later work of this stream starts after e; the host does not wait
+  virtual EventPtr record() = 0;  // after everything queued so far
+  virtual void wait(
+      const EventPtr& e) = 0;  // later work of this stream starts after e; the host does not wait
 
 #define CACHALOT_DECLARE(name, Args) virtual void name(const Args&) = 0;
   CACHALOT_OPS(CACHALOT_DECLARE)
@@ -63,13 +67,13 @@ class Stream {
 inline Backend& on(Stream& s) { return s.backend(); }
 
 struct DeviceOptions {
-  int threads = 0;        // cpu: 0 = all that the machine and the container allow
-  uint64_t fake_seed = 0; // fake: order in which independent streams run
+  int threads = 0;         // cpu: 0 = all that the machine and the container allow
+  uint64_t fake_seed = 0;  // fake: order in which independent streams run
 };
 
-// "cpu": threads, any x86 or ARM. "ref": double, scalar, the oracle. "fake": cpu behind a queue (fake/fake_device.h).
-// "plan": memory that is never touched and operations that never run, to measure what a step would take.
-// Unknown names and devices that this build lacks throw Error.
+// "cpu": threads, any x86 or ARM. "ref": double, scalar, the oracle. "fake": cpu behind a queue
+// (fake/fake_device.h). "plan": memory that is never touched and operations that never run, to measure what a
+// step would take. Unknown names and devices that this build lacks throw Error.
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options = {});
 
 }  // namespace cachalot

@@ -34,8 +34,9 @@ class Buffer {  // owns bytes on one device, frees them once; move-only: a copy 
   int64_t bytes_ = 0;
 };
 
-// Memory of one micro-batch: taken in order, given back all at once or down to a mark (a stack). Sized once before
-// the first step by running the step on the "plan" device and reading high_water(); running out is a bug of ours.
+// Memory of one micro-batch: taken in order, given back all at once or down to a mark (a stack). Sized once
+// before the first step by running the step on the "plan" device and reading high_water(); running out is a
+// bug of ours.
 class Arena {
  public:
   Arena() = default;
@@ -52,8 +53,8 @@ class Arena {
   int64_t high_water() const { return high_water_; }
   int64_t capacity() const { return buffer_.bytes(); }
 
-  // Scratch that ends with a block of code: `Arena::Scope scope(arena);`. Safe because the work that uses the memory
-  // and the work that reuses it are queued on the same stream.
+  // Scratch that ends with a block of code: `Arena::Scope scope(arena);`. Safe because the work that uses the
+  // memory and the work that reuses it are queued on the same stream.
   class Scope {
    public:
     explicit Scope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}

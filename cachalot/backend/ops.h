@@ -1,5 +1,5 @@
-// The list of all operations, once: Backend declares them, ref/, cpu/, cuda/ define them, fake/ queues them. A
-// backend that lacks one does not compile. X(function, arguments); the contracts are in ops/<file>.h.
+// The list of all operations, once: Backend declares them, ref/, cpu/, cuda/ define them, fake/ queues them.
+// A backend that lacks one does not compile. X(function, arguments); the contracts are in ops/<file>.h.
 #pragma once
 
 #include "backend/ops/adamw.h"
@@ -18,34 +18,34 @@
 #include "backend/ops/sample.h"
 #include "backend/ops/swiglu.h"
 
-#define CACHALOT_OPS(X)                            \
-  X(gemm, Gemm)                                    \
-  X(grouped_gemm, GroupedGemm)                     \
-  X(grouped_weight_grad, GroupedWeightGrad)        \
-  X(head_gemm, HeadGemm)                           \
-  X(attention_forward, AttentionForward)           \
-  X(attention_backward, AttentionBackward)         \
-  X(latent_attention, LatentAttention)             \
-  X(rmsnorm_forward, RmsNormForward)               \
-  X(rmsnorm_backward, RmsNormBackward)             \
-  X(rope, Rope)                                    \
-  X(swiglu_forward, SwigluForward)                 \
-  X(swiglu_backward, SwigluBackward)               \
-  X(gate_forward, GateForward)                     \
-  X(gate_backward, GateBackward)                   \
-  X(balance_loss, BalanceLoss)                     \
-  X(update_gate_bias, UpdateGateBias)              \
-  X(permute_plan, PermutePlan)                     \
-  X(permute, Permute)                              \
-  X(unpermute, Unpermute)                          \
-  X(unpermute_backward, UnpermuteBackward)         \
-  X(gather_rows, GatherRows)                       \
-  X(scatter_rows, ScatterRows)                     \
-  X(scatter_add_rows, ScatterAddRows)              \
-  X(cross_entropy, CrossEntropy)                   \
-  X(sample, Sample)                                \
-  X(fill, Fill)                                    \
-  X(cast, Cast)                                    \
-  X(add, Add)                                      \
-  X(sum_squares, SumSquares)                       \
+#define CACHALOT_OPS(X)                     \
+  X(gemm, Gemm)                             \
+  X(grouped_gemm, GroupedGemm)              \
+  X(grouped_weight_grad, GroupedWeightGrad) \
+  X(head_gemm, HeadGemm)                    \
+  X(attention_forward, AttentionForward)    \
+  X(attention_backward, AttentionBackward)  \
+  X(latent_attention, LatentAttention)      \
+  X(rmsnorm_forward, RmsNormForward)        \
+  X(rmsnorm_backward, RmsNormBackward)      \
+  X(rope, Rope)                             \
+  X(swiglu_forward, SwigluForward)          \
+  X(swiglu_backward, SwigluBackward)        \
+  X(gate_forward, GateForward)              \
+  X(gate_backward, GateBackward)            \
+  X(balance_loss, BalanceLoss)              \
+  X(update_gate_bias, UpdateGateBias)       \
+  X(permute_plan, PermutePlan)              \
+  X(permute, Permute)                       \
+  X(unpermute, Unpermute)                   \
+  X(unpermute_backward, UnpermuteBackward)  \
+  X(gather_rows, GatherRows)                \
+  X(scatter_rows, ScatterRows)              \
+  X(scatter_add_rows, ScatterAddRows)       \
+  X(cross_entropy, CrossEntropy)            \
+  X(sample, Sample)                         \
+  X(fill, Fill)                             \
+  X(cast, Cast)                             \
+  X(add, Add)                               \
+  X(sum_squares, SumSquares)                \
   X(adamw, AdamW)

@@ -5,7 +5,8 @@
 namespace cachalot {
 
 void check_failed(const char* condition, const char* file, int line, const std::string& note) {
-  throw InternalError(fmt::format("{}:{}: {} does not hold{}{}", file, line, condition, note.empty() ? "" : ": ", note));
+  throw InternalError(
+      fmt::format("{}:{}: {} does not hold{}{}", file, line, condition, note.empty() ? "" : ": ", note));
 }
 
 }  // namespace cachalot

@@ -21,7 +21,8 @@ namespace {
 
 Error system_error(const std::string& doing, const std::string& path, int code) {
   Error error(fmt::format("{} {}: {}", doing, path, std::strerror(code)));
-  if (code == ENOSPC || code == EDQUOT) error.hint("the disk is full: free some space or choose another folder");
+  if (code == ENOSPC || code == EDQUOT)
+    error.hint("the disk is full: free some space or choose another folder");
   if (code == ENOENT) error.hint("check the path");
   return error;
 }
@@ -57,7 +58,7 @@ void sync_directory(const std::string& path) {
 
 std::string read_file(const std::string& path) {
   FileDescriptor fd(path, O_RDONLY, "cannot open");
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd.get(), &status) != 0) throw system_error("cannot read", path, errno);
   if (S_ISDIR(status.st_mode)) throw system_error("cannot read", path, EISDIR);
   std::string bytes;
@@ -84,7 +85,8 @@ void write_file_atomic(const std::string& path, const std::function<void(const A
         bytes.remove_prefix(size_t(n));
       }
     });
-    if (::fsync(fd.get()) != 0 && errno != EINVAL && errno != EROFS) throw system_error("cannot write", path, errno);
+    if (::fsync(fd.get()) != 0 && errno != EINVAL && errno != EROFS)
+      throw system_error("cannot write", path, errno);
     fd.close();
     if (::rename(temporary.c_str(), path.c_str()) != 0) throw system_error("cannot replace", path, errno);
   } catch (...) {
@@ -120,7 +122,8 @@ void AtomicDirectory::commit() {
   std::error_code code;
   fs::remove_all(old, code);
   const bool replaces = fs::exists(final_);
-  if (replaces && ::rename(final_.c_str(), old.c_str()) != 0) throw system_error("cannot replace", final_, errno);
+  if (replaces && ::rename(final_.c_str(), old.c_str()) != 0)
+    throw system_error("cannot replace", final_, errno);
   if (::rename(temporary_.c_str(), final_.c_str()) != 0) {
     const int reason = errno;
     if (replaces) ::rename(old.c_str(), final_.c_str());
@@ -133,7 +136,7 @@ void AtomicDirectory::commit() {
 
 MappedFile::MappedFile(const std::string& path) {
   FileDescriptor fd(path, O_RDONLY, "cannot open");
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd.get(), &status) != 0) throw system_error("cannot read", path, errno);
   if (!S_ISREG(status.st_mode)) throw Error(fmt::format("{} is not a regular file", path));
   size_ = status.st_size;

@@ -33,7 +33,8 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
   bool key(string_t& name) override {
-    if (!levels_.back().seen.insert(name).second) throw Error(fmt::format("{}: the key \"{}\" occurs twice", what_, name));
+    if (!levels_.back().seen.insert(name).second)
+      throw Error(fmt::format("{}: the key \"{}\" occurs twice", what_, name));
     levels_.back().key = std::move(name);
     return true;
   }
@@ -59,8 +60,8 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
     } else {
       // ordered_json looks for the key linearly; `seen` has proved it new, so append in O(1).
       auto& object = levels_.back().value.get_ref<Json::object_t&>();
-      static_cast<std::vector<Json::object_t::value_type>&>(object).emplace_back(std::move(levels_.back().key),
-                                                                                std::move(value));
+      static_cast<std::vector<Json::object_t::value_type>&>(object).emplace_back(
+          std::move(levels_.back().key), std::move(value));
     }
     return true;
   }

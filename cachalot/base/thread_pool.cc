@@ -53,7 +53,8 @@ double cgroup_cpus() {
 int available_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
+  int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                         : int(std::thread::hardware_concurrency());
   const double limit = cgroup_cpus();
   if (limit > 0) cpus = std::min(cpus, std::max(1, int(limit + 0.5)));
   return std::max(1, cpus);
@@ -141,9 +142,11 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
   if (failure) std::rethrow_exception(failure);
 }
 
-void ThreadPool::parallel_ranges(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+void ThreadPool::parallel_ranges(int64_t count, int64_t grain,
+                                 const std::function<void(int64_t, int64_t)>& body) {
   CHECK(grain > 0);
-  parallel_for((count + grain - 1) / grain, [&](int64_t i) { body(i * grain, std::min(count, (i + 1) * grain)); });
+  parallel_for((count + grain - 1) / grain,
+               [&](int64_t i) { body(i * grain, std::min(count, (i + 1) * grain)); });
 }
 
 }  // namespace cachalot

@@ -1,4 +1,5 @@
-// cachalot forward: one forward (and backward) pass, every intermediate result to a file, to compare implementations.
+// cachalot forward: one forward (and backward) pass, every intermediate result to a file, to compare
+// implementations.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -22,16 +23,22 @@ struct Options {
 };
 
 void run(const Options& o) {
-  ForwardRequest request{.tokens = {}, .batch = 0, .length = 0, .gradients = o.gradients, .mtp_lambda = o.lambda,
-                         .balance_alpha = o.alpha, .routing = {}};
+  ForwardRequest request{.tokens = {},
+                         .batch = 0,
+                         .length = 0,
+                         .gradients = o.gradients,
+                         .mtp_lambda = o.lambda,
+                         .balance_alpha = o.alpha,
+                         .routing = {}};
   read_tokens(o.tokens, request);
   if (!o.routing.empty()) read_routing(o.routing, request);
   auto device = open_device(o.device, {.threads = o.threads});
-  const ForwardResults results = run_forward(*device, o.model, parse_precision(o.precision), o.drop_mtp, request);
+  const ForwardResults results =
+      run_forward(*device, o.model, parse_precision(o.precision), o.drop_mtp, request);
   write_results(o.out, results);
-  const Json json{{"loss_main", results.loss_main}, {"loss_mtp", results.loss_mtp}, {"mtp_lambda", o.lambda},
-                  {"loss_balance", results.loss_balance}, {"balance_alpha", o.alpha},
-                  {"loss_total", results.loss_total}};
+  const Json json{{"loss_main", results.loss_main}, {"loss_mtp", results.loss_mtp},
+                  {"mtp_lambda", o.lambda},         {"loss_balance", results.loss_balance},
+                  {"balance_alpha", o.alpha},       {"loss_total", results.loss_total}};
   fmt::print("{}\n", json.dump(1));
 }
 
@@ -42,14 +49,18 @@ void add_forward(CLI::App& app) {
   auto* c = app.add_subcommand("forward", "run tokens through a model and write every intermediate result");
   c->add_option("--model", o->model, "model directory or run directory")->required();
   c->add_option("--tokens", o->tokens, "safetensors file with tokens, I32 [B, T + 1]")->required();
-  c->add_option("--out", o->out, "safetensors file to write: logits, hidden.N, router.N.*, mtp.K.*")->required();
+  c->add_option("--out", o->out, "safetensors file to write: logits, hidden.N, router.N.*, mtp.K.*")
+      ->required();
   c->add_flag("--grad", o->gradients, "run the backward too and write grad.<name>");
   c->add_option("--routing", o->routing, "follow the expert choices (router.N.indices) of this file");
   c->add_option("--mtp-lambda", o->lambda, "weight of the MTP losses")->capture_default_str();
-  c->add_option("--balance-alpha", o->alpha, "weight of the sequence-wise balance loss")->capture_default_str();
+  c->add_option("--balance-alpha", o->alpha, "weight of the sequence-wise balance loss")
+      ->capture_default_str();
   c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
-  c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")->capture_default_str();
-  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")->capture_default_str();
+  c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")
+      ->capture_default_str();
+  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
+      ->capture_default_str();
   c->add_flag("--drop-mtp", o->drop_mtp, "leave the MTP layers out");
   c->callback([o] { run(*o); });
 }

@@ -24,8 +24,8 @@ Tensor IndexPack::view(size_t handle, int64_t rows) const {
   return make_tensor(static_cast<int32_t*>(device_.data) + first_[handle], DType::i32, rows, n / rows);
 }
 
-TrainingBatch make_training_batch(Stream& s, Arena& arena, std::span<const std::span<const int32_t>> sequences,
-                                  int64_t depths) {
+TrainingBatch make_training_batch(Stream& s, Arena& arena,
+                                  std::span<const std::span<const int32_t>> sequences, int64_t depths) {
   struct Handles {
     size_t tokens, positions, starts, targets, previous, next;
     int64_t rows;
@@ -50,8 +50,13 @@ TrainingBatch make_training_batch(Stream& s, Arena& arena, std::span<const std::
       next.push_back(-1);
       starts.push_back(starts.back() + int32_t(n));
     }
-    Handles h{.tokens = pack.add(tokens), .positions = pack.add(positions), .starts = pack.add(starts),
-              .targets = pack.add(targets), .previous = 0, .next = 0, .rows = int64_t(tokens.size())};
+    Handles h{.tokens = pack.add(tokens),
+              .positions = pack.add(positions),
+              .starts = pack.add(starts),
+              .targets = pack.add(targets),
+              .previous = 0,
+              .next = 0,
+              .rows = int64_t(tokens.size())};
     if (k > 0) {
       h.previous = pack.add(previous);
       h.next = pack.add(next);
@@ -60,14 +65,25 @@ TrainingBatch make_training_batch(Stream& s, Arena& arena, std::span<const std::
   }
   pack.upload(s, arena);
   const auto batch = [&](const Handles& h) {
-    return TokenBatch{.rows = h.rows, .sequences = int64_t(sequences.size()), .tokens = pack.view(h.tokens),
-                      .positions = pack.view(h.positions), .starts = pack.view(h.starts),
-                      .targets = pack.view(h.targets), .attend = Attend::self, .slots = {}, .key_rows = 0,
-                      .key_slots = {}, .key_starts = {}, .page_size = 0, .page_table = {}, .kv_lens = {}};
+    return TokenBatch{.rows = h.rows,
+                      .sequences = int64_t(sequences.size()),
+                      .tokens = pack.view(h.tokens),
+                      .positions = pack.view(h.positions),
+                      .starts = pack.view(h.starts),
+                      .targets = pack.view(h.targets),
+                      .attend = Attend::self,
+                      .slots = {},
+                      .key_rows = 0,
+                      .key_slots = {},
+                      .key_starts = {},
+                      .page_size = 0,
+                      .page_table = {},
+                      .kv_lens = {}};
   };
   TrainingBatch result{.main = batch(handles[0]), .mtp = {}};
   for (int64_t k = 1; k <= depths; ++k)
-    result.mtp.push_back({.batch = batch(handles[k]), .previous_rows = pack.view(handles[k].previous),
+    result.mtp.push_back({.batch = batch(handles[k]),
+                          .previous_rows = pack.view(handles[k].previous),
                           .next_rows = pack.view(handles[k].next)});
   return result;
 }

@@ -15,8 +15,8 @@ class IndexPack {
  public:
   size_t add(std::vector<int32_t> values);  // a handle for view()
   void upload(Stream& s, Arena& arena);
-  Tensor view(size_t handle) const;                     // i32 [1, n]
-  Tensor view(size_t handle, int64_t rows) const;       // i32 [rows, n / rows]
+  Tensor view(size_t handle) const;                // i32 [1, n]
+  Tensor view(size_t handle, int64_t rows) const;  // i32 [rows, n / rows]
 
  private:
   std::vector<int32_t> values_;
@@ -24,8 +24,8 @@ class IndexPack {
   Tensor device_;
 };
 
-// The rows of one MTP depth: position i of depth k sees token i + k and predicts token i + k + 1, so each depth has one
-// row a sequence less than the one before.
+// The rows of one MTP depth: position i of depth k sees token i + k and predicts token i + k + 1, so each
+// depth has one row a sequence less than the one before.
 struct MtpBatch {
   TokenBatch batch;
   Tensor previous_rows;  // i32 [1, T_k]: this depth's rows among the previous depth's
@@ -38,7 +38,7 @@ struct TrainingBatch {
 };
 
 // Each sequence holds n + 1 tokens: n inputs and the target of the last. n must exceed `depths`.
-TrainingBatch make_training_batch(Stream& s, Arena& arena, std::span<const std::span<const int32_t>> sequences,
-                                  int64_t depths);
+TrainingBatch make_training_batch(Stream& s, Arena& arena,
+                                  std::span<const std::span<const int32_t>> sequences, int64_t depths);
 
 }  // namespace cachalot

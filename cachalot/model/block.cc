@@ -13,7 +13,8 @@ Block::State Block::forward_attention(Stream& s, Arena& arena, const TokenBatch&
   on(s).add({.a = x, .b = attention_out, .y = state.x1});
   state.normed = arena.take_like(x);
   state.post_norm = post_norm.forward(s, arena, state.x1, state.normed);
-  if (gate) state.routing = gate->forward(s, arena, batch, state.normed, options.replay, options.with_balance);
+  if (gate)
+    state.routing = gate->forward(s, arena, batch, state.normed, options.replay, options.with_balance);
   return state;
 }
 
@@ -38,9 +39,9 @@ void Block::forward_mlp(Stream& s, Arena& arena, State& state) const {
 void Block::forward_combine(Stream& s, Arena& arena, State& state) const {
   state.y = arena.take_like(state.x);
   if (experts)
-    dispatch->combine(s, state.plan, state.expert_out, state.routing.weights, state.x1, state.mlp_out, state.y);
-  else
-    on(s).add({.a = state.x1, .b = state.mlp_out, .y = state.y});
+    dispatch->combine(s, state.plan, state.expert_out, state.routing.weights, state.x1, state.mlp_out,
+                      state.y);
+  else on(s).add({.a = state.x1, .b = state.mlp_out, .y = state.y});
 }
 
 void Block::backward_combine(Stream& s, Arena& arena, State& state, Tensor dy) const {
@@ -66,8 +67,8 @@ void Block::backward_dispatch(Stream& s, Arena&, State& state) const {
     dispatch->dispatch_backward(s, state.plan, state.d_rows, mlp ? state.d_normed : Tensor{}, state.d_normed);
 }
 
-void Block::backward_attention(Stream& s, Arena& arena, const TokenBatch& batch, State& state, double balance_factor,
-                               Accumulate mode) const {
+void Block::backward_attention(Stream& s, Arena& arena, const TokenBatch& batch, State& state,
+                               double balance_factor, Accumulate mode) const {
   if (gate)
     gate->backward(s, arena, batch, state.routing, state.d_weights, balance_factor, state.d_normed, mode);
   state.dx1 = arena.take_like(state.x);
@@ -87,7 +88,8 @@ void Block::weight_attention(Stream& s, const State& state, Accumulate mode) con
   attention.backward_weight(s, state.attention, mode);
 }
 
-Block::State Block::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, const Options& options) const {
+Block::State Block::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x,
+                            const Options& options) const {
   State state = forward_attention(s, arena, batch, x, options);
   forward_dispatch(s, arena, state);
   forward_mlp(s, arena, state);
@@ -95,8 +97,8 @@ Block::State Block::forward(Stream& s, Arena& arena, const TokenBatch& batch, Te
   return state;
 }
 
-void Block::backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dy, double balance_factor,
-                     Accumulate mode) const {
+void Block::backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dy,
+                     double balance_factor, Accumulate mode) const {
   backward_combine(s, arena, state, dy);
   backward_mlp(s, arena, state);
   weight_mlp(s, state, mode);

@@ -1,15 +1,16 @@
-// One transformer block, cut where V3's DualPipe cuts it: attention, dispatch, MLP, combine (report section 3.2.1).
+// One transformer block, cut where V3's DualPipe cuts it: attention, dispatch, MLP, combine (report section
+// 3.2.1).
 //
 //   forward_attention   x1 = x + MLA(norm(x));  n = norm(x1);  routing = gate(n)
 //   forward_dispatch    rows of n go to the experts that chose them
 //   forward_mlp         shared(n) and experts(rows), or the dense MLP(n)
 //   forward_combine     y = x1 + shared + sum of the weighted expert rows
-// and backwards the same phases in reverse; the backward of attention and MLP is split into the gradient for the
-// input ("B") and for the weights ("W"). An executor may put each call on a stream of its choice and interleave the
-// phases of two micro-batches; the phases of one micro-batch follow each other (events when streams differ). The
-// gate belongs to the attention phase, the shared expert to the MLP phase. Published order of one forward beside one
-// backward (profile-data, train.json): combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B)
-// attn(W) combine(F).
+// and backwards the same phases in reverse; the backward of attention and MLP is split into the gradient for
+// the input ("B") and for the weights ("W"). An executor may put each call on a stream of its choice and
+// interleave the phases of two micro-batches; the phases of one micro-batch follow each other (events when
+// streams differ). The gate belongs to the attention phase, the shared expert to the MLP phase. Published
+// order of one forward beside one backward (profile-data, train.json): combine(B) attn(F) mlp(B) dispatch(F)
+// dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F).
 #pragma once
 
 #include <optional>
@@ -44,7 +45,7 @@ struct Block {
     Gate::Routing routing;
     ExpertDispatch::Plan plan;
     Experts::Saved experts;
-    Tensor rows, expert_out;      // [R, D]
+    Tensor rows, expert_out;  // [R, D]
     // Backward.
     Tensor dy, d_normed, dx1, dx;
     Tensor d_expert_out, d_rows;  // [R, D]
@@ -57,7 +58,8 @@ struct Block {
     bool with_balance = false;  // compute the sequence-wise balance loss
   };
 
-  State forward_attention(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, const Options& options) const;
+  State forward_attention(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x,
+                          const Options& options) const;
   void forward_dispatch(Stream& s, Arena& arena, State& state) const;
   void forward_mlp(Stream& s, Arena& arena, State& state) const;
   void forward_combine(Stream& s, Arena& arena, State& state) const;  // state.y is the block's output
@@ -66,15 +68,15 @@ struct Block {
   void backward_mlp(Stream& s, Arena& arena, State& state) const;
   void backward_dispatch(Stream& s, Arena& arena, State& state) const;
   // state.dx is the gradient for the block's input. balance_factor: see GateBackward.
-  void backward_attention(Stream& s, Arena& arena, const TokenBatch& batch, State& state, double balance_factor,
-                          Accumulate mode) const;
+  void backward_attention(Stream& s, Arena& arena, const TokenBatch& batch, State& state,
+                          double balance_factor, Accumulate mode) const;
   void weight_mlp(Stream& s, const State& state, Accumulate mode) const;
   void weight_attention(Stream& s, const State& state, Accumulate mode) const;
 
   // All phases one after the other on one stream.
   State forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, const Options& options) const;
-  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dy, double balance_factor,
-                Accumulate mode) const;
+  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dy,
+                double balance_factor, Accumulate mode) const;
 };
 
 }  // namespace cachalot

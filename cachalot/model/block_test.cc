@@ -8,7 +8,8 @@ namespace {
 
 // One block with experts of a small model; two micro-batches of 8 and 5 tokens.
 struct BlockRun {
-  explicit BlockRun(Device& device, Precision precision) : run(device, tiny_config(), precision), comm(device) {
+  explicit BlockRun(Device& device, Precision precision)
+      : run(device, tiny_config(), precision), comm(device) {
     TestTensors t(device, run.s, 17);
     const DType act = Recipe::of(precision).act;
     for (int m : {0, 1}) {
@@ -57,8 +58,8 @@ std::string sequential(Device& device, Precision precision) {
   return r.result(zero, one);
 }
 
-// The order of DeepSeek's published training profile (profile-data, train.json), communication on its own stream:
-// combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F).
+// The order of DeepSeek's published training profile (profile-data, train.json), communication on its own
+// stream: combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F).
 std::string interleaved(Device& device, Precision precision) {
   BlockRun r(device, precision);
   const Block& b = r.block();
@@ -99,7 +100,8 @@ TEST(Block, InterleavedPhasesOfTwoMicroBatchesHaveTheSequentialBits) {
     auto cpu = open_device("cpu");
     const std::string expected = sequential(*cpu, precision);
     EXPECT_EQ(interleaved(*cpu, precision), expected);
-    for (uint64_t seed = 0; seed < 8; ++seed) {  // fake runs the two streams in any order that the events allow
+    for (uint64_t seed = 0; seed < 8;
+         ++seed) {  // fake runs the two streams in any order that the events allow
       auto fake = open_device("fake", {.fake_seed = seed});
       EXPECT_EQ(interleaved(*fake, precision), expected) << "seed " << seed;
     }

@@ -41,7 +41,8 @@ double sum(Stream& s, const Tensor& t) {
 void check_request(const ModelConfig& config, const ForwardRequest& r) {
   if (r.batch < 1 || r.length < 1 || r.length <= config.num_nextn_predict_layers)
     throw Error(fmt::format("tokens of shape [{}, {}]: too few", r.batch, r.length + 1))
-        .hint(fmt::format("give [B, T + 1] tokens with T > {} (the MTP depths)", config.num_nextn_predict_layers));
+        .hint(fmt::format("give [B, T + 1] tokens with T > {} (the MTP depths)",
+                          config.num_nextn_predict_layers));
   if (r.length > config.max_position_embeddings)
     throw Error(fmt::format("sequences of {} tokens; the model's context is {}", r.length,
                             config.max_position_embeddings));
@@ -55,8 +56,8 @@ void check_request(const ModelConfig& config, const ForwardRequest& r) {
     if (layer < 0 || layer >= config.layers_with_mtp() || !config.has_experts(layer))
       throw Error(fmt::format("routing for layer {}, which has no experts", layer));
     if (int64_t(choices.size()) != rows * k)
-      throw Error(fmt::format("routing of layer {} holds {} choices, this run needs {} x {}", layer, choices.size(),
-                              rows, k));
+      throw Error(fmt::format("routing of layer {} holds {} choices, this run needs {} x {}", layer,
+                              choices.size(), rows, k));
     for (size_t i = 0; i < choices.size(); ++i)
       if (choices[i] < 0 || choices[i] >= config.n_routed_experts ||
           (i % size_t(k) != 0 && choices[i] <= choices[i - 1]))
@@ -86,11 +87,12 @@ Run run(Stream& s, Arena& arena, const Transformer& model, const ForwardRequest&
                                        config.num_experts_per_tok);
     on(s).upload(choices.data(), replay[size_t(layer)]);
   }
-  const Transformer::Options options{.caches = {}, .replay = replay, .with_balance = request.balance_alpha != 0};
+  const Transformer::Options options{
+      .caches = {}, .replay = replay, .with_balance = request.balance_alpha != 0};
   r.pass = request.gradients
                ? forward_backward(s, arena, model, r.batch,
-                                  LossScales::uniform(request.batch, request.length, depths, request.mtp_lambda,
-                                                      request.balance_alpha),
+                                  LossScales::uniform(request.batch, request.length, depths,
+                                                      request.mtp_lambda, request.balance_alpha),
                                   options, Accumulate::overwrite)
                : forward_losses(s, arena, model, r.batch, options);
   const auto logits = [&](Tensor hidden) {
@@ -110,8 +112,8 @@ const NamedTensor& ForwardResults::at(const std::string& name) const {
   CHECK(false, "no result named " + name);
 }
 
-ForwardResults run_forward(Device& device, const std::string& model_directory, Precision precision, bool drop_mtp,
-                           const ForwardRequest& request) {
+ForwardResults run_forward(Device& device, const std::string& model_directory, Precision precision,
+                           bool drop_mtp, const ForwardRequest& request) {
   Stream s(device);
   const LoadedModel loaded =
       load_model(s, model_directory, precision,
@@ -136,8 +138,11 @@ ForwardResults run_forward(Device& device, const std::string& model_directory, P
   ForwardResults results;
   const int64_t b = request.batch, t = request.length, d = config.hidden_size, v = config.vocab_size;
   const auto put = [&](std::string name, const Tensor& x, std::vector<int64_t> shape) {
-    NamedTensor n{.name = std::move(name), .dtype = x.dtype == DType::i32 ? DType::i32 : DType::f32,
-                  .shape = std::move(shape), .values = {}, .indices = {}};
+    NamedTensor n{.name = std::move(name),
+                  .dtype = x.dtype == DType::i32 ? DType::i32 : DType::f32,
+                  .shape = std::move(shape),
+                  .values = {},
+                  .indices = {}};
     const std::vector<double> values = download(s, x);
     if (n.dtype == DType::i32) n.indices.assign(values.begin(), values.end());
     else n.values.assign(values.begin(), values.end());
@@ -168,14 +173,16 @@ ForwardResults run_forward(Device& device, const std::string& model_directory, P
       for (const ParamView& view : p.views) {
         if (view.copy) continue;
         const Tensor g = loaded.params->gradient(i).slice_rows(view.first_row, view.rows);
-        put("grad." + view.hf_name, g, p.is_vector() ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{g.rows, g.cols});
+        put("grad." + view.hf_name, g,
+            p.is_vector() ? std::vector<int64_t>{p.cols} : std::vector<int64_t>{g.rows, g.cols});
       }
     }
   results.loss_main = sum(s, r.pass.losses) / double(b * t);
   results.loss_total = results.loss_main;
   for (int64_t k = 1; k <= config.num_nextn_predict_layers; ++k) {
     results.loss_mtp.push_back(sum(s, r.pass.mtp_losses[size_t(k - 1)]) / double(b * (t - k)));
-    results.loss_total += request.mtp_lambda / double(config.num_nextn_predict_layers) * results.loss_mtp.back();
+    results.loss_total +=
+        request.mtp_lambda / double(config.num_nextn_predict_layers) * results.loss_mtp.back();
   }
   for (const Tensor& balance : r.pass.balance()) results.loss_balance += sum(s, balance) / double(b);
   results.loss_total += request.balance_alpha * results.loss_balance;
@@ -186,7 +193,8 @@ namespace {
 
 std::vector<int32_t> read_i32(const SafetensorsFile& file, const StoredTensor& t) {
   if (t.type != StoredType::i32 || t.shape.size() != 2)
-    throw Error(fmt::format("{}: {} is {}", file.path(), t.name, t.describe())).hint("it must be I32 with two dimensions");
+    throw Error(fmt::format("{}: {} is {}", file.path(), t.name, t.describe()))
+        .hint("it must be I32 with two dimensions");
   std::vector<int32_t> values(size_t(t.size()));
   if (!values.empty()) std::memcpy(values.data(), t.data, size_t(t.bytes()));
   return values;
@@ -197,7 +205,8 @@ std::vector<int32_t> read_i32(const SafetensorsFile& file, const StoredTensor& t
 void read_tokens(const std::string& path, ForwardRequest& request) {
   const SafetensorsFile file = SafetensorsFile::open(path);
   const StoredTensor* t = file.find("tokens");
-  if (!t) throw Error(fmt::format("{} holds no tensor \"tokens\"", path)).hint("write tokens as I32 [B, T + 1]");
+  if (!t)
+    throw Error(fmt::format("{} holds no tensor \"tokens\"", path)).hint("write tokens as I32 [B, T + 1]");
   request.tokens = read_i32(file, *t);
   request.batch = t->shape[0];
   request.length = t->shape[1] - 1;
@@ -211,7 +220,8 @@ void read_routing(const std::string& path, ForwardRequest& request) {
       request.routing[layer] = read_i32(file, t);
   }
   if (request.routing.empty())
-    throw Error(fmt::format("{} holds no tensor router.N.indices", path)).hint("give a file that `cachalot forward` wrote");
+    throw Error(fmt::format("{} holds no tensor router.N.indices", path))
+        .hint("give a file that `cachalot forward` wrote");
 }
 
 void write_results(const std::string& path, const ForwardResults& results) {

@@ -1,5 +1,6 @@
-// The whole model against Hugging Face transformers: tests/golden/README.md says what the files hold and how they were
-// made. `nano` and `nano-yarn` are in the repository; two larger ones live beside it, where ../shared exists.
+// The whole model against Hugging Face transformers: tests/golden/README.md says what the files hold and how
+// they were made. `nano` and `nano-yarn` are in the repository; two larger ones live beside it, where
+// ../shared exists.
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -24,7 +25,8 @@ class Golden : public TestWithParam<const char*> {
     if (!std::filesystem::exists(directory_)) directory_ = source_root() + "/../shared/golden/" + GetParam();
     if (!std::filesystem::exists(directory_))
       GTEST_SKIP() << GetParam() << " is tested on machines that have ../shared/golden";
-    reference_ = std::make_unique<SafetensorsFile>(SafetensorsFile::open(directory_ + "/reference.safetensors"));
+    reference_ =
+        std::make_unique<SafetensorsFile>(SafetensorsFile::open(directory_ + "/reference.safetensors"));
     json_ = read_json_file(directory_ + "/reference.json");
     read_tokens(directory_ + "/reference.safetensors", request_);
   }
@@ -118,8 +120,8 @@ TEST_P(Golden, Bf16WithRoutingReplayed) {
     }
     choices += t.shape[0] * k;
   }
-  fmt::print("  {}: free bf16 routing flips {} of {} choices; logits metric {:.2e}\n", GetParam(), flips, choices,
-             metric(wide(free.at("logits")), expected("logits")));
+  fmt::print("  {}: free bf16 routing flips {} of {} choices; logits metric {:.2e}\n", GetParam(), flips,
+             choices, metric(wide(free.at("logits")), expected("logits")));
   request_.gradients = true;
   const ForwardResults results = run("cpu", Precision::bf16);
   expect_routing(results);

@@ -13,7 +13,8 @@ namespace fs = std::filesystem;
 
 std::string resolve_model_directory(const std::string& path) {
   if (!fs::is_directory(path))
-    throw Error(fmt::format("{} is not a directory", path)).hint("give a Hugging Face model directory or a run directory");
+    throw Error(fmt::format("{} is not a directory", path))
+        .hint("give a Hugging Face model directory or a run directory");
   const fs::path checkpoints = fs::path(path) / "checkpoints";
   if (!fs::is_directory(checkpoints)) {
     if (fs::exists(fs::path(path) / "config.json")) return path;
@@ -92,7 +93,8 @@ void save_model(Stream& s, const ParamSet& params, const ModelConfig& config, co
       for (int64_t i = 0; i < n; ++i) out[i] = float(values[i]);
     }
   };
-  write_model(directory, config, {.storage = options.storage, .tokenizer_directory = options.tokenizer_directory}, rows);
+  write_model(directory, config,
+              {.storage = options.storage, .tokenizer_directory = options.tokenizer_directory}, rows);
 }
 
 }  // namespace cachalot

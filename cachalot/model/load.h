@@ -10,14 +10,15 @@
 
 namespace cachalot {
 
-// A model directory is taken as it is; a run directory stands for the model of its newest complete checkpoint.
-// Error when the path is neither.
+// A model directory is taken as it is; a run directory stands for the model of its newest complete
+// checkpoint. Error when the path is neither.
 std::string resolve_model_directory(const std::string& path);
 
 struct LoadOptions {
   bool gradients = false;  // room for gradients too
   bool drop_mtp = false;   // leave the MTP layers of the checkpoint alone
-  bool keep_fp8 = true;    // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format
+  bool keep_fp8 =
+      true;  // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format
 };
 
 struct LoadedModel {
@@ -38,8 +39,8 @@ struct SaveOptions {
 // Where a parameter's best copy is: the optimizer's master where there is one, else the weight itself.
 using MasterSource = std::function<Tensor(size_t param)>;
 
-// Writes a model directory: config.json, generation_config.json, model*.safetensors, tokenizer files. Not atomic as a
-// whole: write into an AtomicDirectory.
+// Writes a model directory: config.json, generation_config.json, model*.safetensors, tokenizer files. Not
+// atomic as a whole: write into an AtomicDirectory.
 void save_model(Stream& s, const ParamSet& params, const ModelConfig& config, const MasterSource& master,
                 const std::string& directory, const SaveOptions& options);
 

@@ -18,16 +18,17 @@ struct Mtp {
   struct State {
     Tensor embedded, concatenated;  // [T, D], [T, 2D]
     RmsNorm::Saved enorm, hnorm, head_norm;
-    Block::State block;             // block.y is what `mtp.K.hidden` shows
-    Tensor hidden;                  // h^k [T, D]
-    Tensor d_previous;              // gradient for h^(k-1), written by backward
+    Block::State block;  // block.y is what `mtp.K.hidden` shows
+    Tensor hidden;       // h^k [T, D]
+    Tensor d_previous;   // gradient for h^(k-1), written by backward
   };
 
   // `previous` [T, D]: h^(k-1) of the same rows.
-  State forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor previous, const Block::Options& options) const;
+  State forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor previous,
+                const Block::Options& options) const;
   // `dhidden`: gradient for h^k. The embedding's gradient is added or overwritten by `embedding_mode`.
-  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden, double balance_factor,
-                Accumulate mode, Accumulate embedding_mode) const;
+  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden,
+                double balance_factor, Accumulate mode, Accumulate embedding_mode) const;
 };
 
 }  // namespace cachalot

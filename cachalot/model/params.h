@@ -25,7 +25,9 @@ class ParamSet {
   const std::vector<Param>& table() const { return table_; }
   Recipe recipe() const { return recipe_; }
   Tensor weight(size_t i) const { return weights_[i]; }
-  Tensor gradient(size_t i) const { return gradients_.empty() ? Tensor{} : gradients_[i]; }  // absent: not trained
+  Tensor gradient(size_t i) const {
+    return gradients_.empty() ? Tensor{} : gradients_[i];
+  }                                             // absent: not trained
   size_t index(const std::string& name) const;  // CHECKs that it exists
   Tensor weight(const std::string& name) const { return weight(index(name)); }
   Tensor gradient(const std::string& name) const { return gradient(index(name)); }
@@ -43,8 +45,8 @@ class ParamSet {
   std::vector<Tensor> weights_, gradients_;
 };
 
-// Random weights: normal with standard deviation initializer_range (V3 report section 4.2), norm gains 1, router bias 0.
-// Element i of parameter p is a pure function of (seed, p, i).
+// Random weights: normal with standard deviation initializer_range (V3 report section 4.2), norm gains 1,
+// router bias 0. Element i of parameter p is a pure function of (seed, p, i).
 void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed);
 
 }  // namespace cachalot

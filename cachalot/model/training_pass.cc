@@ -2,8 +2,10 @@
 
 namespace cachalot {
 
-LossScales LossScales::uniform(int64_t sequences, int64_t tokens, int64_t depths, double lambda, double alpha) {
-  LossScales scales{.main = 1.0 / double(sequences * tokens), .mtp = {}, .balance = alpha / double(sequences)};
+LossScales LossScales::uniform(int64_t sequences, int64_t tokens, int64_t depths, double lambda,
+                               double alpha) {
+  LossScales scales{
+      .main = 1.0 / double(sequences * tokens), .mtp = {}, .balance = alpha / double(sequences)};
   for (int64_t k = 1; k <= depths; ++k)
     scales.mtp.push_back(lambda / double(depths) / double(sequences * (tokens - k)));
   return scales;
@@ -58,21 +60,23 @@ TrainingPass forward_losses(Stream& s, Arena& arena, const Transformer& model, c
 }
 
 TrainingPass forward_backward(Stream& s, Arena& arena, const Transformer& model, const TrainingBatch& batch,
-                              const LossScales& scales, const Transformer::Options& options, Accumulate mode) {
+                              const LossScales& scales, const Transformer::Options& options,
+                              Accumulate mode) {
   TrainingPass pass = forward_hidden(s, arena, model, batch, options);
   const Head& head = model.head();
 
   // The head is used by the main model and by every depth: its gradient starts with the main model's share.
   Tensor dhidden = arena.take_like(pass.trunk.hidden);
-  head.losses_and_gradients(s, arena, pass.trunk.hidden, batch.main.targets, scales.main, pass.losses, dhidden, mode);
+  head.losses_and_gradients(s, arena, pass.trunk.hidden, batch.main.targets, scales.main, pass.losses,
+                            dhidden, mode);
   std::vector<Tensor> dh{dhidden};
   for (size_t k = 0; k < batch.mtp.size(); ++k) {
     dh.push_back(arena.take_like(pass.mtp[k].hidden));
     head.losses_and_gradients(s, arena, pass.mtp[k].hidden, batch.mtp[k].batch.targets, scales.mtp[k],
                               pass.mtp_losses[k], dh.back(), Accumulate::add);
   }
-  // Depths backwards: each passes a gradient to the hidden state of the one before, row by row. The embedding's
-  // gradient starts with the deepest.
+  // Depths backwards: each passes a gradient to the hidden state of the one before, row by row. The
+  // embedding's gradient starts with the deepest.
   Accumulate embedding_mode = mode;
   for (size_t k = batch.mtp.size(); k-- > 0;) {
     const MtpBatch& m = batch.mtp[k];

@@ -1,4 +1,5 @@
-// One micro-batch through the training objective: main loss, MTP losses, sequence-wise balance loss, and gradients.
+// One micro-batch through the training objective: main loss, MTP losses, sequence-wise balance loss, and
+// gradients.
 //   L = main + lambda / depths * sum_k mtp_k + alpha * mean over sequences of sum over layers of balance
 // each main and MTP loss the mean over its targets in the global batch (V3 report sections 2.1.2 and 2.2).
 #pragma once
@@ -7,8 +8,8 @@
 
 namespace cachalot {
 
-// Factors that turn this micro-batch's sums into its share of L; with G sequences of T inputs in the global batch:
-// main 1 / (G T), mtp[k-1] = lambda / depths / (G (T - k)), balance = alpha / G.
+// Factors that turn this micro-batch's sums into its share of L; with G sequences of T inputs in the global
+// batch: main 1 / (G T), mtp[k-1] = lambda / depths / (G (T - k)), balance = alpha / G.
 struct LossScales {
   double main = 0;
   std::vector<double> mtp;

@@ -15,9 +15,12 @@ Transformer::Transformer(Stream& s, const ModelConfig& config, const ParamSet& p
   head_ = {.linear = {params.weight("head"), params.gradient("head")}, .recipe = recipe_};
   for (int64_t k = 0; k < config_.num_nextn_predict_layers; ++k) {
     const std::string p = fmt::format("layers.{}.", config_.num_hidden_layers + k);
-    mtp_.push_back({.enorm = norm(p + "enorm"), .hnorm = norm(p + "hnorm"), .head_norm = norm(p + "head_norm"),
+    mtp_.push_back({.enorm = norm(p + "enorm"),
+                    .hnorm = norm(p + "hnorm"),
+                    .head_norm = norm(p + "head_norm"),
                     .eh_proj = {params.weight(p + "eh_proj"), params.gradient(p + "eh_proj")},
-                    .block = make_block(params, config_.num_hidden_layers + k), .embedding = &embedding_});
+                    .block = make_block(params, config_.num_hidden_layers + k),
+                    .embedding = &embedding_});
   }
 }
 
@@ -59,9 +62,14 @@ Block Transformer::make_block(const ParamSet& params, int64_t layer) const {
     b.mlp = swiglu("mlp");
     return b;
   }
-  b.gate = Gate{.w = params.weight(p + "mlp.gate"), .dw = params.gradient(p + "mlp.gate"),
-                .bias = params.weight(p + "mlp.gate_bias"), .groups = c.n_group, .topk_groups = c.topk_group,
-                .top_k = c.num_experts_per_tok, .normalise = c.norm_topk_prob, .scale = c.routed_scaling_factor,
+  b.gate = Gate{.w = params.weight(p + "mlp.gate"),
+                .dw = params.gradient(p + "mlp.gate"),
+                .bias = params.weight(p + "mlp.gate_bias"),
+                .groups = c.n_group,
+                .topk_groups = c.topk_group,
+                .top_k = c.num_experts_per_tok,
+                .normalise = c.norm_topk_prob,
+                .scale = c.routed_scaling_factor,
                 .recipe = recipe_};
   b.dispatch.emplace(c.n_routed_experts);
   b.experts = Experts{.experts = c.n_routed_experts,
@@ -114,8 +122,8 @@ void Transformer::backward(Stream& s, Arena& arena, const TokenBatch& batch, Sta
   embedding_.backward_weight(s, batch.tokens, dy, embedding_mode);
 }
 
-Mtp::State Transformer::forward_mtp(Stream& s, Arena& arena, const TokenBatch& batch, int64_t depth, Tensor previous,
-                                    const Options& options) const {
+Mtp::State Transformer::forward_mtp(Stream& s, Arena& arena, const TokenBatch& batch, int64_t depth,
+                                    Tensor previous, const Options& options) const {
   CHECK(depth >= 1 && depth <= int64_t(mtp_.size()));
   return mtp_[depth - 1].forward(s, arena, batch, previous,
                                  block_options(config_.num_hidden_layers + depth - 1, options));

@@ -1,5 +1,5 @@
-// DeepSeek-V3: embedding, blocks, final norm, head, and the MTP depths behind them. One forward for training, scoring,
-// prefill and decoding: only the TokenBatch differs.
+// DeepSeek-V3: embedding, blocks, final norm, head, and the MTP depths behind them. One forward for training,
+// scoring, prefill and decoding: only the TokenBatch differs.
 #pragma once
 
 #include <memory>
@@ -22,23 +22,23 @@ class Transformer {
   Transformer(const Transformer&) = delete;  // blocks point at the table and the embedding
 
   struct Options {
-    std::span<const Tensor> caches;   // latent cache of every layer (MTP layers last), or empty
-    std::span<const Tensor> replay;   // expert choices of every layer to follow; absent entries route freely
+    std::span<const Tensor> caches;  // latent cache of every layer (MTP layers last), or empty
+    std::span<const Tensor> replay;  // expert choices of every layer to follow; absent entries route freely
     bool with_balance = false;
-    bool keep_states = true;          // false (inference): layers share their memory, State::blocks stays empty
+    bool keep_states = true;  // false (inference): layers share their memory, State::blocks stays empty
   };
 
   struct State {  // one micro-batch
     Tensor embedded;
     std::vector<Block::State> blocks;
     RmsNorm::Saved norm;
-    Tensor hidden;    // h^0 [T, D]: after the final norm
+    Tensor hidden;  // h^0 [T, D]: after the final norm
     Tensor dembedded;
   };
   State forward(Stream& s, Arena& arena, const TokenBatch& batch, const Options& options) const;
   // `dhidden` [T, D]: gradient for h^0. Writes or adds the gradients of all parameters but the head's.
-  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden, double balance_factor,
-                Accumulate mode, Accumulate embedding_mode) const;
+  void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden,
+                double balance_factor, Accumulate mode, Accumulate embedding_mode) const;
 
   // Depth k = 1, 2, ...; `previous`: h^(k-1) of the same rows.
   Mtp::State forward_mtp(Stream& s, Arena& arena, const TokenBatch& batch, int64_t depth, Tensor previous,

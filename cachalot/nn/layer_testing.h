@@ -30,9 +30,12 @@ struct LayerContext {
   Tensor act(int64_t rows, int64_t cols) { return t.normal(recipe.act, rows, cols); }
   Tensor act_garbage(int64_t rows, int64_t cols) { return t.garbage(recipe.act, rows, cols); }
   LayerCase::Parameter weight(int64_t rows, int64_t cols) {
-    return {t.normal(recipe.weight, rows, cols, 1 / std::sqrt(double(cols))), t.garbage(recipe.stat, rows, cols)};
+    return {t.normal(recipe.weight, rows, cols, 1 / std::sqrt(double(cols))),
+            t.garbage(recipe.stat, rows, cols)};
   }
-  LayerCase::Parameter gain(int64_t n) { return {t.uniform(recipe.stat, 1, n, 0.5, 1.5), t.garbage(recipe.stat, 1, n)}; }
+  LayerCase::Parameter gain(int64_t n) {
+    return {t.uniform(recipe.stat, 1, n, 0.5, 1.5), t.garbage(recipe.stat, 1, n)};
+  }
 };
 using MakeLayer = std::function<LayerCase(LayerContext&)>;
 
@@ -40,8 +43,12 @@ using MakeLayer = std::function<LayerCase(LayerContext&)>;
 class LayerRun {
  public:
   LayerRun(const std::string& device, Precision precision, const MakeLayer& make)
-      : device_(open_device(device, {.threads = 2})), s(*device_), arena(*device_, 16 << 20, "test"),
-        t(*device_, s, 11), context_{s, arena, t, Recipe::of(precision)}, layer(make(context_)) {}
+      : device_(open_device(device, {.threads = 2})),
+        s(*device_),
+        arena(*device_, 16 << 20, "test"),
+        t(*device_, s, 11),
+        context_{s, arena, t, Recipe::of(precision)},
+        layer(make(context_)) {}
 
  private:
   std::unique_ptr<Device> device_;

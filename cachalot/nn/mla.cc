@@ -3,11 +3,18 @@
 namespace cachalot {
 
 AttentionShape Mla::shape(const TokenBatch& batch, Tensor key_starts) const {
-  return {.heads = heads, .nope = nope, .rope = rope, .value = value, .scale = softmax_scale,
-          .sequences = batch.sequences, .q_starts = batch.starts, .k_starts = key_starts};
+  return {.heads = heads,
+          .nope = nope,
+          .rope = rope,
+          .value = value,
+          .scale = softmax_scale,
+          .sequences = batch.sequences,
+          .q_starts = batch.starts,
+          .k_starts = key_starts};
 }
 
-Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y) const {
+Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x,
+                        Tensor y) const {
   const int64_t t = x.rows, qk = nope + rope;
   Saved saved;
   saved.x = x;
@@ -36,18 +43,14 @@ Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor
 
   saved.attended = arena.take(recipe.act, t, heads * value);
   switch (batch.attend) {
-    case Attend::self:
-      attend_expanded(s, arena, batch, saved.cached, batch.starts, saved);
-      break;
+    case Attend::self: attend_expanded(s, arena, batch, saved.cached, batch.starts, saved); break;
     case Attend::expand: {
       Tensor keys = arena.take(recipe.act, batch.key_rows, latent + rope);
       on(s).gather_rows({.x = cache, .rows = batch.key_slots, .y = keys});
       attend_expanded(s, arena, batch, keys, batch.key_starts, saved);
       break;
     }
-    case Attend::absorb:
-      attend_absorbed(s, arena, batch, cache, saved);
-      break;
+    case Attend::absorb: attend_absorbed(s, arena, batch, cache, saved); break;
   }
   o.forward(s, saved.attended, y);
   return saved;
@@ -58,22 +61,52 @@ void Mla::attend_expanded(Stream& s, Arena& arena, const TokenBatch& batch, Tens
   saved.kv = arena.take(recipe.act, latents.rows, heads * (nope + value));
   kv_b.forward(s, latents.slice_cols(0, latent), saved.kv);
   saved.lse = arena.take(recipe.stat, saved.q.rows, heads);
-  on(s).attention_forward({.shape = shape(batch, key_starts), .q = saved.q, .kv = saved.kv,
-                           .k_rope = latents.slice_cols(latent, rope), .o = saved.attended, .lse = saved.lse});
+  on(s).attention_forward({.shape = shape(batch, key_starts),
+                           .q = saved.q,
+                           .kv = saved.kv,
+                           .k_rope = latents.slice_cols(latent, rope),
+                           .o = saved.attended,
+                           .lse = saved.lse});
 }
 
-void Mla::attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, const Saved& saved) const {
+void Mla::attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
+                          const Saved& saved) const {
   const int64_t t = saved.q.rows, qk = nope + rope;
   Arena::Scope scratch(arena);
   Tensor q_latent = arena.take(recipe.act, t, heads * latent), o_latent = arena.take_like(q_latent);
-  on(s).head_gemm({.x = saved.q, .w = kv_b.w, .y = q_latent, .heads = heads, .x_stride = qk, .y_stride = latent,
-                   .w_first = 0, .w_stride = nope + value, .w_rows = nope});
-  on(s).latent_attention({.q_latent = q_latent, .q_rope = saved.q.slice_cols(nope, heads * qk - nope), .cache = cache,
-                          .page_table = batch.page_table, .kv_lens = batch.kv_lens, .q_starts = batch.starts,
-                          .o_latent = o_latent, .heads = heads, .latent = latent, .rope = rope, .q_rope_stride = qk,
-                          .page_size = batch.page_size, .sequences = batch.sequences, .scale = softmax_scale});
-  on(s).head_gemm({.x = o_latent, .w = kv_b.w, .y = saved.attended, .heads = heads, .x_stride = latent,
-                   .y_stride = value, .w_first = nope, .w_stride = nope + value, .w_rows = value, .trans_w = true});
+  on(s).head_gemm({.x = saved.q,
+                   .w = kv_b.w,
+                   .y = q_latent,
+                   .heads = heads,
+                   .x_stride = qk,
+                   .y_stride = latent,
+                   .w_first = 0,
+                   .w_stride = nope + value,
+                   .w_rows = nope});
+  on(s).latent_attention({.q_latent = q_latent,
+                          .q_rope = saved.q.slice_cols(nope, heads * qk - nope),
+                          .cache = cache,
+                          .page_table = batch.page_table,
+                          .kv_lens = batch.kv_lens,
+                          .q_starts = batch.starts,
+                          .o_latent = o_latent,
+                          .heads = heads,
+                          .latent = latent,
+                          .rope = rope,
+                          .q_rope_stride = qk,
+                          .page_size = batch.page_size,
+                          .sequences = batch.sequences,
+                          .scale = softmax_scale});
+  on(s).head_gemm({.x = o_latent,
+                   .w = kv_b.w,
+                   .y = saved.attended,
+                   .heads = heads,
+                   .x_stride = latent,
+                   .y_stride = value,
+                   .w_first = nope,
+                   .w_stride = nope + value,
+                   .w_rows = value,
+                   .trans_w = true});
 }
 
 void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved, Tensor dy, Tensor dx,
@@ -89,10 +122,18 @@ void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved
 
   Tensor d_attended = arena.take_like(saved.attended);
   o.backward_input(s, dy, d_attended);
-  Tensor d_rope = saved.dkva.slice_cols(latent, rope);  // the rotary key skips the norm: its gradient is final
-  on(s).attention_backward({.shape = shape(batch, batch.starts), .q = saved.q, .kv = saved.kv,
-                            .k_rope = saved.cached.slice_cols(latent, rope), .o = saved.attended, .lse = saved.lse,
-                            .d_o = d_attended, .dq = saved.dq, .dkv = saved.dkv, .dk_rope = d_rope});
+  Tensor d_rope =
+      saved.dkva.slice_cols(latent, rope);  // the rotary key skips the norm: its gradient is final
+  on(s).attention_backward({.shape = shape(batch, batch.starts),
+                            .q = saved.q,
+                            .kv = saved.kv,
+                            .k_rope = saved.cached.slice_cols(latent, rope),
+                            .o = saved.attended,
+                            .lse = saved.lse,
+                            .d_o = d_attended,
+                            .dq = saved.dq,
+                            .dkv = saved.dkv,
+                            .dk_rope = d_rope});
   table->apply_inverse(s, saved.dq, batch.positions, heads, qk, nope);
   table->apply_inverse(s, saved.dkva, batch.positions, 1, 0, latent);
 

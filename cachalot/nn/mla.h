@@ -1,15 +1,17 @@
 // Multi-head latent attention, V3 report section 2.1.1; inference/model.py class MLA.
 //
-// Keys and values of all H heads come from one latent of C numbers and one rotary key of P numbers a token: that is all
-// the cache holds.
+// Keys and values of all H heads come from one latent of C numbers and one rotary key of P numbers a token:
+// that is all the cache holds.
 //   cq = norm(x W_qa)  [T, Q]                  (left out when q_lora_rank is null)
 //   q  = cq W_qb       [T, H (N + P)]          last P of each head rotated
 //   (ckv | kr) = x W_kva  [T, C + P]           cached = (norm(ckv) | rotate(kr))
 //   (k | v) = cached[:C] W_kvb  [T, H (N + U)]
 //   y = attention(q, k | kr, v) W_o
-// Two forms with one set of weights: expanded (above) for training and prefill; absorbed for decoding, where W_kvb's key
-// half moves into the query and its value half behind the attention, so that only the latents are read:
-//   q_nope . (W_UK latent) = (q_nope W_UK) . latent          sum_j p_j (W_UV latent_j) = W_UV (sum_j p_j latent_j)
+// Two forms with one set of weights: expanded (above) for training and prefill; absorbed for decoding, where
+// W_kvb's key half moves into the query and its value half behind the attention, so that only the latents are
+// read:
+//   q_nope . (W_UK latent) = (q_nope W_UK) . latent
+//     sum_j p_j (W_UV latent_j) = W_UV (sum_j p_j latent_j)
 #pragma once
 
 #include <optional>
@@ -31,18 +33,18 @@ struct Mla {
 
   std::optional<Linear> q_a;  // W_qa [Q, D]
   RmsNorm q_a_norm;
-  Linear q_b;                 // W_qb [H (N + P), Q or D]
-  Linear kv_a;                // W_kva [C + P, D]
+  Linear q_b;   // W_qb [H (N + P), Q or D]
+  Linear kv_a;  // W_kva [C + P, D]
   RmsNorm kv_a_norm;
-  Linear kv_b;                // W_kvb [H (N + U), C]
-  Linear o;                   // W_o [D, H U]
+  Linear kv_b;  // W_kvb [H (N + U), C]
+  Linear o;     // W_o [D, H U]
 
   struct Saved {
-    Tensor x;                   // input [T, D]
+    Tensor x;  // input [T, D]
     RmsNorm::Saved q_norm, kv_norm;
-    Tensor cq, q;               // [T, Q], [T, H (N + P)] rotated
-    Tensor cached;              // [T, C + P]: what the cache gets
-    Tensor kv, attended, lse;   // [T, H (N + U)], [T, H U], [T, H]
+    Tensor cq, q;              // [T, Q], [T, H (N + P)] rotated
+    Tensor cached;             // [T, C + P]: what the cache gets
+    Tensor kv, attended, lse;  // [T, H (N + U)], [T, H U], [T, H]
     // Written by backward_input for backward_weight:
     Tensor dy, dq, dcq, dkv, dkva;
   };
@@ -58,7 +60,8 @@ struct Mla {
   AttentionShape shape(const TokenBatch& batch, Tensor key_starts) const;
   void attend_expanded(Stream& s, Arena& arena, const TokenBatch& batch, Tensor latents, Tensor key_starts,
                        Saved& saved) const;
-  void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, const Saved& saved) const;
+  void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
+                       const Saved& saved) const;
 };
 
 }  // namespace cachalot

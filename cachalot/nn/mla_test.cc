@@ -35,7 +35,8 @@ Parts make_mla(LayerContext& c, const ModelConfig& config, const RopeTable* tabl
     return RmsNorm{parts.parameters.back().w, parts.parameters.back().dw, 1e-6};
   };
   Mla& m = parts.mla;
-  m.heads = h, m.nope = config.qk_nope_head_dim, m.rope = config.qk_rope_head_dim, m.value = config.v_head_dim;
+  m.heads = h, m.nope = config.qk_nope_head_dim, m.rope = config.qk_rope_head_dim,
+  m.value = config.v_head_dim;
   m.latent = latent, m.softmax_scale = config.softmax_scale(), m.recipe = c.recipe, m.table = table;
   if (config.q_lora_rank) {
     m.q_a = linear(config.q_lora_rank, config.hidden_size);
@@ -55,8 +56,13 @@ MakeLayer mla_case(bool compressed_query) {
     auto table = std::make_shared<RopeTable>(c.s, config, 16, c.recipe.stat);
     const Parts parts = make_mla(c, config, table.get());
     const int64_t d = config.hidden_size, tokens = 9;
-    LayerCase l{.x = c.act(tokens, d), .y = c.act_garbage(tokens, d), .dy = c.act(tokens, d),
-                .dx = c.act_garbage(tokens, d), .parameters = parts.parameters, .forward = {}, .backward = {}};
+    LayerCase l{.x = c.act(tokens, d),
+                .y = c.act_garbage(tokens, d),
+                .dy = c.act(tokens, d),
+                .dx = c.act_garbage(tokens, d),
+                .parameters = parts.parameters,
+                .forward = {},
+                .backward = {}};
     TokenBatch batch;
     batch.rows = tokens, batch.sequences = 2;
     batch.starts = c.t.indices({0, 4, tokens});
@@ -90,24 +96,32 @@ TEST(Mla, ChunkedAndAbsorbedEqualTheWholeSequence) {
   const int64_t n = 7, d = config.hidden_size, page = 2, pages = 5;
   Tensor x = t.normal(DType::f64, n, d), whole = t.garbage(DType::f64, n, d);
   TokenBatch batch;
-  batch.rows = n, batch.sequences = 1, batch.starts = t.indices({0, n}), batch.positions = t.indices({0, 1, 2, 3, 4, 5, 6});
+  batch.rows = n, batch.sequences = 1, batch.starts = t.indices({0, n}),
+  batch.positions = t.indices({0, 1, 2, 3, 4, 5, 6});
   parts.mla.forward(s, arena, batch, {}, x, whole);
   const auto expected = read(s, whole);
 
   const std::vector<int32_t> table_row{4, 1, 3, 0};  // pages in no order
-  const auto slot = [&](int64_t position) { return int32_t(table_row[position / page] * page + position % page); };
+  const auto slot = [&](int64_t position) {
+    return int32_t(table_row[position / page] * page + position % page);
+  };
   for (const Attend mode : {Attend::expand, Attend::absorb}) {
-    Tensor cache = t.garbage(DType::f64, pages * page, config.cached_per_token()), y = t.garbage(DType::f64, n, d);
+    Tensor cache = t.garbage(DType::f64, pages * page, config.cached_per_token()),
+           y = t.garbage(DType::f64, n, d);
     for (int64_t first = 0; first < n;) {
       const int64_t rows = std::min<int64_t>(mode == Attend::expand ? 3 : 2, n - first);
       std::vector<int32_t> positions, slots, keys;
-      for (int64_t i = first; i < first + rows; ++i) positions.push_back(int32_t(i)), slots.push_back(slot(i));
+      for (int64_t i = first; i < first + rows; ++i)
+        positions.push_back(int32_t(i)), slots.push_back(slot(i));
       for (int64_t i = 0; i < first + rows; ++i) keys.push_back(slot(i));
       TokenBatch b;
-      b.rows = rows, b.sequences = 1, b.starts = t.indices({0, int32_t(rows)}), b.positions = t.indices(positions);
+      b.rows = rows, b.sequences = 1, b.starts = t.indices({0, int32_t(rows)}),
+      b.positions = t.indices(positions);
       b.attend = mode, b.slots = t.indices(slots);
-      b.key_rows = first + rows, b.key_slots = t.indices(keys), b.key_starts = t.indices({0, int32_t(first + rows)});
-      b.page_size = page, b.page_table = t.indices(1, 4, table_row), b.kv_lens = t.indices({int32_t(first + rows)});
+      b.key_rows = first + rows, b.key_slots = t.indices(keys),
+      b.key_starts = t.indices({0, int32_t(first + rows)});
+      b.page_size = page, b.page_table = t.indices(1, 4, table_row),
+      b.kv_lens = t.indices({int32_t(first + rows)});
       parts.mla.forward(s, arena, b, cache, x.slice_rows(first, rows), y.slice_rows(first, rows));
       first += rows;
     }
@@ -122,9 +136,9 @@ TEST(Rope, YarnKeepsFastPairsAndSlowsDownSlowOnes) {
   const auto scaled = rope_frequencies(c);
   ASSERT_EQ(scaled.size(), 32u);
   EXPECT_DOUBLE_EQ(scaled[0], plain[0]);
-  EXPECT_DOUBLE_EQ(scaled[9], plain[9]);                // turns more than 32 times in 4096 positions
+  EXPECT_DOUBLE_EQ(scaled[9], plain[9]);  // turns more than 32 times in 4096 positions
   EXPECT_DOUBLE_EQ(scaled[31], plain[31] / 40);
-  for (int i = 11; i < 23; ++i) {                       // the ramp, between pairs 10 and 23
+  for (int i = 11; i < 23; ++i) {  // the ramp, between pairs 10 and 23
     EXPECT_LT(scaled[i], plain[i]);
     EXPECT_GT(scaled[i], plain[i] / 40);
   }

@@ -1,4 +1,5 @@
-// RMSNorm with a gain (ops/rmsnorm.h). Its weight gradient is a by-product of the input gradient and is written there.
+// RMSNorm with a gain (ops/rmsnorm.h). Its weight gradient is a by-product of the input gradient and is
+// written there.
 #pragma once
 
 #include "backend/backend.h"
@@ -20,8 +21,14 @@ struct RmsNorm {
   }
   // dx = residual + gradient (residual may be absent, or dx itself); dgain = or += .
   void backward(Stream& s, const Saved& saved, Tensor dy, Tensor residual, Tensor dx, Accumulate mode) const {
-    on(s).rmsnorm_backward({.dy = dy, .x = saved.x, .gain = gain, .r = saved.r, .residual = residual, .dx = dx,
-                            .dgain = dgain, .accumulate_gain = mode});
+    on(s).rmsnorm_backward({.dy = dy,
+                            .x = saved.x,
+                            .gain = gain,
+                            .r = saved.r,
+                            .residual = residual,
+                            .dx = dx,
+                            .dgain = dgain,
+                            .accumulate_gain = mode});
   }
 };
 

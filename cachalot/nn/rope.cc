@@ -15,7 +15,9 @@ double pair_with_turns(const ModelConfig& c, double turns) {
   return double(c.qk_rope_head_dim) * std::log(length / (turns * kTwoPi)) / (2 * std::log(c.rope_theta));
 }
 
-double yarn_mscale(double factor, double mscale) { return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1; }
+double yarn_mscale(double factor, double mscale) {
+  return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
+}
 
 }  // namespace
 
@@ -28,7 +30,8 @@ std::vector<double> rope_frequencies(const ModelConfig& c) {
   double high = std::min(std::ceil(pair_with_turns(c, c.yarn->beta_slow)), double(dim - 1));
   if (high == low) high += 0.001;  // as the published code: a step instead of a division by zero
   for (int64_t i = 0; i < dim / 2; ++i) {
-    const double slow = std::clamp((double(i) - low) / (high - low), 0.0, 1.0);  // 0: keep, 1: divide by the factor
+    const double slow =
+        std::clamp((double(i) - low) / (high - low), 0.0, 1.0);  // 0: keep, 1: divide by the factor
     frequency[i] *= slow / c.yarn->factor + (1 - slow);
   }
   return frequency;
@@ -60,15 +63,29 @@ RopeTable::RopeTable(Stream& s, const ModelConfig& config, int64_t positions, DT
   else fill(float{});
 }
 
-void RopeTable::apply(Stream& s, Tensor x, Tensor positions, int64_t heads, int64_t stride, int64_t offset) const {
-  on(s).rope({.x = x, .positions = positions, .cos = cos_, .sin = sin_, .heads = heads, .stride = stride,
-              .offset = offset, .width = 2 * cos_.cols});
+void RopeTable::apply(Stream& s, Tensor x, Tensor positions, int64_t heads, int64_t stride,
+                      int64_t offset) const {
+  on(s).rope({.x = x,
+              .positions = positions,
+              .cos = cos_,
+              .sin = sin_,
+              .heads = heads,
+              .stride = stride,
+              .offset = offset,
+              .width = 2 * cos_.cols});
 }
 
 void RopeTable::apply_inverse(Stream& s, Tensor x, Tensor positions, int64_t heads, int64_t stride,
                               int64_t offset) const {
-  on(s).rope({.x = x, .positions = positions, .cos = cos_, .sin = sin_, .heads = heads, .stride = stride,
-              .offset = offset, .width = 2 * cos_.cols, .inverse = true});
+  on(s).rope({.x = x,
+              .positions = positions,
+              .cos = cos_,
+              .sin = sin_,
+              .heads = heads,
+              .stride = stride,
+              .offset = offset,
+              .width = 2 * cos_.cols,
+              .inverse = true});
 }
 
 }  // namespace cachalot

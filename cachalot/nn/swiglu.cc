@@ -3,15 +3,19 @@
 namespace cachalot {
 
 SwigluMlp::Saved SwigluMlp::forward(Stream& s, Arena& arena, Tensor x, Tensor y) const {
-  Saved saved{.x = x, .hidden = arena.take(recipe.act, x.rows, gate_up.out()),
-              .activated = arena.take(recipe.act, x.rows, down.in()), .dy = {}, .dhidden = {}};
+  Saved saved{.x = x,
+              .hidden = arena.take(recipe.act, x.rows, gate_up.out()),
+              .activated = arena.take(recipe.act, x.rows, down.in()),
+              .dy = {},
+              .dhidden = {}};
   gate_up.forward(s, x, saved.hidden);
   on(s).swiglu_forward({.x = saved.hidden, .y = saved.activated});
   down.forward(s, saved.activated, y);
   return saved;
 }
 
-void SwigluMlp::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor dx, Accumulate dx_mode) const {
+void SwigluMlp::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor dx,
+                               Accumulate dx_mode) const {
   saved.dy = dy;
   saved.dhidden = arena.take_like(saved.hidden);
   Arena::Scope scratch(arena);

@@ -5,7 +5,8 @@ namespace cachalot {
 ExpertDispatch::Plan ExpertDispatch::plan(Stream& s, Arena& arena, Tensor indices) const {
   Plan plan{.row_of = arena.take(DType::i32, indices.rows, indices.cols),
             .offsets = arena.take_vector(DType::i32, experts_ + 1)};
-  on(s).permute_plan({.indices = indices, .row_of = plan.row_of, .offsets = plan.offsets, .experts = experts_});
+  on(s).permute_plan(
+      {.indices = indices, .row_of = plan.row_of, .offsets = plan.offsets, .experts = experts_});
   return plan;
 }
 
@@ -13,20 +14,22 @@ void ExpertDispatch::dispatch(Stream& s, const Plan& plan, Tensor x, Tensor rows
   on(s).permute({.x = x, .row_of = plan.row_of, .y = rows});
 }
 
-void ExpertDispatch::dispatch_backward(Stream& s, const Plan& plan, Tensor drows, Tensor residual, Tensor dx) const {
-  on(s).unpermute({.x = drows, .row_of = plan.row_of, .weights = {}, .residual = residual, .shared = {}, .y = dx});
+void ExpertDispatch::dispatch_backward(Stream& s, const Plan& plan, Tensor drows, Tensor residual,
+                                       Tensor dx) const {
+  on(s).unpermute(
+      {.x = drows, .row_of = plan.row_of, .weights = {}, .residual = residual, .shared = {}, .y = dx});
 }
 
-void ExpertDispatch::combine(Stream& s, const Plan& plan, Tensor rows, Tensor weights, Tensor residual, Tensor shared,
-                             Tensor y) const {
+void ExpertDispatch::combine(Stream& s, const Plan& plan, Tensor rows, Tensor weights, Tensor residual,
+                             Tensor shared, Tensor y) const {
   on(s).unpermute(
       {.x = rows, .row_of = plan.row_of, .weights = weights, .residual = residual, .shared = shared, .y = y});
 }
 
-void ExpertDispatch::combine_backward(Stream& s, const Plan& plan, Tensor dy, Tensor rows, Tensor weights, Tensor drows,
-                                      Tensor dweights) const {
-  on(s).unpermute_backward({.dy = dy, .x = rows, .row_of = plan.row_of, .weights = weights, .dx = drows,
-                            .dweights = dweights});
+void ExpertDispatch::combine_backward(Stream& s, const Plan& plan, Tensor dy, Tensor rows, Tensor weights,
+                                      Tensor drows, Tensor dweights) const {
+  on(s).unpermute_backward(
+      {.dy = dy, .x = rows, .row_of = plan.row_of, .weights = weights, .dx = drows, .dweights = dweights});
 }
 
 }  // namespace cachalot

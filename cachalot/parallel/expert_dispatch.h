@@ -23,7 +23,8 @@ class ExpertDispatch {
   // dx [T, D] = residual + sum over a token's rows of drows
   void dispatch_backward(Stream& s, const Plan& plan, Tensor drows, Tensor residual, Tensor dx) const;
   // y [T, D] = residual + shared + sum_j weights(t, j) rows(t, j)
-  void combine(Stream& s, const Plan& plan, Tensor rows, Tensor weights, Tensor residual, Tensor shared, Tensor y) const;
+  void combine(Stream& s, const Plan& plan, Tensor rows, Tensor weights, Tensor residual, Tensor shared,
+               Tensor y) const;
   // drows [R, D], dweights [T, K] from dy [T, D]
   void combine_backward(Stream& s, const Plan& plan, Tensor dy, Tensor rows, Tensor weights, Tensor drows,
                         Tensor dweights) const;

@@ -7,7 +7,8 @@
 namespace cachalot {
 
 std::string Tensor::describe() const {
-  return fmt::format("{} [{}, {}]{}", name_of(dtype), rows, cols, ld == cols ? "" : fmt::format(" ld {}", ld));
+  return fmt::format("{} [{}, {}]{}", name_of(dtype), rows, cols,
+                     ld == cols ? "" : fmt::format(" ld {}", ld));
 }
 
 namespace {

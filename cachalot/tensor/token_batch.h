@@ -1,4 +1,5 @@
-// What one forward pass runs on: packed rows of tokens, the same for training, rollout, evaluation and serving.
+// What one forward pass runs on: packed rows of tokens, the same for training, rollout, evaluation and
+// serving.
 #pragma once
 
 #include "tensor/tensor.h"

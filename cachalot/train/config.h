@@ -1,5 +1,5 @@
-// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be overridden on
-// the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
+// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be
+// overridden on the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
 //   "model"      the model's hyper-parameters under their Hugging Face names, as in a config.json
 //   "tokenizer"  a tokenizer.json, or the size of one to train on the training text
 //   "data"       text files and the share of them that is held out
@@ -23,13 +23,15 @@ struct ModelSection {
   Json json = Json::object();
 };
 // For config/fields.h.
-void assign(ModelSection& field, const Json& value, const std::string& where);  // refuses keys that config.json lacks
+void assign(ModelSection& field, const Json& value,
+            const std::string& where);  // refuses keys that config.json lacks
 void to_json(Json& json, const ModelSection& section);
 
 struct TokenizerSection {
   std::string path;
   int64_t vocab_size = 0;
-  template <class V> void visit(V& v) {
+  template <class V>
+  void visit(V& v) {
     v("path", path, "a tokenizer.json or the directory of one; empty: train one on the training text");
     v("vocab_size", vocab_size, "tokens of the byte-level BPE that is trained when path is empty");
   }
@@ -38,7 +40,8 @@ struct TokenizerSection {
 struct DataSection {
   std::vector<std::string> files;
   double held_out = 0.1;
-  template <class V> void visit(V& v) {
+  template <class V>
+  void visit(V& v) {
     v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
     v("held_out", held_out, "share of each file, its end, that is never trained on; 0: none");
   }
@@ -57,7 +60,8 @@ struct TrainSection {
   int64_t threads = 0;
   int64_t eval_every = 0, eval_sequences = 0, save_every = 0, log_every = 10;
 
-  template <class V> void visit(V& v) {
+  template <class V>
+  void visit(V& v) {
     v("seed", seed, "of the initial weights and of the order of the data");
     v("tokens", tokens, "budget: trained tokens, rounded up to whole steps (or give steps)");
     v("steps", steps, "budget: optimizer steps (or give tokens)");
@@ -78,7 +82,8 @@ struct TrainSection {
     v("precision", precision, "f32 or bf16");
     v("threads", threads, "of the cpu device; 0: all that the machine and the container allow");
     v("eval_every", eval_every, "steps between held-out evaluations; 0: at the end only");
-    v("eval_sequences", eval_sequences, "held-out windows of an evaluation on the way; 0: all, as at the end");
+    v("eval_sequences", eval_sequences,
+      "held-out windows of an evaluation on the way; 0: all, as at the end");
     v("save_every", save_every, "steps between checkpoints; 0: at the end only");
     v("log_every", log_every, "steps between lines when the output is no terminal");
   }
@@ -94,7 +99,8 @@ struct RunConfig {
   TokenizerSection tokenizer;
   DataSection data;
   TrainSection train;
-  template <class V> void visit(V& v) {
+  template <class V>
+  void visit(V& v) {
     v("model", model, "");
     v("tokenizer", tokenizer, "");
     v("data", data, "");
@@ -110,9 +116,11 @@ using Overrides = std::vector<std::pair<std::string, std::string>>;
 // Reads, overrides, checks. Relative paths inside are kept as they are: relative to the working directory.
 RunConfig load_run_config(const std::string& path, const Overrides& overrides);
 
-// The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or larger
-// than `vocab`, not smaller; bos_token_id and eos_token_id default to `end_of_text`. Checked against the train section.
-ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text, const std::string& where);
+// The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or
+// larger than `vocab`, not smaller; bos_token_id and eos_token_id default to `end_of_text`. Checked against
+// the train section.
+ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text,
+                          const std::string& where);
 
 // Every key with DeepSeek-V3's value (model) or its default, and its meaning: what --help prints.
 std::vector<fields::Line> list_run_config();

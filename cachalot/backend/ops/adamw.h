@@ -1,7 +1,8 @@
-// AdamW (Loshchilov & Hutter, arXiv:1711.05101) with V3's formats (report section 3.3.3): FP32 master weights and
-// gradients, BF16 moments (rounded to nearest even; sound for beta2 < 0.998, see docs/numerics.md).
+// AdamW (Loshchilov & Hutter, arXiv:1711.05101) with V3's formats (report section 3.3.3): FP32 master weights
+// and gradients, BF16 moments (rounded to nearest even; sound for beta2 < 0.998, see docs/numerics.md).
 //   g = grad * clip,  clip = min(1, max_norm / sqrt(grad_norm_squared))   (max_norm 0: no clipping)
-//   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2          (the update uses m, v before rounding)
+//   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
+//     (the update uses m, v before rounding)
 //   master -= lr (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + weight_decay master)
 //   weight = master, converted to its format (absent: nobody wants a copy)
 //   master, grad [n, k] f32 (f64 on ref) | m, v bf16 (f64 beside f64) | weight f64, f32 or bf16

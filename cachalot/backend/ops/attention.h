@@ -4,8 +4,8 @@
 //   k_rope [R, P]           one rotated key for all heads                                              act
 //   q_starts, k_starts i32 [1, S+1]   rows of sequence s in q, o and in kv, k_rope
 //   o      [T, H U] act     lse [T, H] stat: log sum exp of the scaled scores, natural logarithm
-// A sequence with n query and m key rows (m >= n): query i sees keys 0 ... m - n + i. Sequences never see each
-// other. n = 0 is allowed.
+// A sequence with n query and m key rows (m >= n): query i sees keys 0 ... m - n + i. Sequences never see
+// each other. n = 0 is allowed.
 //   s_ij = scale (q_i[:N] . k_j + q_i[N:] . k_rope_j)     p = softmax_j(s)     o_i = sum_j p_ij v_j
 // FLOPs 2 H (N + P + U) per visible pair. Never S x S memory.
 #pragma once
@@ -17,7 +17,7 @@ namespace cachalot {
 struct AttentionShape {
   int64_t heads = 0, nope = 0, rope = 0, value = 0;  // H, N, P, U
   double scale = 0;
-  int64_t sequences = 0;                             // S
+  int64_t sequences = 0;  // S
   Tensor q_starts, k_starts;
 };
 

@@ -5,9 +5,9 @@
 // scales (Tensor::scale). Arithmetic is at least f32 (ref: double) with one rounding, at the store, unless a
 // contract says otherwise. Index tensors are i32 [1, n].
 //
-// Memory. Outputs are overwritten and may hold anything before, NaN included, unless `accumulate` says that the
-// result is added. Inputs and outputs do not overlap unless the contract allows it. Rows may be longer than
-// cols (ld > cols) in every tensor of act or weight format.
+// Memory. Outputs are overwritten and may hold anything before, NaN included, unless `accumulate` says that
+// the result is added. Inputs and outputs do not overlap unless the contract allows it. Rows may be longer
+// than cols (ld > cols) in every tensor of act or weight format.
 //
 // Determinism. The same inputs give the same bits for any number of threads.
 #pragma once

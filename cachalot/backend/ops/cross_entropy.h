@@ -1,5 +1,6 @@
 // loss[t] = log sum_v exp(logits[t, v]) - logits[t, targets[t]], natural logarithm; 0 where targets[t] < 0.
-// With `gradient`, logits are replaced by scale (softmax(logits) - onehot(target)), zero rows where target < 0.
+// With `gradient`, logits are replaced by scale (softmax(logits) - onehot(target)), zero rows where target <
+// 0.
 //   logits [T, V] stat, targets i32 [1, T], loss stat [1, T]
 // The head calls this for a chunk of rows at a time, so that [all tokens, V] never exists (nn/head.h).
 #pragma once

@@ -8,14 +8,16 @@
 
 namespace cachalot {
 
-// y[r] = x[r] W_e^T (x [R, I], y [R, O]), or, transposed, y[r] = x[r] W_e (x [R, O], y [R, I]: input gradient).
+// y[r] = x[r] W_e^T (x [R, I], y [R, O]), or, transposed, y[r] = x[r] W_e (x [R, O], y [R, I]: input
+// gradient).
 struct GroupedGemm {
   Tensor x, w, y, offsets;
   int64_t experts = 0;
   bool input_grad = false;
 };
 
-// dW_e = or += dy_e^T x_e     dy [R, O], x [R, I], dw [E * O, I] stat. Overwriting zeroes the dW of empty experts.
+// dW_e = or += dy_e^T x_e dy [R, O], x [R, I], dw [E * O, I] stat. Overwriting zeroes the dW of empty
+// experts.
 struct GroupedWeightGrad {
   Tensor dy, x, dw, offsets;
   int64_t experts = 0;

@@ -1,4 +1,4 @@
-// y[t,d] = g[d] x[t,d] r[t],   r[t] = (mean_d x[t,d]^2 + eps)^(-1/2)        Zhang & Sennrich, arXiv:1910.07467
+// y[t,d] = g[d] x[t,d] r[t], r[t] = (mean_d x[t,d]^2 + eps)^(-1/2) Zhang & Sennrich, arXiv:1910.07467
 //   x, y [T, D] act | g [1, D] stat (f32 even beside bf16) | r stat [1, T], kept for the backward
 #pragma once
 

@@ -1,7 +1,8 @@
 // Rotary positions on interleaved pairs, in place (Su et al., arXiv:2104.09864; V3's inference/model.py):
 //   (x[2i], x[2i+1]) -> (x[2i] cos - x[2i+1] sin, x[2i] sin + x[2i+1] cos),  angle = position * frequency_i
 // applied to columns [h stride + offset, + width) of x for h < heads. `inverse` turns back: the backward.
-//   x [T, *] act | positions i32 [1, T] | cos, sin [positions, width / 2] stat, scaled by YaRN's attention factor
+//   x [T, *] act | positions i32 [1, T] |
+//     cos, sin [positions, width / 2] stat, scaled by YaRN's attention factor
 // With a factor m in the tables, forward multiplies by m and inverse by m too: it is the transpose.
 #pragma once
 

@@ -11,7 +11,8 @@ struct GatherRows {
   Tensor x, rows, y;
 };
 
-// y[rows[t]] = x[t], converted; a negative index is skipped; other rows of y keep their values. Indices are unique.
+// y[rows[t]] = x[t], converted; a negative index is skipped; other rows of y keep their values. Indices are
+// unique.
 struct ScatterRows {
   Tensor x, rows, y;
 };
