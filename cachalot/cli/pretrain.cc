@@ -1,4 +1,5 @@
-// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4 ...]
+// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4
+// ...]
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "config/fields.h"
 #include "train/pretrain.h"
 
 namespace cachalot::cli {
@@ -29,7 +31,7 @@ extern "C" void request_stop(int signal) {
 }
 
 void catch_signals() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = request_stop;
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
@@ -48,12 +50,16 @@ void run(const Options& o, const CLI::App& command) {
   Overrides overrides;
   for (const CLI::Option* option : command.parse_order()) {
     const std::string key = option->get_name().substr(2);
-    if (const auto it = o.overrides.find(key); it != o.overrides.end()) overrides.emplace_back(key, it->second);
+    if (const auto it = o.overrides.find(key); it != o.overrides.end())
+      overrides.emplace_back(key, it->second);
   }
   if (o.threads >= 0) overrides.emplace_back("train.threads", std::to_string(o.threads));
 
   const RunConfig config = load_run_config(o.config, overrides);
-  PretrainOptions options{.config_path = o.config, .run_dir = o.run_dir, .overwrite = o.overwrite, .device = o.device,
+  PretrainOptions options{.config_path = o.config,
+                          .run_dir = o.run_dir,
+                          .overwrite = o.overwrite,
+                          .device = o.device,
                           .style = progress_style(std::cout)};
   if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
   while (options.run_dir.size() > 1 && options.run_dir.back() == '/') options.run_dir.pop_back();
@@ -69,8 +75,11 @@ void add_pretrain(CLI::App& app) {
   c->add_option("CONFIG", o->config, "training configuration, like configs/nano.json")->required();
   c->add_option("--run-dir", o->run_dir, "where the run is written [runs/<name of CONFIG>]");
   c->add_flag("--overwrite", o->overwrite, "replace the run that is there");
-  c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")->check(CLI::Range(0, 4096));
-  c->add_option("--device", o->device, "cpu, or ref: slow and exact")->check(CLI::IsMember({"cpu", "ref"}))->capture_default_str();
+  c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
+      ->check(CLI::Range(0, 4096));
+  c->add_option("--device", o->device, "cpu, or ref: slow and exact")
+      ->check(CLI::IsMember({"cpu", "ref"}))
+      ->capture_default_str();
 
   std::vector<std::string> keys;
   for (const fields::Line& line : list_run_config()) {

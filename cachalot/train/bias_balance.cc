@@ -13,7 +13,8 @@ BiasBalance::BiasBalance(Device& device, const ModelConfig& config, const ParamS
   const int64_t experts = config.n_routed_experts, row = (experts * 4 + 255) / 256 * 256;
   buffer_ = Buffer(device, int64_t(biases_.size()) * row, "expert counts");
   for (size_t i = 0; i < biases_.size(); ++i) {
-    counts_.push_back(make_tensor(static_cast<uint8_t*>(buffer_.data()) + int64_t(i) * row, DType::i32, 1, experts));
+    counts_.push_back(
+        make_tensor(static_cast<uint8_t*>(buffer_.data()) + int64_t(i) * row, DType::i32, 1, experts));
     host_.emplace_back(size_t(experts), 0);
   }
 }

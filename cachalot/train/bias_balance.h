@@ -1,5 +1,5 @@
-// Balancing the experts without an auxiliary loss (V3 report section 2.1.2): after each step every router's bias moves
-// by gamma against the load error of the whole step, counted in integers.
+// Balancing the experts without an auxiliary loss (V3 report section 2.1.2): after each step every router's
+// bias moves by gamma against the load error of the whole step, counted in integers.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ class BiasBalance {
   std::vector<std::vector<int32_t>> host_;
 };
 
-// MaxVio = max_e counts[e] / mean - 1: how much the busiest expert has above its share; 0 when perfectly balanced, or
-// when there is no token (Wang et al., arXiv:2408.15664).
+// MaxVio = max_e counts[e] / mean - 1: how much the busiest expert has above its share; 0 when perfectly
+// balanced, or when there is no token (Wang et al., arXiv:2408.15664).
 double max_violation(const std::vector<int32_t>& counts);
 
 }  // namespace cachalot

@@ -26,18 +26,23 @@ TEST(BiasBalance, MovesEveryBiasAgainstTheLoadOfTheWholeStep) {
     p.mtp[0].block.routing.counts = t.indices(counts[2]);
     return p;
   };
-  balance.collect(s, pass({{9, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9, 9}}), Accumulate::overwrite);
-  balance.collect(s, pass({{5, 0, 0, 1, 0, 0}, {1, 1, 1, 1, 1, 1}, {0, 0, 0, 0, 0, 6}}), Accumulate::overwrite);
+  balance.collect(s, pass({{9, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9, 9}}),
+                  Accumulate::overwrite);
+  balance.collect(s, pass({{5, 0, 0, 1, 0, 0}, {1, 1, 1, 1, 1, 1}, {0, 0, 0, 0, 0, 6}}),
+                  Accumulate::overwrite);
   balance.collect(s, pass({{0, 1, 2, 0, 2, 1}, {0, 2, 1, 1, 2, 0}, {2, 2, 0, 2, 0, 0}}), Accumulate::add);
   balance.download(s);
   balance.update(s, 0.25);
   balance.update(s, 0);  // gamma 0: nothing
   on(s).synchronize();
 
-  // Sums {5,1,2,1,2,1}, {1,3,2,2,3,1}, {2,2,0,2,0,6}; mean 2 in each: too many -> down, too few -> up, just right -> stay.
+  // Sums {5,1,2,1,2,1}, {1,3,2,2,3,1}, {2,2,0,2,0,6}; mean 2 in each: too many -> down, too few -> up, just
+  // right -> stay.
   EXPECT_EQ(balance.counts()[0], (std::vector<int32_t>{5, 1, 2, 1, 2, 1}));
   EXPECT_EQ(balance.counts()[2], (std::vector<int32_t>{2, 2, 0, 2, 0, 6}));
-  const auto bias = [&](int layer) { return read(s, params.weight("layers." + std::to_string(layer) + ".mlp.gate_bias")); };
+  const auto bias = [&](int layer) {
+    return read(s, params.weight("layers." + std::to_string(layer) + ".mlp.gate_bias"));
+  };
   EXPECT_EQ(bias(1), (std::vector<double>{-0.25, 0.25, 0, 0.25, 0, 0.25}));
   EXPECT_EQ(bias(2), (std::vector<double>{0.25, -0.25, 0, 0, -0.25, 0.25}));
   EXPECT_EQ(bias(3), (std::vector<double>{0, 0, 0.25, 0, 0.25, -0.25}));

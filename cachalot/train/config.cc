@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "config/fields.h"
+#include "config/precision.h"
 
 namespace cachalot {
 
@@ -49,17 +51,40 @@ constexpr ModelKey kModelKeys[] = {
     {"eos_token_id", "absent: the tokenizer's end-of-text token"},
 };
 
-// Keys that published files also have: config/model.h checks those that must have one value and ignores the others.
-constexpr const char* kOtherModelKeys[] = {
-    "architectures", "attention_bias", "attention_dropout", "auto_map", "aux_loss_alpha", "dtype", "ep_size",
-    "head_dim", "hidden_act", "mlp_bias", "model_type", "moe_layer_freq", "num_key_value_heads", "pad_token_id",
-    "pretraining_tp", "qk_head_dim", "rope_interleave", "rope_parameters", "scoring_func", "seq_aux",
-    "tie_word_embeddings", "topk_method", "torch_dtype", "transformers_version", "use_cache"};
+// Keys that published files also have: config/model.h checks those that must have one value and ignores the
+// others.
+constexpr const char* kOtherModelKeys[] = {"architectures",
+                                           "attention_bias",
+                                           "attention_dropout",
+                                           "auto_map",
+                                           "aux_loss_alpha",
+                                           "dtype",
+                                           "ep_size",
+                                           "head_dim",
+                                           "hidden_act",
+                                           "mlp_bias",
+                                           "model_type",
+                                           "moe_layer_freq",
+                                           "num_key_value_heads",
+                                           "pad_token_id",
+                                           "pretraining_tp",
+                                           "qk_head_dim",
+                                           "rope_interleave",
+                                           "rope_parameters",
+                                           "scoring_func",
+                                           "seq_aux",
+                                           "tie_word_embeddings",
+                                           "topk_method",
+                                           "torch_dtype",
+                                           "transformers_version",
+                                           "use_cache"};
 
 class Checker {
  public:
   explicit Checker(const std::string& where) : where_(where.empty() ? "" : where + ": ") {}
-  [[noreturn]] void fail(const std::string& what, const std::string& hint) const { throw Error(where_ + what).hint(hint); }
+  [[noreturn]] void fail(const std::string& what, const std::string& hint) const {
+    throw Error(where_ + what).hint(hint);
+  }
   void at_least(const char* key, int64_t value, int64_t low) const {
     if (value < low) fail(fmt::format("{} is {}", key, value), fmt::format("it must be {} or more", low));
   }
@@ -67,7 +92,8 @@ class Checker {
     if (value > high) fail(fmt::format("{} is {}", key, value), fmt::format("it must be at most {}", high));
   }
   void positive(const char* key, double value) const {
-    if (!std::isfinite(value) || value <= 0) fail(fmt::format("{} is {}", key, value), "it must be a number above 0");
+    if (!std::isfinite(value) || value <= 0)
+      fail(fmt::format("{} is {}", key, value), "it must be a number above 0");
   }
   void not_negative(const char* key, double value) const {
     if (!std::isfinite(value) || value < 0) fail(fmt::format("{} is {}", key, value), "it must be 0 or more");
@@ -80,10 +106,11 @@ class Checker {
   std::string where_;
 };
 
-constexpr int64_t kMostTokens = int64_t{1} << 50;     // far beyond any run; products of two such fit no more
+constexpr int64_t kMostTokens = int64_t{1} << 50;  // far beyond any run; products of two such fit no more
 constexpr int64_t kMostSequences = int64_t{1} << 24;
 constexpr int64_t kMostMicroBatchTokens = int64_t{1} << 18;  // of the largest model: terabytes of activations
-constexpr double kBeta2Limit = 0.998;  // above, BF16 rounding swallows (1 - beta2) v: 2^-9 is half a unit in the last place
+constexpr double kBeta2Limit =
+    0.998;  // above, BF16 rounding swallows (1 - beta2) v: 2^-9 is half a unit in the last place
 
 }  // namespace
 
@@ -93,13 +120,14 @@ void assign(ModelSection& field, const Json& value, const std::string& where) {
   for (const ModelKey& k : kModelKeys) known.push_back(k.key);
   for (const char* k : kOtherModelKeys) known.push_back(k);
   if (value.contains("quantization_config") && !value["quantization_config"].is_null())
-    throw Error(where + ".quantization_config is given").hint("a new model has no FP8 weights yet: leave the key out");
+    throw Error(where + ".quantization_config is given")
+        .hint("a new model has no FP8 weights yet: leave the key out");
   known.push_back("quantization_config");
   fields::refuse_unknown(value, known, where + ".");
-  field.json = value;
+  field.json = value.dump();
 }
 
-void to_json(Json& json, const ModelSection& section) { json = section.json; }
+void to_json(Json& json, const ModelSection& section) { json = parse_json(section.json, "model"); }
 
 void RunConfig::validate(const std::string& where) const {
   const Checker c(where);
@@ -108,12 +136,14 @@ void RunConfig::validate(const std::string& where) const {
   c.below("data.held_out", data.held_out, 1, "it is a share of the text: 0 or more, below 1");
   if (tokenizer.path.empty()) {
     if (tokenizer.vocab_size == 0)
-      c.fail("tokenizer gives neither path nor vocab_size",
-             "name a tokenizer.json, or say how many tokens a new one shall have: --tokenizer.vocab_size 2048");
+      c.fail(
+          "tokenizer gives neither path nor vocab_size",
+          "name a tokenizer.json, or say how many tokens a new one shall have: --tokenizer.vocab_size 2048");
     c.at_least("tokenizer.vocab_size", tokenizer.vocab_size, 258);  // every byte, begin and end of text
     c.at_most("tokenizer.vocab_size", tokenizer.vocab_size, int64_t{1} << 20);
   } else if (tokenizer.vocab_size != 0) {
-    c.fail(fmt::format("tokenizer.path is \"{}\" and tokenizer.vocab_size {}", tokenizer.path, tokenizer.vocab_size),
+    c.fail(fmt::format("tokenizer.path is \"{}\" and tokenizer.vocab_size {}", tokenizer.path,
+                       tokenizer.vocab_size),
            "a tokenizer that is there has its size: leave out one of the two");
   }
 
@@ -127,12 +157,14 @@ void RunConfig::validate(const std::string& where) const {
   if (t.micro_batch > 0 && t.batch % t.micro_batch != 0) {
     int64_t divisor = std::min(t.micro_batch, t.batch);
     while (t.batch % divisor != 0) --divisor;
-    c.fail(fmt::format("train.batch is {}, which train.micro_batch {} does not divide", t.batch, t.micro_batch),
-           fmt::format("--train.micro_batch {}", divisor));
+    c.fail(
+        fmt::format("train.batch is {}, which train.micro_batch {} does not divide", t.batch, t.micro_batch),
+        fmt::format("--train.micro_batch {}", divisor));
   }
   if (t.micro_batch_sequences() * t.seq_len > kMostMicroBatchTokens)
-    c.fail(fmt::format("{} sequences of {} tokens are {} in one micro-batch, more than {}", t.micro_batch_sequences(),
-                       t.seq_len, t.micro_batch_sequences() * t.seq_len, kMostMicroBatchTokens),
+    c.fail(fmt::format("{} sequences of {} tokens are {} in one micro-batch, more than {}",
+                       t.micro_batch_sequences(), t.seq_len, t.micro_batch_sequences() * t.seq_len,
+                       kMostMicroBatchTokens),
            "lower train.micro_batch or train.seq_len");
   c.at_least("train.tokens", t.tokens, 0);
   c.at_most("train.tokens", t.tokens, kMostTokens);
@@ -145,15 +177,17 @@ void RunConfig::validate(const std::string& where) const {
   c.positive("train.lr", t.lr);
   c.not_negative("train.min_lr", t.min_lr);
   if (t.min_lr > t.lr)
-    c.fail(fmt::format("train.min_lr is {}, above train.lr {}", t.min_lr, t.lr), "the cosine falls from lr to min_lr");
+    c.fail(fmt::format("train.min_lr is {}, above train.lr {}", t.min_lr, t.lr),
+           "the cosine falls from lr to min_lr");
   c.at_least("train.warmup_steps", t.warmup_steps, 0);
   if (t.warmup_steps > t.total_steps())
     c.fail(fmt::format("train.warmup_steps is {}, but the run has {} steps", t.warmup_steps, t.total_steps()),
            fmt::format("lower it (--train.warmup_steps {}) or train longer", t.total_steps() / 10));
   c.below("train.beta1", t.beta1, 1, "it must be 0 or more, below 1");
-  c.below("train.beta2", t.beta2, kBeta2Limit,
-          "it must be 0 or more, below 0.998: the second moment is kept in BF16, which would round every smaller "
-          "change away");
+  c.below(
+      "train.beta2", t.beta2, kBeta2Limit,
+      "it must be 0 or more, below 0.998: the second moment is kept in BF16, which would round every smaller "
+      "change away");
   c.positive("train.eps", t.eps);
   c.not_negative("train.weight_decay", t.weight_decay);
   c.not_negative("train.clip", t.clip);
@@ -175,7 +209,8 @@ void RunConfig::validate(const std::string& where) const {
 
 RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
   if (std::filesystem::is_directory(path))
-    throw Error(fmt::format("{} is a directory, not a training configuration", path)).hint("name a file like configs/nano.json");
+    throw Error(fmt::format("{} is a directory, not a training configuration", path))
+        .hint("name a file like configs/nano.json");
   Json json = read_json_file(path);
   if (!json.is_object()) fields::wrong_kind(json, path, "an object");
   for (const auto& [key, text] : overrides) {
@@ -197,9 +232,10 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
   return config;
 }
 
-ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text, const std::string& where) {
+ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text,
+                          const std::string& where) {
   const Checker c(where);
-  Json json = config.model.json;
+  Json json = parse_json(config.model.json, "model");
   if (json.empty()) c.fail("there is no \"model\" section", "copy one from configs/nano.json");
   if (!json.contains("model_type")) json["model_type"] = "deepseek_v3";
   if (!json.contains("vocab_size")) json["vocab_size"] = vocab;
@@ -213,11 +249,14 @@ ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of
   if (t.seq_len > model.max_position_embeddings)
     c.fail(fmt::format("train.seq_len is {}, but model.max_position_embeddings {}", t.seq_len,
                        model.max_position_embeddings),
-           fmt::format("--train.seq_len {} or --model.max_position_embeddings {}", model.max_position_embeddings, t.seq_len));
+           fmt::format("--train.seq_len {} or --model.max_position_embeddings {}",
+                       model.max_position_embeddings, t.seq_len));
   if (t.seq_len <= model.num_nextn_predict_layers)
-    c.fail(fmt::format("train.seq_len is {} with {} depths of multi-token prediction (model.num_nextn_predict_layers)",
-                       t.seq_len, model.num_nextn_predict_layers),
-           "depth k predicts k tokens further: the sequence must be longer than the number of depths");
+    c.fail(
+        fmt::format(
+            "train.seq_len is {} with {} depths of multi-token prediction (model.num_nextn_predict_layers)",
+            t.seq_len, model.num_nextn_predict_layers),
+        "depth k predicts k tokens further: the sequence must be longer than the number of depths");
   return model;
 }
 
@@ -229,8 +268,8 @@ std::vector<fields::Line> list_run_config() {
     lines.push_back({std::string("model.") + k.key, value.is_object() ? "YaRN" : value.dump(), k.meaning});
   }
   const RunConfig defaults;
-  for (const auto& section : {list_fields(defaults.tokenizer, "tokenizer."), list_fields(defaults.data, "data."),
-                              list_fields(defaults.train, "train.")})
+  for (const auto& section : {list_fields(defaults.tokenizer, "tokenizer."),
+                              list_fields(defaults.data, "data."), list_fields(defaults.train, "train.")})
     lines.insert(lines.end(), section.begin(), section.end());
   return lines;
 }

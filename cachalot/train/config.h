@@ -1,5 +1,5 @@
-// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be overridden on
-// the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
+// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be
+// overridden on the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
 //   "model"      the model's hyper-parameters under their Hugging Face names, as in a config.json
 //   "tokenizer"  a tokenizer.json, or the size of one to train on the training text
 //   "data"       text files and the share of them that is held out
@@ -12,18 +12,20 @@
 #include <vector>
 
 #include "base/json.h"
-#include "config/fields.h"
 #include "config/model.h"
-#include "config/precision.h"
 
 namespace cachalot {
 
+namespace fields {
+struct Line;  // config/fields.h
+}
+
 // The "model" section as it was written: config/model.h parses it, once the vocabulary's size is known.
 struct ModelSection {
-  Json json = Json::object();
+  std::string json = "{}";
 };
-// For config/fields.h.
-void assign(ModelSection& field, const Json& value, const std::string& where);  // refuses keys that config.json lacks
+// What config/fields.h asks of a field. assign refuses keys that no config.json has.
+void assign(ModelSection& field, const Json& value, const std::string& where);
 void to_json(Json& json, const ModelSection& section);
 
 struct TokenizerSection {
@@ -78,7 +80,8 @@ struct TrainSection {
     v("precision", precision, "f32 or bf16");
     v("threads", threads, "of the cpu device; 0: all that the machine and the container allow");
     v("eval_every", eval_every, "steps between held-out evaluations; 0: at the end only");
-    v("eval_sequences", eval_sequences, "held-out windows of an evaluation on the way; 0: all, as at the end");
+    v("eval_sequences", eval_sequences,
+      "held-out windows of an evaluation on the way; 0: all, as at the end");
     v("save_every", save_every, "steps between checkpoints; 0: at the end only");
     v("log_every", log_every, "steps between lines when the output is no terminal");
   }
@@ -110,9 +113,11 @@ using Overrides = std::vector<std::pair<std::string, std::string>>;
 // Reads, overrides, checks. Relative paths inside are kept as they are: relative to the working directory.
 RunConfig load_run_config(const std::string& path, const Overrides& overrides);
 
-// The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or larger
-// than `vocab`, not smaller; bos_token_id and eos_token_id default to `end_of_text`. Checked against the train section.
-ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text, const std::string& where);
+// The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or
+// larger than `vocab`, not smaller; bos_token_id and eos_token_id default to `end_of_text`. Checked against
+// the train section.
+ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text,
+                          const std::string& where);
 
 // Every key with DeepSeek-V3's value (model) or its default, and its meaning: what --help prints.
 std::vector<fields::Line> list_run_config();

@@ -5,21 +5,24 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "config/fields.h"
 #include "train/testing.h"
 
 namespace cachalot {
 namespace {
 
+using ::cachalot::testing::contains;
 using ::cachalot::testing::error_of;
 using ::cachalot::testing::TemporaryFolder;
-using ::cachalot::testing::contains;
 
 constexpr const char* kConfig = R"({
-  "model": {"hidden_size": 24, "intermediate_size": 40, "moe_intermediate_size": 12, "num_hidden_layers": 3,
-            "first_k_dense_replace": 1, "num_nextn_predict_layers": 1, "num_attention_heads": 2, "q_lora_rank": null,
-            "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 7, "n_routed_experts": 6,
-            "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-            "routed_scaling_factor": 1.0, "max_position_embeddings": 64},
+  "model": {
+    "hidden_size": 24, "intermediate_size": 40, "moe_intermediate_size": 12, "num_hidden_layers": 3,
+    "first_k_dense_replace": 1, "num_nextn_predict_layers": 1, "num_attention_heads": 2, "q_lora_rank": null,
+    "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 7, "n_routed_experts": 6,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 1.0, "max_position_embeddings": 64
+  },
   "tokenizer": {"vocab_size": 300},
   "data": {"files": ["a.txt"]},
   "train": {"tokens": 10000, "seq_len": 32, "batch": 4, "warmup_steps": 3}
@@ -37,7 +40,9 @@ class RunConfigTest : public ::testing::Test {
 };
 
 TEST_F(RunConfigTest, ReadsTheFileKeepsDefaultsAndTakesOverrides) {
-  const RunConfig c = load({{"train.lr", "3e-3"}, {"model.hidden_size", "48"}, {"data.files", "[\"x\",\"y\"]"},
+  const RunConfig c = load({{"train.lr", "3e-3"},
+                            {"model.hidden_size", "48"},
+                            {"data.files", "[\"x\",\"y\"]"},
                             {"train.precision", "bf16"}});
   EXPECT_EQ(c.train.lr, 3e-3);
   EXPECT_EQ(c.train.precision, "bf16");
@@ -51,7 +56,8 @@ TEST_F(RunConfigTest, ReadsTheFileKeepsDefaultsAndTakesOverrides) {
 
 TEST_F(RunConfigTest, ABudgetOnTheCommandLineReplacesTheOneInTheFile) {
   EXPECT_EQ(load({{"train.steps", "7"}}).train.total_steps(), 7);
-  EXPECT_TRUE(contains(error({{"train.steps", "7"}, {"train.tokens", "9000"}}), "train.tokens is 9000 and train.steps 7"));
+  EXPECT_TRUE(contains(error({{"train.steps", "7"}, {"train.tokens", "9000"}}),
+                       "train.tokens is 9000 and train.steps 7"));
 }
 
 TEST_F(RunConfigTest, UnknownKeysNameTheNearestKnownOne) {
@@ -68,16 +74,24 @@ TEST_F(RunConfigTest, EveryRefusalNamesTheKeyTheValuesAndAWayOut) {
     Overrides overrides;
     const char *message, *hint;
   } cases[] = {
-      {{{"train.micro_batch", "3"}}, "train.batch is 4, which train.micro_batch 3 does not divide", "--train.micro_batch 2"},
-      {{{"train.micro_batch", "8"}}, "train.batch is 4, which train.micro_batch 8 does not divide", "--train.micro_batch 4"},
+      {{{"train.micro_batch", "3"}},
+       "train.batch is 4, which train.micro_batch 3 does not divide",
+       "--train.micro_batch 2"},
+      {{{"train.micro_batch", "8"}},
+       "train.batch is 4, which train.micro_batch 8 does not divide",
+       "--train.micro_batch 4"},
       {{{"train.lr", "-1"}}, "train.lr is -1", "above 0"},
       {{{"train.lr", "1e-5"}}, "train.min_lr is 2.2e-05, above train.lr 1e-05", "falls"},
       {{{"train.beta2", "0.999"}}, "train.beta2 is 0.999", "below 0.998"},
       {{{"train.beta1", "1"}}, "train.beta1 is 1", "below 1"},
       {{{"train.tokens", "0"}}, "neither train.tokens nor train.steps", "one of the two"},
-      {{{"train.warmup_steps", "100"}}, "train.warmup_steps is 100, but the run has 79 steps", "--train.warmup_steps 7"},
+      {{{"train.warmup_steps", "100"}},
+       "train.warmup_steps is 100, but the run has 79 steps",
+       "--train.warmup_steps 7"},
       {{{"train.seq_len", "0"}}, "train.seq_len is 0", "1 or more"},
-      {{{"train.seq_len", "9000000"}, {"train.batch", "1000"}}, "are 9000000000 in one micro-batch, more than 262144", "lower train.micro_batch"},
+      {{{"train.seq_len", "9000000"}, {"train.batch", "1000"}},
+       "are 9000000000 in one micro-batch, more than 262144",
+       "lower train.micro_batch"},
       {{{"train.precision", "fp4"}}, "train.precision \"fp4\" is not known", "f32 or bf16"},
       {{{"train.clip", "-0.5"}}, "train.clip is -0.5", "0 or more"},
       {{{"train.log_every", "0"}}, "train.log_every is 0", "1 or more"},
@@ -85,7 +99,9 @@ TEST_F(RunConfigTest, EveryRefusalNamesTheKeyTheValuesAndAWayOut) {
       {{{"data.files", "[]"}}, "data.files names no file", "files"},
       {{{"tokenizer.vocab_size", "0"}}, "neither path nor vocab_size", "--tokenizer.vocab_size"},
       {{{"tokenizer.vocab_size", "100"}}, "tokenizer.vocab_size is 100", "258 or more"},
-      {{{"tokenizer.path", "t.json"}}, "tokenizer.path is \"t.json\" and tokenizer.vocab_size 300", "leave out"},
+      {{{"tokenizer.path", "t.json"}},
+       "tokenizer.path is \"t.json\" and tokenizer.vocab_size 300",
+       "leave out"},
       {{{"model.quantization_config", "{}"}}, "model.quantization_config is given", "leave the key out"},
   };
   for (const auto& c : cases) {
@@ -102,19 +118,25 @@ TEST_F(RunConfigTest, TheModelGetsItsVocabularyFromTheTokenizerAndIsCheckedAgain
   EXPECT_EQ(m.bos_token_id, 7);
   EXPECT_EQ(m.eos_token_id, 7);
   EXPECT_EQ(m.q_lora_rank, 0);
-  EXPECT_EQ(resolve_model(load({{"model.vocab_size", "320"}}), 299, 7, "f").vocab_size, 320);  // padding rows are fine
+  EXPECT_EQ(resolve_model(load({{"model.vocab_size", "320"}}), 299, 7, "f").vocab_size,
+            320);  // padding rows are fine
 
-  const auto message = [&](const Overrides& o) { return error_of([&] { resolve_model(load(o), 299, 7, "f"); }); };
-  EXPECT_TRUE(contains(message({{"model.vocab_size", "256"}}), "model.vocab_size is 256, but the tokenizer has 299 tokens"));
-  EXPECT_TRUE(contains(message({{"train.seq_len", "65"}}), "train.seq_len is 65, but model.max_position_embeddings 64"));
-  EXPECT_TRUE(contains(message({{"train.seq_len", "2"}, {"model.num_nextn_predict_layers", "2"}}), "2 depths"));
+  const auto message = [&](const Overrides& o) {
+    return error_of([&] { resolve_model(load(o), 299, 7, "f"); });
+  };
+  EXPECT_TRUE(contains(message({{"model.vocab_size", "256"}}),
+                       "model.vocab_size is 256, but the tokenizer has 299 tokens"));
+  EXPECT_TRUE(contains(message({{"train.seq_len", "65"}}),
+                       "train.seq_len is 65, but model.max_position_embeddings 64"));
+  EXPECT_TRUE(
+      contains(message({{"train.seq_len", "2"}, {"model.num_nextn_predict_layers", "2"}}), "2 depths"));
   EXPECT_TRUE(contains(message({{"model.qk_rope_head_dim", "5"}}), "qk_rope_head_dim is 5"));
   EXPECT_TRUE(contains(message({{"model.tie_word_embeddings", "true"}}), "tie_word_embeddings"));
 }
 
 TEST_F(RunConfigTest, WhatIsWrittenReadsBackAsTheSame) {
   RunConfig c = load({{"train.lr", "0.0017"}});
-  c.model.json = model_config_json(resolve_model(c, 299, 7, "f"), "float32");
+  c.model.json = model_config_json(resolve_model(c, 299, 7, "f"), "float32").dump();
   const std::string text = write_fields(c).dump();
   write_file_atomic(folder_ / "resolved.json", text);
   const RunConfig again = load_run_config(folder_ / "resolved.json", {});
@@ -128,7 +150,8 @@ TEST_F(RunConfigTest, HelpListsEveryKeyOnce) {
     EXPECT_FALSE(line.meaning.empty()) << line.key;
     keys.push_back(line.key);
   }
-  for (const char* key : {"model.hidden_size", "model.rope_scaling", "tokenizer.path", "data.files", "train.lr"})
+  for (const char* key :
+       {"model.hidden_size", "model.rope_scaling", "tokenizer.path", "data.files", "train.lr"})
     EXPECT_EQ(std::count(keys.begin(), keys.end(), key), 1) << key;
   std::sort(keys.begin(), keys.end());
   EXPECT_EQ(std::unique(keys.begin(), keys.end()), keys.end());

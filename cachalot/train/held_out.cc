@@ -19,7 +19,8 @@ HeldOut::HeldOut(const Corpus& corpus, int64_t seq_len) {
 
 double HeldOut::Result::bits_per_byte() const { return nats / std::numbers::ln2 / double(bytes); }
 
-std::optional<HeldOut::Result> HeldOut::score(Trainer& trainer, int64_t limit, const std::atomic<bool>& stop) const {
+std::optional<HeldOut::Result> HeldOut::score(Trainer& trainer, int64_t limit,
+                                              const std::atomic<bool>& stop) const {
   const int64_t all = int64_t(windows_.size()), n = limit == 0 ? all : std::min(limit, all);
   Result result;
   std::vector<Sequence> chosen;

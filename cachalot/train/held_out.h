@@ -1,5 +1,5 @@
-// The text that is never trained on, scored in bits per byte: sum of -log2 p over its tokens / bytes they stand for.
-// Unlike the loss a token, it compares models with different tokenizers.
+// The text that is never trained on, scored in bits per byte: sum of -log2 p over its tokens / bytes they
+// stand for. Unlike the loss a token, it compares models with different tokenizers.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,10 @@ namespace cachalot {
 
 class HeldOut {
  public:
-  // The held-out tokens, preceded by the end-of-text token that ends the trained ones, in windows of up to seq_len targets: window i holds tokens
-  // [i T, i T + T], so that neighbours share a token and every held-out token is a target exactly once, its context
-  // what its window holds before it. Empty when the corpus holds nothing out.
+  // The held-out tokens, preceded by the end-of-text token that ends the trained ones, in windows of up to
+  // seq_len targets: window i holds tokens [i T, i T + T], so that neighbours share a token and every
+  // held-out token is a target exactly once, its context what its window holds before it. Empty when the
+  // corpus holds nothing out.
   HeldOut(const Corpus& corpus, int64_t seq_len);
 
   struct Result {
@@ -24,7 +25,8 @@ class HeldOut {
     double loss() const { return nats / double(tokens); }
     double bits_per_byte() const;
   };
-  // All windows, or `limit` of them spread evenly (0: all). nullopt when there are none, or when `stop` was set.
+  // All windows, or `limit` of them spread evenly (0: all). nullopt when there are none, or when `stop` was
+  // set.
   std::optional<Result> score(Trainer& trainer, int64_t limit, const std::atomic<bool>& stop) const;
 
   const std::vector<Sequence>& windows() const { return windows_; }

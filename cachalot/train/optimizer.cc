@@ -52,11 +52,19 @@ void Optimizer::step(Stream& s, double lr, int64_t update) {
   for (size_t i = 0; i < states_.size(); ++i) {
     const State& state = states_[i];
     if (!state.m) continue;
-    on(s).adamw({.master = master(i), .grad = params_->gradient(i), .m = state.m, .v = state.v,
-                 .weight = state.master ? params_->weight(i) : Tensor{}, .grad_norm_squared = grad_norm_squared_,
-                 .lr = lr, .beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps,
+    on(s).adamw({.master = master(i),
+                 .grad = params_->gradient(i),
+                 .m = state.m,
+                 .v = state.v,
+                 .weight = state.master ? params_->weight(i) : Tensor{},
+                 .grad_norm_squared = grad_norm_squared_,
+                 .lr = lr,
+                 .beta1 = options_.beta1,
+                 .beta2 = options_.beta2,
+                 .eps = options_.eps,
                  .weight_decay = params_->table()[i].decayed() ? options_.weight_decay : 0.0,
-                 .max_norm = options_.max_norm, .step = update});
+                 .max_norm = options_.max_norm,
+                 .step = update});
   }
 }
 

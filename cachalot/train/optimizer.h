@@ -1,5 +1,5 @@
-// AdamW over a model's parameters with V3's formats (ops/adamw.h; V3 report section 3.3.3): FP32 masters, BF16 moments,
-// one global gradient norm. Nothing here waits for the device.
+// AdamW over a model's parameters with V3's formats (ops/adamw.h; V3 report section 3.3.3): FP32 masters,
+// BF16 moments, one global gradient norm. Nothing here waits for the device.
 #pragma once
 
 #include <functional>
@@ -22,8 +22,9 @@ class Optimizer {
   Optimizer(Device& device, const ParamSet& params, const AdamWOptions& options);
   void init(Stream& s);
 
-  // Queues: the squared norm of all gradients (parameter after parameter, in double), then the update of every
-  // parameter. A norm that is not finite changes nothing. `update` counts the updates that took place: 1 for the first.
+  // Queues: the squared norm of all gradients (parameter after parameter, in double), then the update of
+  // every parameter. A norm that is not finite changes nothing. `update` counts the updates that took place:
+  // 1 for the first.
   void step(Stream& s, double lr, int64_t update);
 
   // The squared norm that the last step() used, f64 [1, 1] on the device.

@@ -14,7 +14,9 @@ using namespace ::cachalot::testing;  // NOLINT
 // A model's parameters with seeded weights and gradients, and the same in double on the host.
 struct Fixture {
   Fixture(const std::string& device_name, Precision precision)
-      : device(open_device(device_name)), s(*device), params(*device, tiny_model(), Recipe::of(precision), {.gradients = true}) {
+      : device(open_device(device_name)),
+        s(*device),
+        params(*device, tiny_model(), Recipe::of(precision), {.gradients = true}) {
     initialize(s, params, tiny_model(), 3);
   }
   // Gradients of step `step`, also returned in double.
@@ -42,7 +44,8 @@ double to_bf16(double x) { return double(float(bf16(float(x)))); }
 
 class OptimizerTest : public ::testing::TestWithParam<const char*> {};
 
-// Two updates worked out in double from the formula of Loshchilov & Hutter; moments rounded to BF16 between them.
+// Two updates worked out in double from the formula of Loshchilov & Hutter; moments rounded to BF16 between
+// them.
 TEST_P(OptimizerTest, TwoUpdatesAreAdamWWithDecayOnMatricesOnlyAndOneGlobalNorm) {
   const AdamWOptions o{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.3, .max_norm = 2.0};
   const double lr = 0.05;
@@ -71,7 +74,8 @@ TEST_P(OptimizerTest, TwoUpdatesAreAdamWWithDecayOnMatricesOnlyAndOneGlobalNorm)
         const bool matrix = p.kind != ParamKind::norm;
         for (size_t k = 0; k < g[i].size(); ++k) {
           const double gk = g[i][k] * clip;
-          const double mk = o.beta1 * m[i][k] + (1 - o.beta1) * gk, vk = o.beta2 * v[i][k] + (1 - o.beta2) * gk * gk;
+          const double mk = o.beta1 * m[i][k] + (1 - o.beta1) * gk,
+                       vk = o.beta2 * v[i][k] + (1 - o.beta2) * gk * gk;
           const double m_hat = mk / (1 - std::pow(o.beta1, double(update)));
           const double v_hat = vk / (1 - std::pow(o.beta2, double(update)));
           w[i][k] -= lr * (m_hat / (std::sqrt(v_hat) + o.eps) + (matrix ? o.weight_decay * w[i][k] : 0));
@@ -81,7 +85,8 @@ TEST_P(OptimizerTest, TwoUpdatesAreAdamWWithDecayOnMatricesOnlyAndOneGlobalNorm)
         // f32 moments that round to the other neighbour in BF16 move single elements by 2^-9 of a step.
         EXPECT_METRIC(read(f.s, optimizer.master(i)), w[i], update == 1 ? 1e-12 : 1e-8) << p.name;
         if (f.params.weight(i).dtype != DType::bf16) continue;
-        const std::vector<double> master = read(f.s, optimizer.master(i)), weight = read(f.s, f.params.weight(i));
+        const std::vector<double> master = read(f.s, optimizer.master(i)),
+                                  weight = read(f.s, f.params.weight(i));
         for (size_t k = 0; k < master.size(); ++k) ASSERT_EQ(weight[k], to_bf16(master[k])) << p.name;
       }
     }
@@ -108,7 +113,8 @@ TEST_P(OptimizerTest, ANormThatIsNotFiniteChangesNothing) {
     optimizer.step(f.s, 0.1, 1);
     const auto state = [&] {
       std::string bits;
-      for (size_t i = 0; i < f.params.table().size(); ++i) bits += read_bits(f.s, f.params.weight(i)) + read_bits(f.s, optimizer.master(i));
+      for (size_t i = 0; i < f.params.table().size(); ++i)
+        bits += read_bits(f.s, f.params.weight(i)) + read_bits(f.s, optimizer.master(i));
       return bits;
     };
     const std::string before = state();
@@ -120,7 +126,8 @@ TEST_P(OptimizerTest, ANormThatIsNotFiniteChangesNothing) {
     EXPECT_TRUE(state() == before);
     f.set_gradients(2, 1.0);
     optimizer.step(f.s, 0.1, 2);
-    EXPECT_TRUE(std::isfinite(read_number(f.s, optimizer.grad_norm_squared())));  // starts from zero each time
+    EXPECT_TRUE(
+        std::isfinite(read_number(f.s, optimizer.grad_norm_squared())));  // starts from zero each time
     EXPECT_FALSE(state() == before);
   }
 }
@@ -130,7 +137,8 @@ INSTANTIATE_TEST_SUITE_P(Devices, OptimizerTest, ::testing::Values("cpu", "ref")
 TEST(OptimizerMemory, TheF32RecipeKeepsNoSecondCopyOfTheWeights) {
   Fixture f32("cpu", Precision::f32), mixed("cpu", Precision::bf16);
   const Optimizer a(*f32.device, f32.params, {}), b(*mixed.device, mixed.params, {});
-  for (size_t i = 0; i < f32.params.table().size(); ++i) EXPECT_EQ(a.master(i).data, f32.params.weight(i).data);
+  for (size_t i = 0; i < f32.params.table().size(); ++i)
+    EXPECT_EQ(a.master(i).data, f32.params.weight(i).data);
   const size_t matrix = mixed.params.index("embed"), norm = mixed.params.index("norm");
   EXPECT_NE(b.master(matrix).data, mixed.params.weight(matrix).data);
   EXPECT_EQ(b.master(matrix).dtype, DType::f32);

@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/text.h"
+#include "config/fields.h"
 #include "config/params.h"
 #include "data/batch_sampler.h"
 #include "data/bpe_trainer.h"
@@ -37,8 +38,8 @@ TrainedBpe train_tokenizer(const RunConfig& config) {
   return trainer.train();
 }
 
-// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder beside it until
-// then, which is gone when the run does not come about.
+// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder beside
+// it until then, which is gone when the run does not come about.
 class RunTokenizer {
  public:
   RunTokenizer(const RunConfig& config, const std::string& run_dir) : path_(config.tokenizer.path) {
@@ -56,7 +57,8 @@ class RunTokenizer {
     const fs::path from(path_), json = fs::is_directory(from) ? from / "tokenizer.json" : from;
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
     const fs::path config = json.parent_path() / "tokenizer_config.json";
-    if (fs::exists(config)) write_file_atomic(directory + "/tokenizer_config.json", read_file(config.string()));
+    if (fs::exists(config))
+      write_file_atomic(directory + "/tokenizer_config.json", read_file(config.string()));
     scratch_.reset();
   }
 
@@ -67,25 +69,29 @@ class RunTokenizer {
 };
 
 std::string resolved_json(RunConfig config, const ModelConfig& model) {
-  config.model.json = model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16");
+  config.model.json =
+      model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16").dump();
   config.train.micro_batch = config.train.micro_batch_sequences();
   return write_fields(config).dump(2) + "\n";
 }
 
-void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model, const Tokenizer& tokenizer,
-                 const Corpus& corpus, const BatchSampler& sampler, const HeldOut& held_out, const Device& device,
-                 const MemoryPlan& plan, const std::string& run_dir) {
+void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model,
+                 const Tokenizer& tokenizer, const Corpus& corpus, const BatchSampler& sampler,
+                 const HeldOut& held_out, const Device& device, const MemoryPlan& plan,
+                 const std::string& run_dir) {
   const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
   const auto count = [](int64_t n) { return human_count(double(n)); };
   const TrainSection& t = config.train;
   const double bytes_per_token = double(corpus.text_bytes(corpus.train())) / double(corpus.train().size());
   fmt::print(out, "text       {} tokens to train on, {:.2f} bytes each; {} held out\n",
-             count(int64_t(corpus.train().size())), bytes_per_token, count(int64_t(corpus.held_out().size())));
+             count(int64_t(corpus.train().size())), bytes_per_token,
+             count(int64_t(corpus.held_out().size())));
   fmt::print(out, "tokenizer  {} tokens, {}\n", tokenizer.vocab_size(),
              config.tokenizer.path.empty() ? "learned from the text" : config.tokenizer.path);
   std::string parts = fmt::format("{} layers", model.num_hidden_layers);
   if (model.has_experts(model.layers_with_mtp() - 1))
-    parts += fmt::format(" ({} dense), {} of {} experts{}", std::min(model.first_k_dense_replace, model.num_hidden_layers),
+    parts += fmt::format(" ({} dense), {} of {} experts{}",
+                         std::min(model.first_k_dense_replace, model.num_hidden_layers),
                          model.num_experts_per_tok, model.n_routed_experts,
                          model.n_shared_experts ? fmt::format(" and {} shared", model.n_shared_experts) : "");
   if (model.num_nextn_predict_layers) parts += fmt::format(", MTP depth {}", model.num_nextn_predict_layers);
@@ -93,11 +99,14 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
              count(parameter_count(parameter_table(model))), count(active_parameter_count(model)), parts);
   fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
              t.total_steps(), t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
-             double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision, device.name());
+             double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision,
+             device.name());
   if (!held_out.windows().empty())
-    fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n", held_out.windows().size(), t.seq_len);
-  fmt::print(out, "memory     {} needed, {} free\n           weights {}, gradients {}, optimizer {},\n"
-                  "           activations {}, tables {}\n",
+    fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
+               held_out.windows().size(), t.seq_len);
+  fmt::print(out,
+             "memory     {} needed, {} free\n           weights {}, gradients {}, optimizer {},\n"
+             "           activations {}, tables {}\n",
              bytes(plan.total()), bytes(device.free_bytes()), bytes(plan.weights), bytes(plan.gradients),
              bytes(plan.optimizer), bytes(plan.arena), bytes(plan.tables));
   fmt::print(out, "run        {}\n", run_dir);
@@ -116,8 +125,11 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   RunTokenizer run_tokenizer(config, options.run_dir);
   const Tokenizer& tokenizer = run_tokenizer.get();
   const Corpus corpus(config.data.files, tokenizer, config.data.held_out);
-  const ModelConfig model = resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
-  const BatchSampler sampler({.tokens = int64_t(corpus.train().size()), .seq_len = t.seq_len, .batch_rows = t.batch,
+  const ModelConfig model =
+      resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
+  const BatchSampler sampler({.tokens = int64_t(corpus.train().size()),
+                              .seq_len = t.seq_len,
+                              .batch_rows = t.batch,
                               .seed = uint64_t(t.seed)});
   const HeldOut held_out(corpus, t.seq_len);
 
@@ -137,15 +149,16 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   Stream s(*device);
   Trainer trainer(s, model, t, plan.arena);
   trainer.init();
-  const Schedule schedule{.lr = t.lr, .min_lr = t.min_lr, .warmup_steps = t.warmup_steps, .total_steps = t.total_steps()};
+  const Schedule schedule{
+      .lr = t.lr, .min_lr = t.min_lr, .warmup_steps = t.warmup_steps, .total_steps = t.total_steps()};
   Telemetry telemetry(out, options.style, run.metrics_path(), t);
   PretrainResult result;
   int64_t saved_step = 0;
   const auto save = [&](int64_t step) {
     if (step == saved_step) return;
     result.checkpoint = run.save_checkpoint(step, [&](const std::string& directory) {
-      save_model(s, trainer.params(), model, [&](size_t i) { return trainer.optimizer().master(i); }, directory,
-                 {.storage = trainer.params().recipe().weight, .tokenizer_directory = run.path()});
+      save_model(s, trainer.params(), model, [&](size_t i) { return trainer.optimizer().master(i); },
+                 directory, {.storage = trainer.params().recipe().weight, .tokenizer_directory = run.path()});
     });
     saved_step = step;
   };
@@ -170,8 +183,11 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
     skipped = m.updated ? 0 : skipped + 1;
     if (skipped == kMostSkippedSteps) {
       save(step);
-      throw Error(fmt::format("the norm of the gradient was not finite in {} steps in a row, {} the last; the weights as "
-                              "they were before are in {}", kMostSkippedSteps, step, result.checkpoint))
+      throw Error(
+          fmt::format(
+              "the norm of the gradient was not finite in {} steps in a row, {} the last; the weights as "
+              "they were before are in {}",
+              kMostSkippedSteps, step, result.checkpoint))
           .hint("a lower --train.lr, a longer --train.warmup_steps or a smaller --train.clip");
     }
     if (!last && t.save_every > 0 && step % t.save_every == 0) save(step);
@@ -188,10 +204,12 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   const double rate = double(tokens) / std::max(telemetry.seconds_in_steps(), 1e-9);
   fmt::print(out, "\n{}\n", telemetry.curve());
   if (result.held_out)
-    fmt::print(out, "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
-               result.held_out->bits_per_byte(), result.held_out->loss(), result.held_out->tokens, result.held_out->bytes);
-  fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(tokens)), result.steps,
-             human_seconds(telemetry.seconds()), human_count(rate));
+    fmt::print(out,
+               "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
+               result.held_out->bits_per_byte(), result.held_out->loss(), result.held_out->tokens,
+               result.held_out->bytes);
+  fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(tokens)),
+             result.steps, human_seconds(telemetry.seconds()), human_count(rate));
   fmt::print(out, "saved      {}\n", result.checkpoint);
   out << std::flush;
   return result;

@@ -20,13 +20,14 @@ class PretrainTest : public ::testing::Test {
  protected:
   PretrainTest() {
     std::string text;
-    for (int i = 0; i < 400; ++i) text += "the " + std::to_string(i % 7) + "th line rhymes with the line before\n";
+    for (int i = 0; i < 400; ++i)
+      text += "the " + std::to_string(i % 7) + "th line rhymes with the line before\n";
     write_file_atomic(folder_ / "text.txt", text);
     ModelConfig model = tiny_model();
-    config_.model.json = model_config_json(model, "float32");
-    config_.model.json.erase("vocab_size");
-    config_.model.json.erase("bos_token_id");
-    config_.model.json.erase("eos_token_id");
+    Json json = model_config_json(model, "float32");
+    for (const char* key : {"vocab_size", "bos_token_id", "eos_token_id"})
+      json.erase(key);  // the tokenizer's
+    config_.model.json = json.dump();
     config_.tokenizer.vocab_size = 290;
     config_.data.files = {folder_ / "text.txt"};
     config_.train = tiny_training();
@@ -35,7 +36,11 @@ class PretrainTest : public ::testing::Test {
     config_.train.threads = 2;
   }
   PretrainOptions options(const std::string& run) const {
-    return {.config_path = "test.json", .run_dir = folder_ / run, .overwrite = false, .device = "cpu", .style = {}};
+    return {.config_path = "test.json",
+            .run_dir = folder_ / run,
+            .overwrite = false,
+            .device = "cpu",
+            .style = {}};
   }
   PretrainResult run(const std::string& name) { return pretrain(config_, options(name), out_, stop_); }
   std::vector<Json> metrics(const std::string& name) const {
@@ -44,7 +49,9 @@ class PretrainTest : public ::testing::Test {
     for (std::string line; std::getline(file, line);) lines.push_back(parse_json(line, "metrics.jsonl"));
     return lines;
   }
-  std::string weights(const std::string& checkpoint) const { return read_file(checkpoint + "/model/model.safetensors"); }
+  std::string weights(const std::string& checkpoint) const {
+    return read_file(checkpoint + "/model/model.safetensors");
+  }
 
   TemporaryFolder folder_;
   RunConfig config_;
@@ -95,7 +102,8 @@ TEST_F(PretrainTest, ARunLeavesItsConfigurationMetricsTokenizerAndTheLastTwoChec
   EXPECT_NEAR(nats, result.held_out->nats, 1e-6 * nats);
 
   const std::string text = out_.str();
-  for (const char* part : {"memory ", "step  1/10, loss ", "step 10/10", "bits per byte", "loss (nats a token)", "tok/s"})
+  for (const char* part :
+       {"memory ", "step  1/10, loss ", "step 10/10", "bits per byte", "loss (nats a token)", "tok/s"})
     EXPECT_TRUE(contains(text, part));
 }
 
@@ -163,7 +171,9 @@ TEST_F(PretrainTest, TenStepsWithoutAFiniteGradientEndTheRunWithTheWeightsSaved)
 }
 
 TEST_F(PretrainTest, ARunThatDoesNotComeAboutLeavesNothing) {
-  const auto left = [&] { return std::distance(fs::directory_iterator(folder_.path()), fs::directory_iterator{}); };
+  const auto left = [&] {
+    return std::distance(fs::directory_iterator(folder_.path()), fs::directory_iterator{});
+  };
   const auto before = left();
   const auto message = [&] { return error_of([&] { run("r"); }); };
   config_.train.seq_len = 60;  // longer than the text has tokens after the next line
@@ -177,7 +187,9 @@ TEST_F(PretrainTest, ARunThatDoesNotComeAboutLeavesNothing) {
   config_.tokenizer = {.path = folder_ / "absent.json", .vocab_size = 0};
   EXPECT_TRUE(contains(message(), "absent.json"));
   config_.tokenizer = {.path = "", .vocab_size = 290};
-  config_.model.json["hidden_size"] = 0;
+  Json model = parse_json(config_.model.json, "model");
+  model["hidden_size"] = 0;
+  config_.model.json = model.dump();
   EXPECT_TRUE(contains(message(), "hidden_size is 0"));
   EXPECT_EQ(left(), before);
 }

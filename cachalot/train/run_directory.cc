@@ -30,14 +30,16 @@ bool holds_run(const std::string& path) {
 
 // "step-00000123" with 8 or more digits.
 bool is_checkpoint_name(const std::string& name) {
-  return name.starts_with("step-") && name.size() >= 13 && name.find_first_not_of("0123456789", 5) == std::string::npos;
+  return name.starts_with("step-") && name.size() >= 13 &&
+         name.find_first_not_of("0123456789", 5) == std::string::npos;
 }
 
 }  // namespace
 
 void RunDirectory::require_usable(const std::string& path, bool overwrite) {
   if (path.empty()) throw Error("the run directory has no name").hint("--run-dir runs/NAME");
-  if (present(path) && !fs::is_directory(path)) throw Error(fmt::format("{} is no directory", path)).hint("--run-dir");
+  if (present(path) && !fs::is_directory(path))
+    throw Error(fmt::format("{} is no directory", path)).hint("--run-dir");
   if (holds_run(path)) {
     if (overwrite) return;
     throw Error(fmt::format("{} already holds a run", path))
@@ -51,20 +53,23 @@ RunDirectory::RunDirectory(std::string path, bool overwrite) : path_(std::move(p
   require_usable(path_, overwrite);
   const fs::path root(path_);
   if (holds_run(path_))
-    for (const char* name : {"metrics.jsonl", "config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints"})
+    for (const char* name :
+         {"metrics.jsonl", "config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints"})
       remove_tree(root / name);
   if (fs::is_symlink(root / "model")) remove_tree(root / "model");
   std::error_code code;
   fs::create_directories(root / "checkpoints", code);
   if (code)
-    throw Error(fmt::format("cannot make the run directory {}: {}", path_, code.message())).hint("--run-dir for another place");
+    throw Error(fmt::format("cannot make the run directory {}: {}", path_, code.message()))
+        .hint("--run-dir for another place");
 }
 
 void RunDirectory::write_config(const std::string& json_text) const {
   write_file_atomic(path_ + "/config.json", json_text);
 }
 
-std::string RunDirectory::save_checkpoint(int64_t step, const std::function<void(const std::string&)>& write) const {
+std::string RunDirectory::save_checkpoint(int64_t step,
+                                          const std::function<void(const std::string&)>& write) const {
   const std::string name = fmt::format("step-{:08}", step), final_path = path_ + "/checkpoints/" + name;
   AtomicDirectory directory(final_path);
   std::error_code code;
@@ -77,7 +82,8 @@ std::string RunDirectory::save_checkpoint(int64_t step, const std::function<void
   // The link is a convenience: a file system without links keeps its checkpoints all the same.
   const std::string link = path_ + "/model", fresh = link + ".tmp";
   ::unlink(fresh.c_str());
-  if (::symlink(("checkpoints/" + name + "/model").c_str(), fresh.c_str()) == 0 && ::rename(fresh.c_str(), link.c_str()) != 0)
+  if (::symlink(("checkpoints/" + name + "/model").c_str(), fresh.c_str()) == 0 &&
+      ::rename(fresh.c_str(), link.c_str()) != 0)
     ::unlink(fresh.c_str());
 
   const std::vector<std::string> all = checkpoints();

@@ -29,9 +29,11 @@ class RunDirectory {
   std::string metrics_path() const { return path_ + "/metrics.jsonl"; }
   void write_config(const std::string& json_text) const;
 
-  // `write` fills the directory that it is given ("…/step-00000123.tmp/model", which exists). Returns the checkpoint's
-  // path. When anything fails, a full disk for one, earlier checkpoints stay and nothing of this one remains.
-  std::string save_checkpoint(int64_t step, const std::function<void(const std::string& model_directory)>& write) const;
+  // `write` fills the directory that it is given ("…/step-00000123.tmp/model", which exists). Returns the
+  // checkpoint's path. When anything fails, a full disk for one, earlier checkpoints stay and nothing of this
+  // one remains.
+  std::string save_checkpoint(int64_t step,
+                              const std::function<void(const std::string& model_directory)>& write) const;
 
   std::vector<std::string> checkpoints() const;  // paths of the complete ones, oldest first
 

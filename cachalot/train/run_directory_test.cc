@@ -94,11 +94,13 @@ TEST(RunDirectory, ARunIsReplacedOnlyWhenAskedForAndOnlyItsOwnFiles) {
 TEST(RunDirectory, WhatIsNoRunIsNeverReplaced) {
   TemporaryFolder folder;
   write_file_atomic(folder / "config.json", "{}");  // a model directory, say
-  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder.path(), true); }), "is no run but holds a config.json"));
+  EXPECT_TRUE(
+      contains(error_of([&] { RunDirectory(folder.path(), true); }), "is no run but holds a config.json"));
   EXPECT_TRUE(fs::exists(folder / "config.json"));
   write_file_atomic(folder / "file", "");
   EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file", false); }), "is no directory"));
-  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file/run", false); }), "cannot make the run directory"));
+  EXPECT_TRUE(
+      contains(error_of([&] { RunDirectory(folder / "file/run", false); }), "cannot make the run directory"));
 }
 
 }  // namespace

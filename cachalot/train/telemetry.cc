@@ -27,9 +27,16 @@ double mean(const std::vector<double>& v) {
 
 Telemetry::Telemetry(std::ostream& out, const ProgressStyle& style, const std::string& metrics_path,
                      const TrainSection& train)
-    : out_(out), style_(style), train_(train), metrics_path_(metrics_path), start_(Clock::now()), step_start_(start_) {
+    : out_(out),
+      style_(style),
+      train_(train),
+      metrics_path_(metrics_path),
+      start_(Clock::now()),
+      step_start_(start_) {
   metrics_.open(metrics_path, std::ios::trunc);
-  if (!metrics_) throw Error(fmt::format("cannot write {}: {}", metrics_path, std::strerror(errno))).hint("choose another --run-dir");
+  if (!metrics_)
+    throw Error(fmt::format("cannot write {}: {}", metrics_path, std::strerror(errno)))
+        .hint("choose another --run-dir");
   if (style_.terminal) progress_.emplace(out_, "train", train_.total_steps(), style_);
 }
 
@@ -57,8 +64,10 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   line["seconds"] = seconds();
   line["tokens_per_second"] = double(train_.tokens_per_step()) / std::max(last_, 1e-9);
   if (held_out) {
-    line["held_out"] = {{"bits_per_byte", held_out->bits_per_byte()}, {"loss", held_out->loss()},
-                        {"tokens", held_out->tokens}, {"bytes", held_out->bytes}};
+    line["held_out"] = {{"bits_per_byte", held_out->bits_per_byte()},
+                        {"loss", held_out->loss()},
+                        {"tokens", held_out->tokens},
+                        {"bytes", held_out->bytes}};
     held_out_steps_.push_back(double(step));
     held_out_losses_.push_back(held_out->loss());
   }
@@ -84,9 +93,11 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
                         train_.total_steps(), text, human_seconds(left))
          << std::flush;
   }
-  if (!m.updated) note(fmt::format("step {}: the norm of the gradient is {}; the step changed nothing", step, m.grad_norm));
+  if (!m.updated)
+    note(fmt::format("step {}: the norm of the gradient is {}; the step changed nothing", step, m.grad_norm));
   if (held_out)
-    note(fmt::format("step {}: held out {:.4f} bits per byte (loss {:.4f})", step, held_out->bits_per_byte(), held_out->loss()));
+    note(fmt::format("step {}: held out {:.4f} bits per byte (loss {:.4f})", step, held_out->bits_per_byte(),
+                     held_out->loss()));
 }
 
 void Telemetry::note(const std::string& line) {
@@ -107,14 +118,17 @@ std::string Telemetry::curve() const {
   for (size_t i = 0; i < parts; ++i) {
     const size_t begin = i * steps_.size() / parts, end = (i + 1) * steps_.size() / parts;
     const auto average = [&](const std::vector<double>& v) {
-      return std::accumulate(v.begin() + ptrdiff_t(begin), v.begin() + ptrdiff_t(end), 0.0) / double(end - begin);
+      return std::accumulate(v.begin() + ptrdiff_t(begin), v.begin() + ptrdiff_t(end), 0.0) /
+             double(end - begin);
     };
     train.x.push_back(average(steps_));
     train.y.push_back(average(losses_));
   }
   std::vector<PlotSeries> series{train};
-  if (!held_out_steps_.empty()) series.push_back({.name = "held out", .x = held_out_steps_, .y = held_out_losses_});
-  return plot(series, {.width = std::min(72, style_.width), .x_label = "step", .y_label = "loss (nats a token)"});
+  if (!held_out_steps_.empty())
+    series.push_back({.name = "held out", .x = held_out_steps_, .y = held_out_losses_});
+  return plot(series,
+              {.width = std::min(72, style_.width), .x_label = "step", .y_label = "loss (nats a token)"});
 }
 
 }  // namespace cachalot

@@ -1,11 +1,13 @@
-// What a run tells: a line for people, redrawn on a terminal and now and then in a log; metrics.jsonl for programs.
+// What a run tells: a line for people, redrawn on a terminal and now and then in a log; metrics.jsonl for
+// programs.
 //
 // metrics.jsonl, one object a step, written when the step is done:
-//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, grad_norm (before
-//   clipping; null when not finite), updated (false: the norm was not finite and the step changed nothing),
-//   max_vio [one a layer with experts], seconds (since the first step began), tokens_per_second (of this step), and
-//   after an evaluation held_out {bits_per_byte, loss, tokens, bytes}
-// The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some steps.
+//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, grad_norm
+//   (before clipping; null when not finite), updated (false: the norm was not finite and the step changed
+//   nothing), max_vio [one a layer with experts], seconds (since the first step began), tokens_per_second (of
+//   this step), and after an evaluation held_out {bits_per_byte, loss, tokens, bytes}
+// The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some
+// steps.
 #pragma once
 
 #include <chrono>
@@ -24,7 +26,8 @@ namespace cachalot {
 class Telemetry {
  public:
   // `out` must outlive it. Starts the clock.
-  Telemetry(std::ostream& out, const ProgressStyle& style, const std::string& metrics_path, const TrainSection& train);
+  Telemetry(std::ostream& out, const ProgressStyle& style, const std::string& metrics_path,
+            const TrainSection& train);
 
   // Steps count from 1. Error when metrics.jsonl cannot be written.
   void step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out);
@@ -33,9 +36,9 @@ class Telemetry {
 
   // The curve of the losses, held-out ones as marks; "" before two steps.
   std::string curve() const;
-  double seconds() const;              // since the start
+  double seconds() const;                                    // since the start
   double seconds_in_steps() const { return step_seconds_; }  // without evaluations and checkpoints
-  void step_begins();                  // what is between these two is a step's time
+  void step_begins();                                        // what is between these two is a step's time
   void step_ends();
 
  private:

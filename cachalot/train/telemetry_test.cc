@@ -39,11 +39,13 @@ TEST(Telemetry, ALogGetsALineNowAndThenAndTheFileOneObjectAStep) {
   for (int64_t i = 1; i <= 20; ++i) {
     telemetry.step_begins();
     telemetry.step_ends();
-    telemetry.step(i, example(5 - 0.1 * double(i)), i == 10 ? std::optional(HeldOut::Result{700, 100, 400}) : std::nullopt);
+    telemetry.step(i, example(5 - 0.1 * double(i)),
+                   i == 10 ? std::optional(HeldOut::Result{700, 100, 400}) : std::nullopt);
   }
   const std::string text = out.str();
-  for (const char* part : {"step  1/20, loss 4.900, ", "mtp 5.900, norm 0.50, lr 1.0e-03", "step  5/20", "step 10/20", "step 20/20", "MaxVio 1.00",
-                           "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
+  for (const char* part :
+       {"step  1/20, loss 4.900, ", "mtp 5.900, norm 0.50, lr 1.0e-03", "step  5/20", "step 10/20",
+        "step 20/20", "MaxVio 1.00", "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
     EXPECT_TRUE(contains(text, part));
   EXPECT_EQ(text.find("step  6/20"), std::string::npos);
   std::istringstream file(read_file(folder / "m.jsonl"));
@@ -78,7 +80,8 @@ TEST(Telemetry, ATerminalKeepsOneLineWithMessagesAboveIt) {
 TEST(Telemetry, AFileThatCannotBeWrittenIsAnError) {
   TemporaryFolder folder;
   std::ostringstream out;
-  EXPECT_TRUE(contains(error_of([&] { Telemetry(out, {}, folder / "none/m.jsonl", twenty_steps()); }), "none/m.jsonl"));
+  EXPECT_TRUE(contains(error_of([&] { Telemetry(out, {}, folder / "none/m.jsonl", twenty_steps()); }),
+                       "none/m.jsonl"));
   Telemetry full(out, {}, "/dev/full", twenty_steps());
   EXPECT_TRUE(contains(error_of([&] { full.step(1, example(4), std::nullopt); }), "No space left"));
 }

@@ -1,5 +1,5 @@
-// For tests of train/: a model of a few thousand parameters that has every part of the large one, and folders that go
-// away with the test.
+// For tests of train/: a model of a few thousand parameters that has every part of the large one, and folders
+// that go away with the test.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,13 +18,33 @@ namespace cachalot::testing {
 
 // 1 dense layer, 2 with experts, 1 MTP depth with experts; no two dimensions equal.
 inline ModelConfig tiny_model() {
-  return {.vocab_size = 61, .hidden_size = 24, .intermediate_size = 40, .moe_intermediate_size = 12,
-          .num_hidden_layers = 3, .first_k_dense_replace = 1, .num_nextn_predict_layers = 1,
-          .num_attention_heads = 2, .q_lora_rank = 14, .kv_lora_rank = 10, .qk_nope_head_dim = 6,
-          .qk_rope_head_dim = 4, .v_head_dim = 7, .n_routed_experts = 6, .n_shared_experts = 1,
-          .num_experts_per_tok = 2, .n_group = 1, .topk_group = 1, .norm_topk_prob = true,
-          .routed_scaling_factor = 1.5, .rms_norm_eps = 1e-6, .rope_theta = 10000, .yarn = std::nullopt,
-          .max_position_embeddings = 64, .initializer_range = 0.1, .bos_token_id = 0, .eos_token_id = 1};
+  return {.vocab_size = 61,
+          .hidden_size = 24,
+          .intermediate_size = 40,
+          .moe_intermediate_size = 12,
+          .num_hidden_layers = 3,
+          .first_k_dense_replace = 1,
+          .num_nextn_predict_layers = 1,
+          .num_attention_heads = 2,
+          .q_lora_rank = 14,
+          .kv_lora_rank = 10,
+          .qk_nope_head_dim = 6,
+          .qk_rope_head_dim = 4,
+          .v_head_dim = 7,
+          .n_routed_experts = 6,
+          .n_shared_experts = 1,
+          .num_experts_per_tok = 2,
+          .n_group = 1,
+          .topk_group = 1,
+          .norm_topk_prob = true,
+          .routed_scaling_factor = 1.5,
+          .rms_norm_eps = 1e-6,
+          .rope_theta = 10000,
+          .yarn = std::nullopt,
+          .max_position_embeddings = 64,
+          .initializer_range = 0.1,
+          .bos_token_id = 0,
+          .eos_token_id = 1};
 }
 
 inline TrainSection tiny_training() {
@@ -49,7 +69,8 @@ class RandomText {
     for (size_t i = 0; i < tokens_.size(); ++i)
       tokens_[i] = int32_t(random_below(5, uint64_t(step), i, uint64_t(model_.vocab_size)));
     std::vector<Sequence> rows;
-    for (int64_t r = 0; r < train_.batch; ++r) rows.push_back(Sequence(tokens_).subspan(size_t(r * width), size_t(width)));
+    for (int64_t r = 0; r < train_.batch; ++r)
+      rows.push_back(Sequence(tokens_).subspan(size_t(r * width), size_t(width)));
     return rows;
   }
 

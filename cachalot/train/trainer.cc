@@ -16,14 +16,16 @@ constexpr int64_t kAllThatIsLeft = -1;  // an arena on the "plan" device
 // A device tensor's copy in host memory, there after the next synchronize().
 class HostCopy {
  public:
-  HostCopy(Stream& s, const Tensor& t) : dtype_(t.dtype), bytes_(size_t(t.size() * size_of(t.dtype) / 8 + 1)) {
+  HostCopy(Stream& s, const Tensor& t)
+      : dtype_(t.dtype), bytes_(size_t(t.size() * size_of(t.dtype) / 8 + 1)) {
     on(s).download(t, bytes_.data());
     size_ = t.size();
   }
   double sum() const {  // from the first to the last
     double sum = 0;
     for (int64_t i = 0; i < size_; ++i)
-      sum += dtype_ == DType::f64 ? bytes_[size_t(i)] : double(reinterpret_cast<const float*>(bytes_.data())[i]);
+      sum +=
+          dtype_ == DType::f64 ? bytes_[size_t(i)] : double(reinterpret_cast<const float*>(bytes_.data())[i]);
     return sum;
   }
 
@@ -45,13 +47,15 @@ void MemoryPlan::require_fit(const Device& device, const TrainSection& train) co
   const int64_t free = device.free_bytes();
   if (total() <= free) return;
   const int64_t fixed = total() - arena;
-  const Error error(fmt::format("training needs {} ({} of it for the activations of a micro-batch); {} has {} free",
-                                human_bytes(double(total())), human_bytes(double(arena)), device.name(),
-                                human_bytes(double(free))));
+  const Error error(fmt::format(
+      "training needs {} ({} of it for the activations of a micro-batch); {} has {} free",
+      human_bytes(double(total())), human_bytes(double(arena)), device.name(), human_bytes(double(free))));
   if (fixed > free)
-    throw Error(error).hint("use a smaller model (--model.num_hidden_layers, --model.n_routed_experts, "
-                            "--model.hidden_size) or a machine with more memory");
-  if (train.micro_batch_sequences() > 1) {  // activations grow with the micro-batch, so the largest that fits is known
+    throw Error(error).hint(
+        "use a smaller model (--model.num_hidden_layers, --model.n_routed_experts, "
+        "--model.hidden_size) or a machine with more memory");
+  if (train.micro_batch_sequences() >
+      1) {  // activations grow with the micro-batch, so the largest that fits is known
     int64_t fits = train.micro_batch_sequences() * (free - fixed) / arena;
     while (fits > 1 && train.batch % fits != 0) --fits;
     throw Error(error).hint(fmt::format("--train.micro_batch {}", std::max<int64_t>(1, fits)));
@@ -64,7 +68,10 @@ Trainer::Trainer(Stream& s, const ModelConfig& model, const TrainSection& train,
       train_(train),
       params_(s.device(), model, Recipe::of(parse_precision(train.precision)), {.gradients = true}),
       optimizer_(s.device(), params_,
-                 {.beta1 = train.beta1, .beta2 = train.beta2, .eps = train.eps, .weight_decay = train.weight_decay,
+                 {.beta1 = train.beta1,
+                  .beta2 = train.beta2,
+                  .eps = train.eps,
+                  .weight_decay = train.weight_decay,
                   .max_norm = train.clip}),
       balance_(s.device(), model, params_),
       model_(s, model, params_, train.seq_len),
@@ -88,9 +95,12 @@ MemoryPlan Trainer::plan(const ModelConfig& model, const TrainSection& train) {
   trainer.train_ = one;  // every micro-batch of a step takes the same
   trainer.step(sequences, train.lr);
   trainer.score(sequences, false);
-  const int64_t table_bytes = 2 * train.seq_len * (model.qk_rope_head_dim / 2) * size_of(trainer.params_.recipe().stat);
-  return {.weights = trainer.params_.weight_bytes(), .gradients = trainer.params_.gradient_bytes(),
-          .optimizer = trainer.optimizer_.bytes(), .tables = table_bytes + trainer.balance_.bytes(),
+  const int64_t table_bytes =
+      2 * train.seq_len * (model.qk_rope_head_dim / 2) * size_of(trainer.params_.recipe().stat);
+  return {.weights = trainer.params_.weight_bytes(),
+          .gradients = trainer.params_.gradient_bytes(),
+          .optimizer = trainer.optimizer_.bytes(),
+          .tables = table_bytes + trainer.balance_.bytes(),
           .arena = trainer.arena_.high_water()};
 }
 
@@ -106,10 +116,13 @@ StepMetrics Trainer::step(std::span<const Sequence> sequences, double lr) {
   std::vector<std::vector<HostCopy>> mtp_losses{size_t(depths)};
   for (int64_t first = 0; first < train_.batch; first += micro) {
     const Accumulate mode = first == 0 ? Accumulate::overwrite : Accumulate::add;
-    arena_.clear();  // the next micro-batch reuses the memory: the same stream, so after the one before is done
-    const TrainingBatch batch = make_training_batch(s, arena_, sequences.subspan(size_t(first), size_t(micro)), depths);
+    arena_
+        .clear();  // the next micro-batch reuses the memory: the same stream, so after the one before is done
+    const TrainingBatch batch =
+        make_training_batch(s, arena_, sequences.subspan(size_t(first), size_t(micro)), depths);
     const TrainingPass pass =
-        forward_backward(s, arena_, model_, batch, scales, {.caches = {}, .replay = {}, .with_balance = train_.balance_alpha > 0}, mode);
+        forward_backward(s, arena_, model_, batch, scales,
+                         {.caches = {}, .replay = {}, .with_balance = train_.balance_alpha > 0}, mode);
     losses.emplace_back(s, pass.losses);
     for (int64_t k = 0; k < depths; ++k) mtp_losses[size_t(k)].emplace_back(s, pass.mtp_losses[size_t(k)]);
     for (const Tensor& b : pass.balance()) balance.emplace_back(s, b);
@@ -121,13 +134,18 @@ StepMetrics Trainer::step(std::span<const Sequence> sequences, double lr) {
   balance_.download(s);
   on(s).synchronize();  // the step's only one
 
-  StepMetrics m{.lr = lr, .loss = sum(losses) / double(train_.batch * train_.seq_len), .mtp_losses = {},
-                .balance = sum(balance) / double(train_.batch), .grad_norm = std::sqrt(norm_squared),
-                .updated = std::isfinite(norm_squared), .max_vio = balance_.max_violation(),
+  StepMetrics m{.lr = lr,
+                .loss = sum(losses) / double(train_.batch * train_.seq_len),
+                .mtp_losses = {},
+                .balance = sum(balance) / double(train_.batch),
+                .grad_norm = std::sqrt(norm_squared),
+                .updated = std::isfinite(norm_squared),
+                .max_vio = balance_.max_violation(),
                 .counts = balance_.counts()};
   for (int64_t k = 0; k < depths; ++k)
     m.mtp_losses.push_back(sum(mtp_losses[size_t(k)]) / double(train_.batch * (train_.seq_len - k - 1)));
-  if (m.updated) {  // a step that AdamW refused moves no bias either; queued before the next step's first operation
+  if (m.updated) {  // a step that AdamW refused moves no bias either; queued before the next step's first
+                    // operation
     balance_.update(s, train_.bias_gamma);
     ++updates_;
   }

@@ -3,8 +3,8 @@
 //   for each micro-batch: forward, backward; gradients = (first) or += ; router counts likewise
 //   norm of all gradients -> clipped AdamW update -> bias of every router
 //
-// Everything of a step is queued; the host waits once, at its end, when losses, gradient norm and router counts come
-// down together. Memory is taken in the constructor and never in a step.
+// Everything of a step is queued; the host waits once, at its end, when losses, gradient norm and router
+// counts come down together. Memory is taken in the constructor and never in a step.
 #pragma once
 
 #include <atomic>
@@ -35,13 +35,14 @@ using Sequence = std::span<const int32_t>;
 
 struct StepMetrics {
   double lr = 0;
-  double loss = 0;                  // mean over the step's targets of -log p, natural logarithm
-  std::vector<double> mtp_losses;   // the same of every depth
-  double balance = 0;               // sequence-wise balance loss before alpha, mean over sequences; 0 when alpha is 0
-  double grad_norm = 0;             // before clipping
-  bool updated = false;             // false: the norm was not finite and nothing has changed
-  std::vector<double> max_vio;      // of every layer with experts: max_violation()
-  std::vector<std::vector<int32_t>> counts;  // tokens every expert got in the step, of every layer with experts
+  double loss = 0;                 // mean over the step's targets of -log p, natural logarithm
+  std::vector<double> mtp_losses;  // the same of every depth
+  double balance = 0;    // sequence-wise balance loss before alpha, mean over sequences; 0 when alpha is 0
+  double grad_norm = 0;  // before clipping
+  bool updated = false;  // false: the norm was not finite and nothing has changed
+  std::vector<double> max_vio;  // of every layer with experts: max_violation()
+  std::vector<std::vector<int32_t>>
+      counts;  // tokens every expert got in the step, of every layer with experts
 };
 
 class Trainer {

@@ -16,7 +16,10 @@ using namespace ::cachalot::testing;  // NOLINT
 // A trainer on a device of its own.
 struct OneTrainer {
   OneTrainer(std::unique_ptr<Device> d, const ModelConfig& model, const TrainSection& train)
-      : device(std::move(d)), s(*device), trainer(s, model, train, Trainer::plan(model, train).arena), text(model, train) {
+      : device(std::move(d)),
+        s(*device),
+        trainer(s, model, train, Trainer::plan(model, train).arena),
+        text(model, train) {
     trainer.init();
   }
   StepMetrics step(int64_t i) { return trainer.step(text.batch(i), 0.01); }
@@ -45,7 +48,8 @@ TEST(Trainer, MicroBatchesAddUpToTheWholeBatch) {
   for (size_t i = 0; i < a.trainer.params().table().size(); ++i) {
     const Param& p = a.trainer.params().table()[i];
     if (!p.trained()) continue;
-    EXPECT_METRIC(read(a.s, a.trainer.params().gradient(i)), read(b.s, b.trainer.params().gradient(i)), 1e-10) << p.name;
+    EXPECT_METRIC(read(a.s, a.trainer.params().gradient(i)), read(b.s, b.trainer.params().gradient(i)), 1e-10)
+        << p.name;
   }
   const int64_t rows = whole.batch * whole.seq_len;
   for (size_t l = 0; l < 2; ++l)  // trunk layers see every row, K experts each
@@ -144,9 +148,13 @@ TEST(Trainer, WhatCannotFitIsRefusedNamingTheSettingToChange) {
   TrainSection train = tiny_training();
   train.batch = 16;
   plan.require_fit(SmallDevice(1900), train);
-  const auto message = [&](int64_t free) { return error_of([&] { plan.require_fit(SmallDevice(free), train); }); };
-  EXPECT_TRUE(contains(message(1899), "training needs 1.86 KiB (1.56 KiB of it for the activations of a micro-batch)"));
-  EXPECT_TRUE(contains(message(1899), "| --train.micro_batch 8"));  // the next below 16 that divides the batch
+  const auto message = [&](int64_t free) {
+    return error_of([&] { plan.require_fit(SmallDevice(free), train); });
+  };
+  EXPECT_TRUE(contains(message(1899),
+                       "training needs 1.86 KiB (1.56 KiB of it for the activations of a micro-batch)"));
+  EXPECT_TRUE(
+      contains(message(1899), "| --train.micro_batch 8"));  // the next below 16 that divides the batch
   EXPECT_TRUE(contains(message(800), "| --train.micro_batch 4"));
   EXPECT_TRUE(contains(message(299), "--model.hidden_size"));
   train.micro_batch = 1;
@@ -181,7 +189,9 @@ TEST(Trainer, RouterBiasesMoveByGammaAgainstTheLoad) {
   const double mean = double(train.batch * train.seq_len * 2) / 6;
   ASSERT_EQ(bias.size(), 6u);
   for (size_t e = 0; e < 6; ++e) {
-    const double expected = double(m.counts[0][e]) > mean ? -0.125 : double(m.counts[0][e]) < mean ? 0.125 : 0;
+    const double expected = double(m.counts[0][e]) > mean   ? -0.125
+                            : double(m.counts[0][e]) < mean ? 0.125
+                                                            : 0;
     EXPECT_EQ(bias[e], expected) << e;
   }
   EXPECT_GT(m.max_vio[0], 0);
