@@ -160,12 +160,8 @@ void run(const Options& o) {
 
   EngineOptions options{.prefill_chunk = o.prefill_chunk, .speculate = o.speculate};
   const int64_t most = config.max_position_embeddings, prompt = int64_t(request.prompt.size());
-  options.max_context = o.max_context
-                            ? *o.max_context
-                            : std::max<int64_t>(1, prompt + std::clamp<int64_t>(o.max_new_tokens, 0, most));
-  if (!o.max_context) options.max_context = std::min(options.max_context, most);
-  if (o.max_context && *o.max_context < 1)
-    throw Error(fmt::format("a context of {} tokens", *o.max_context)).hint("--max-context 1 or more");
+  const int64_t wanted = prompt + std::clamp<int64_t>(o.max_new_tokens, 0, most);
+  options.max_context = o.max_context.value_or(std::clamp<int64_t>(wanted, 1, most));
   options = checked(config, options);
   check(request, config, options, "the prompt");
 
@@ -195,8 +191,9 @@ void run(const Options& o) {
   show(text.finish());
   if (!o.json && !ends_in_newline) write_out("\n");
 
-  const char* finish =
-      completion.finish == Finish::caller && !text.stopped() ? "interrupt" : name_of(completion.finish);
+  const char* finish = text.stopped()                        ? "stop"
+                       : completion.finish == Finish::caller ? "interrupt"
+                                                             : name_of(completion.finish);
   if (o.json) {
     Json json{{"prompt_tokens", prompt}, {"tokens", completion.tokens}};
     if (tokenizer) json["text"] = utf8_lossy(shown);
@@ -216,7 +213,7 @@ void add_generate(CLI::App& app) {
   auto* input = c->add_option_group("prompt", "one of these, or standard input")->require_option(0, 1);
   input->add_option("--prompt", o->prompt, "text to continue");
   input->add_option("--prompt-file", o->prompt_file, "file with the text to continue");
-  input->add_option("--tokens", o->tokens, "token ids to continue, like 5,17,3; prints ids");
+  auto* tokens = input->add_option("--tokens", o->tokens, "token ids to continue, like 5,17,3; prints ids");
   c->add_option("--max-new-tokens", o->max_new_tokens, "end after so many")->capture_default_str();
   c->add_option("--temperature", o->temperature,
                 fmt::format("0: always the likeliest token [generation_config.json, else {}]", kTemperature));
@@ -226,7 +223,9 @@ void add_generate(CLI::App& app) {
                   kTopP));
   c->add_option("--top-k", o->top_k, "only the k likeliest tokens; 0: all [generation_config.json, else 0]");
   c->add_option("--seed", o->seed, "the same seed gives the same text")->capture_default_str();
-  c->add_option("--stop", o->stops, "end before this text; may be repeated")->allow_extra_args(false);
+  c->add_option("--stop", o->stops, "end before this text; may be repeated")
+      ->allow_extra_args(false)
+      ->excludes(tokens);
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end-of-text token");
   c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")
       ->capture_default_str();
@@ -237,7 +236,8 @@ void add_generate(CLI::App& app) {
   c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  c->add_option("--max-context", o->max_context, "tokens of prompt and text together [as many as asked for]");
+  c->add_option("--max-context", o->max_context,
+                "tokens of prompt and text together; 0: all that the model allows [as many as asked for]");
   c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt that run together")
       ->capture_default_str();
   c->add_flag("--json", o->json, "print one JSON object: text, tokens, statistics");

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "config/fields.h"
 #include "train/pretrain.h"
 
 namespace cachalot::cli {

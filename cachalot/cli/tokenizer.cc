@@ -118,7 +118,7 @@ std::vector<int32_t> parse_ids(const std::string& text, const std::string& where
 void summarise(int64_t tokens, int64_t bytes, double seconds) {
   fmt::print(stderr, "{} tokens, {} bytes", tokens, bytes);
   if (tokens > 0) fmt::print(stderr, ", {:.2f} bytes a token", double(bytes) / double(tokens));
-  if (seconds > 0) fmt::print(stderr, ", {}/s", human_bytes(double(bytes) / seconds));
+  if (tokens > 0 && seconds > 0) fmt::print(stderr, ", {}/s", human_bytes(double(bytes) / seconds));
   fmt::print(stderr, "\n");
 }
 

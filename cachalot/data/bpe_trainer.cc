@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -36,26 +36,6 @@ struct PairHash {
   }
 };
 
-struct PairStats {
-  int64_t count = 0;           // occurrences in the whole text
-  std::vector<int32_t> words;  // every word that holds the pair; some that did once, some twice
-};
-
-struct Word {
-  std::vector<int32_t> tokens;
-  int64_t count = 0;
-};
-
-// How often a pair occurred when the entry was made. Entries are not taken back when counts fall.
-struct Candidate {
-  int64_t count;
-  Pair pair;
-  // The top of a std heap is the largest: higher count, then smaller ids.
-  bool operator<(const Candidate& other) const {
-    return count != other.count ? count < other.count : pair > other.pair;
-  }
-};
-
 // The 256 byte tokens in the order of their characters, as published vocabularies have them.
 std::vector<std::string> byte_tokens() {
   std::vector<std::pair<uint32_t, int>> order;
@@ -64,6 +44,206 @@ std::vector<std::string> byte_tokens() {
   std::vector<std::string> tokens;
   for (const auto& [character, byte] : order) tokens.push_back(std::string(1, char(byte)));
   return tokens;
+}
+
+struct Vocabulary {
+  std::vector<std::string> tokens;  // the bytes of each id: special ones, bytes, merged ones
+  int32_t special = 0;              // how many of the first are special
+  std::vector<Pair> merges;         // by rank
+};
+
+// The training loop; bpe_trainer.h has the rule that it follows.
+class Learner {
+ public:
+  Learner(const BpeTrainOptions& options, const std::unordered_map<std::string, int64_t>& pieces)
+      : vocab_size_(options.vocab_size), min_count_(options.min_count) {
+    vocabulary_ = {.tokens = options.special_tokens, .special = int32_t(options.special_tokens.size())};
+    std::vector<int32_t> byte_ids(256);
+    for (std::string& byte : byte_tokens()) {
+      byte_ids[uint8_t(byte[0])] = int32_t(vocabulary_.tokens.size());
+      vocabulary_.tokens.push_back(std::move(byte));
+    }
+    for (const std::string& token : vocabulary_.tokens) ids_.emplace(token, int32_t(ids_.size()));
+
+    words_.reserve(pieces.size());
+    for (const auto& [piece, count] : pieces) {
+      Word word{.tokens = {}, .count = count};
+      for (const char byte : piece) word.tokens.push_back(byte_ids[uint8_t(byte)]);
+      const int32_t index = int32_t(words_.size());
+      for (size_t i = 0; i + 1 < word.tokens.size(); ++i)
+        add({word.tokens[i], word.tokens[i + 1]}, count, index);
+      words_.push_back(std::move(word));
+    }
+    for (const auto& [pair, stats] : pairs_) heap_.push_back({stats.count, pair});
+    std::make_heap(heap_.begin(), heap_.end());
+  }
+
+  void run() {
+    while (int64_t(vocabulary_.tokens.size()) < vocab_size_) {
+      const auto pair = most_frequent();
+      if (!pair) break;
+      merge(*pair);
+    }
+  }
+
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+ private:
+  struct PairStats {
+    int64_t count = 0;           // occurrences in the whole text
+    std::vector<int32_t> words;  // every word that holds the pair; some that did once, some twice
+  };
+
+  struct Word {
+    std::vector<int32_t> tokens;
+    int64_t count = 0;
+  };
+
+  // How often a pair occurred when the entry was made. Entries are not taken back when counts fall.
+  struct Candidate {
+    int64_t count;
+    Pair pair;
+    // The top of a std heap is the largest: higher count, then smaller ids.
+    bool operator<(const Candidate& other) const {
+      return count != other.count ? count < other.count : pair > other.pair;
+    }
+  };
+
+  void push(int64_t count, Pair pair) {
+    if (count < min_count_) return;
+    heap_.push_back({count, pair});
+    std::push_heap(heap_.begin(), heap_.end());
+  }
+
+  void add(Pair pair, int64_t count, int32_t word) {
+    PairStats& stats = pairs_[pair];
+    stats.count += count;
+    if (stats.words.empty() || stats.words.back() != word) stats.words.push_back(word);
+  }
+
+  std::optional<Pair> most_frequent() {
+    while (!heap_.empty()) {
+      std::pop_heap(heap_.begin(), heap_.end());
+      const Candidate best = heap_.back();
+      heap_.pop_back();
+      const auto at = pairs_.find(best.pair);
+      if (at == pairs_.end()) continue;  // merged already
+      if (at->second.count == best.count)
+        return best.count < min_count_ ? std::nullopt : std::optional(best.pair);
+      push(at->second.count, best.pair);  // fallen since: back into its place
+    }
+    return std::nullopt;
+  }
+
+  void merge(Pair pair) {
+    std::string joined = vocabulary_.tokens[pair.first] + vocabulary_.tokens[pair.second];
+    const auto [known, is_new] = ids_.emplace(joined, int32_t(vocabulary_.tokens.size()));
+    const int32_t merged = known->second;
+    if (merged < vocabulary_.special) return;  // ordinary text must never become a special token
+    if (is_new) vocabulary_.tokens.push_back(std::move(joined));
+    // A token that two merges make can bring a merged pair back; the list names a merge once.
+    if (listed_.insert(pair).second) vocabulary_.merges.push_back(pair);
+
+    const auto at = pairs_.find(pair);
+    std::vector<int32_t> holders = std::move(at->second.words);
+    pairs_.erase(at);
+    std::sort(holders.begin(), holders.end());
+    holders.erase(std::unique(holders.begin(), holders.end()), holders.end());
+    std::vector<Pair> touched;  // pairs that may occur more often now
+    for (const int32_t holder : holders) merge_in_word(pair, merged, holder, touched);
+    std::sort(touched.begin(), touched.end());
+    touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
+    for (const Pair& p : touched) push(pairs_[p].count, p);
+  }
+
+  // Takes all pairs of the word away and adds those of the merged word: words are short, and repeated letters
+  // need no special cases.
+  void merge_in_word(Pair pair, int32_t merged, int32_t index, std::vector<Pair>& touched) {
+    Word& word = words_[index];
+    std::vector<int32_t>& t = word.tokens;
+    for (size_t i = 0; i + 1 < t.size(); ++i)
+      if (const Pair p{t[i], t[i + 1]}; p != pair) pairs_[p].count -= word.count;
+    size_t kept = 0;
+    for (size_t i = 0; i < t.size(); ++kept) {
+      const bool here = i + 1 < t.size() && Pair{t[i], t[i + 1]} == pair;
+      t[kept] = here ? merged : t[i];
+      i += here ? 2 : 1;
+    }
+    t.resize(kept);
+    for (size_t i = 0; i + 1 < t.size(); ++i) {
+      const Pair p{t[i], t[i + 1]};
+      if (p.first == merged || p.second == merged) {
+        add(p, word.count, index);
+        touched.push_back(p);
+      } else {
+        pairs_[p].count += word.count;
+      }
+    }
+  }
+
+  int64_t vocab_size_, min_count_;
+  Vocabulary vocabulary_;
+  // The same bytes may be reached by two merges ("a" + "bc", "ab" + "c"): they are one token.
+  std::unordered_map<std::string, int32_t> ids_;
+  std::vector<Word> words_;  // the distinct pieces
+  std::unordered_map<Pair, PairStats, PairHash> pairs_;
+  std::vector<Candidate> heap_;
+  std::unordered_set<Pair, PairHash> listed_;  // vocabulary_.merges, for searching
+};
+
+Json tokenizer_json(const Vocabulary& v) {
+  const auto written = [&](int32_t id) { return id < v.special ? v.tokens[id] : write_bytes(v.tokens[id]); };
+  Json vocab = Json::object();
+  // Appended to the object's list as it is: assigning by key would search the list for each of them.
+  auto& entries = static_cast<std::vector<Json::object_t::value_type>&>(vocab.get_ref<Json::object_t&>());
+  for (int32_t id = 0; id < int32_t(v.tokens.size()); ++id) entries.emplace_back(written(id), id);
+  Json merges = Json::array();
+  for (const auto& [left, right] : v.merges) merges.push_back(written(left) + " " + written(right));
+  Json added = Json::array();
+  for (int32_t id = 0; id < v.special; ++id)
+    added.push_back({{"id", id},
+                     {"content", v.tokens[id]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  return {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", std::move(added)},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", parse_json(kDeepSeekPreTokenizer, "built in")},
+      {"post_processor", byte_level},
+      {"decoder", byte_level},
+      {"model",
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"vocab", std::move(vocab)},
+        {"merges", std::move(merges)}}},
+  };
+}
+
+Json tokenizer_config_json(const Vocabulary& v) {
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+  if (v.special > 0) {
+    config["add_bos_token"] = true;
+    config["bos_token"] = v.tokens[0];
+  }
+  if (v.special > 1) {
+    config["add_eos_token"] = false;
+    config["eos_token"] = v.tokens[1];
+    config["pad_token"] = v.tokens[1];
+  }
+  return config;
 }
 
 PreTokenizer deepseek_pre_tokenizer() {
@@ -92,8 +272,7 @@ BpeTrainer::BpeTrainer(BpeTrainOptions options) : state_(std::make_unique<State>
   for (const std::string& token : options.special_tokens) {
     if (utf8_lossy(token) != token)
       throw Error(fmt::format("special token {} is not UTF-8", in_quotes(token)));
-    // One byte would be that byte's token. The byte alphabet would read another token's bytes out of the
-    // name.
+    // One byte would be that byte's token; a name in the byte alphabet would be read as other bytes.
     if (token.size() < 2 || read_bytes(token).value_or(token) != token)
       throw Error(
           fmt::format("{} cannot be a special token: it is too short or looks like bytes", in_quotes(token)));
@@ -118,159 +297,14 @@ void BpeTrainer::add_text(std::string_view text) {
 }
 
 TrainedBpe BpeTrainer::train() const {
-  const BpeTrainOptions& options = state_->options;
   if (!state_->any_text)
     throw Error("the text to train a tokenizer on is empty").hint("pass files with text");
-
-  std::vector<std::string> tokens = options.special_tokens;  // bytes of each id
-  std::vector<int32_t> byte_ids(256);
-  for (std::string& byte : byte_tokens()) {
-    byte_ids[uint8_t(byte[0])] = int32_t(tokens.size());
-    tokens.push_back(std::move(byte));
-  }
-  // The same bytes may be reached by two merges ("a"+"bc", "ab"+"c"): they are one token.
-  std::unordered_map<std::string, int32_t> ids;
-  for (size_t i = 0; i < tokens.size(); ++i) ids.emplace(tokens[i], int32_t(i));
-  const int32_t first_ordinary = int32_t(options.special_tokens.size());
-
-  std::vector<Word> words;
-  words.reserve(state_->pieces.size());
-  std::unordered_map<Pair, PairStats, PairHash> pairs;
-  for (const auto& [piece, count] : state_->pieces) {
-    Word word{.tokens = {}, .count = count};
-    for (const char byte : piece) word.tokens.push_back(byte_ids[uint8_t(byte)]);
-    for (size_t i = 0; i + 1 < word.tokens.size(); ++i) {
-      PairStats& stats = pairs[{word.tokens[i], word.tokens[i + 1]}];
-      stats.count += count;
-      if (stats.words.empty() || stats.words.back() != int32_t(words.size()))
-        stats.words.push_back(int32_t(words.size()));
-    }
-    words.push_back(std::move(word));
-  }
-  std::vector<Candidate> heap;
-  for (const auto& [pair, stats] : pairs) heap.push_back({stats.count, pair});
-  std::make_heap(heap.begin(), heap.end());
-
-  std::vector<Pair> merges;
-  std::unordered_set<Pair, PairHash> listed;  // the same, for searching
-  std::vector<Pair> touched;                  // pairs whose count one merge may have raised
-  while (int64_t(tokens.size()) < options.vocab_size && !heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end());
-    const Candidate best = heap.back();
-    heap.pop_back();
-    const auto at = pairs.find(best.pair);
-    if (at == pairs.end()) continue;       // merged already
-    if (at->second.count != best.count) {  // fallen since: back into its place
-      if (at->second.count >= options.min_count) {
-        heap.push_back({at->second.count, best.pair});
-        std::push_heap(heap.begin(), heap.end());
-      }
-      continue;
-    }
-    if (best.count < options.min_count) break;
-
-    const auto [left, right] = best.pair;
-    std::string joined = tokens[left] + tokens[right];
-    const auto known = ids.find(joined);
-    const int32_t merged = known == ids.end() ? int32_t(tokens.size()) : known->second;
-    if (merged < first_ordinary) continue;  // ordinary text must never become a special token
-    std::vector<int32_t> holders = std::move(at->second.words);
-    pairs.erase(at);
-    if (known == ids.end()) {
-      ids.emplace(joined, merged);
-      tokens.push_back(std::move(joined));
-    }
-    // A token that two merges make can bring a merged pair back; the list names a merge once.
-    if (listed.insert(best.pair).second) merges.push_back(best.pair);
-
-    std::sort(holders.begin(), holders.end());
-    holders.erase(std::unique(holders.begin(), holders.end()), holders.end());
-    touched.clear();
-    for (const int32_t index : holders) {
-      std::vector<int32_t>& t = words[index].tokens;
-      const int64_t count = words[index].count;
-      // Every pair of the word is taken away and those of the merged word are added: short words, no special
-      // cases for repeated letters.
-      const auto count_pairs = [&](int64_t change) {
-        for (size_t i = 0; i + 1 < t.size(); ++i) {
-          const Pair pair{t[i], t[i + 1]};
-          if (pair == best.pair) continue;
-          PairStats& stats = pairs[pair];
-          stats.count += change;
-          if (change < 0 || (pair.first != merged && pair.second != merged)) continue;
-          if (stats.words.empty() || stats.words.back() != index) stats.words.push_back(index);
-          touched.push_back(pair);
-        }
-      };
-      count_pairs(-count);
-      size_t kept = 0;
-      for (size_t i = 0; i < t.size(); ++kept) {
-        const bool here = i + 1 < t.size() && t[i] == left && t[i + 1] == right;
-        t[kept] = here ? merged : t[i];
-        i += here ? 2 : 1;
-      }
-      t.resize(kept);
-      count_pairs(count);
-    }
-    std::sort(touched.begin(), touched.end());
-    touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
-    for (const Pair& pair : touched) {
-      const int64_t count = pairs[pair].count;
-      if (count < options.min_count) continue;
-      heap.push_back({count, pair});
-      std::push_heap(heap.begin(), heap.end());
-    }
-  }
-
-  Json vocab = Json::object();
-  auto& entries = static_cast<std::vector<Json::object_t::value_type>&>(vocab.get_ref<Json::object_t&>());
-  const auto written = [&](int32_t id) { return id < first_ordinary ? tokens[id] : write_bytes(tokens[id]); };
-  for (int32_t id = 0; id < int32_t(tokens.size()); ++id)
-    entries.emplace_back(written(id), id);  // no search: unique
-  Json merge_list = Json::array();
-  for (const auto& [left, right] : merges) merge_list.push_back(written(left) + " " + written(right));
-  Json added = Json::array();
-  for (int32_t id = 0; id < first_ordinary; ++id)
-    added.push_back({{"id", id},
-                     {"content", tokens[id]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  const Json byte_level = {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-  const Json document = {
-      {"version", "1.0"},
-      {"truncation", nullptr},
-      {"padding", nullptr},
-      {"added_tokens", std::move(added)},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", parse_json(kDeepSeekPreTokenizer, "built in")},
-      {"post_processor", byte_level},
-      {"decoder", byte_level},
-      {"model",
-       {{"type", "BPE"},
-        {"dropout", nullptr},
-        {"unk_token", nullptr},
-        {"continuing_subword_prefix", nullptr},
-        {"end_of_word_suffix", nullptr},
-        {"fuse_unk", false},
-        {"byte_fallback", false},
-        {"vocab", std::move(vocab)},
-        {"merges", std::move(merge_list)}}},
-  };
-  Json config = Json::object();
-  config["tokenizer_class"] = "PreTrainedTokenizerFast";
-  config["clean_up_tokenization_spaces"] = false;
-  if (first_ordinary > 0) config["add_bos_token"] = true;
-  if (first_ordinary > 1) config["add_eos_token"] = false;
-  if (first_ordinary > 0) config["bos_token"] = tokens[0];
-  if (first_ordinary > 1) config["eos_token"] = tokens[1];
-  if (first_ordinary > 1) config["pad_token"] = tokens[1];
-  return {.tokenizer_json = document.dump(2) + "\n",
-          .tokenizer_config_json = config.dump(2) + "\n",
-          .vocab_size = int64_t(tokens.size())};
+  Learner learner(state_->options, state_->pieces);
+  learner.run();
+  const Vocabulary& vocabulary = learner.vocabulary();
+  return {.tokenizer_json = tokenizer_json(vocabulary).dump(2) + "\n",
+          .tokenizer_config_json = tokenizer_config_json(vocabulary).dump(2) + "\n",
+          .vocab_size = int64_t(vocabulary.tokens.size())};
 }
 
 std::string save_tokenizer(const TrainedBpe& trained, const std::string& path) {

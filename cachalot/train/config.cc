@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "config/fields.h"
+#include "config/precision.h"
 
 namespace cachalot {
 
@@ -122,10 +124,10 @@ void assign(ModelSection& field, const Json& value, const std::string& where) {
         .hint("a new model has no FP8 weights yet: leave the key out");
   known.push_back("quantization_config");
   fields::refuse_unknown(value, known, where + ".");
-  field.json = value;
+  field.json = value.dump();
 }
 
-void to_json(Json& json, const ModelSection& section) { json = section.json; }
+void to_json(Json& json, const ModelSection& section) { json = parse_json(section.json, "model"); }
 
 void RunConfig::validate(const std::string& where) const {
   const Checker c(where);
@@ -233,7 +235,7 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
 ModelConfig resolve_model(const RunConfig& config, int64_t vocab, int64_t end_of_text,
                           const std::string& where) {
   const Checker c(where);
-  Json json = config.model.json;
+  Json json = parse_json(config.model.json, "model");
   if (json.empty()) c.fail("there is no \"model\" section", "copy one from configs/nano.json");
   if (!json.contains("model_type")) json["model_type"] = "deepseek_v3";
   if (!json.contains("vocab_size")) json["vocab_size"] = vocab;

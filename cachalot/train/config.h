@@ -12,26 +12,26 @@
 #include <vector>
 
 #include "base/json.h"
-#include "config/fields.h"
 #include "config/model.h"
-#include "config/precision.h"
 
 namespace cachalot {
 
+namespace fields {
+struct Line;  // config/fields.h
+}
+
 // The "model" section as it was written: config/model.h parses it, once the vocabulary's size is known.
 struct ModelSection {
-  Json json = Json::object();
+  std::string json = "{}";
 };
-// For config/fields.h.
-void assign(ModelSection& field, const Json& value,
-            const std::string& where);  // refuses keys that config.json lacks
+// What config/fields.h asks of a field. assign refuses keys that no config.json has.
+void assign(ModelSection& field, const Json& value, const std::string& where);
 void to_json(Json& json, const ModelSection& section);
 
 struct TokenizerSection {
   std::string path;
   int64_t vocab_size = 0;
-  template <class V>
-  void visit(V& v) {
+  template <class V> void visit(V& v) {
     v("path", path, "a tokenizer.json or the directory of one; empty: train one on the training text");
     v("vocab_size", vocab_size, "tokens of the byte-level BPE that is trained when path is empty");
   }
@@ -40,8 +40,7 @@ struct TokenizerSection {
 struct DataSection {
   std::vector<std::string> files;
   double held_out = 0.1;
-  template <class V>
-  void visit(V& v) {
+  template <class V> void visit(V& v) {
     v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
     v("held_out", held_out, "share of each file, its end, that is never trained on; 0: none");
   }
@@ -60,8 +59,7 @@ struct TrainSection {
   int64_t threads = 0;
   int64_t eval_every = 0, eval_sequences = 0, save_every = 0, log_every = 10;
 
-  template <class V>
-  void visit(V& v) {
+  template <class V> void visit(V& v) {
     v("seed", seed, "of the initial weights and of the order of the data");
     v("tokens", tokens, "budget: trained tokens, rounded up to whole steps (or give steps)");
     v("steps", steps, "budget: optimizer steps (or give tokens)");
@@ -99,8 +97,7 @@ struct RunConfig {
   TokenizerSection tokenizer;
   DataSection data;
   TrainSection train;
-  template <class V>
-  void visit(V& v) {
+  template <class V> void visit(V& v) {
     v("model", model, "");
     v("tokenizer", tokenizer, "");
     v("data", data, "");

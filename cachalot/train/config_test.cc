@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "config/fields.h"
 #include "train/testing.h"
 
 namespace cachalot {
@@ -15,11 +16,13 @@ using ::cachalot::testing::error_of;
 using ::cachalot::testing::TemporaryFolder;
 
 constexpr const char* kConfig = R"({
-  "model": {"hidden_size": 24, "intermediate_size": 40, "moe_intermediate_size": 12, "num_hidden_layers": 3,
-            "first_k_dense_replace": 1, "num_nextn_predict_layers": 1, "num_attention_heads": 2, "q_lora_rank": null,
-            "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 7, "n_routed_experts": 6,
-            "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-            "routed_scaling_factor": 1.0, "max_position_embeddings": 64},
+  "model": {
+    "hidden_size": 24, "intermediate_size": 40, "moe_intermediate_size": 12, "num_hidden_layers": 3,
+    "first_k_dense_replace": 1, "num_nextn_predict_layers": 1, "num_attention_heads": 2, "q_lora_rank": null,
+    "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 7, "n_routed_experts": 6,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 1.0, "max_position_embeddings": 64
+  },
   "tokenizer": {"vocab_size": 300},
   "data": {"files": ["a.txt"]},
   "train": {"tokens": 10000, "seq_len": 32, "batch": 4, "warmup_steps": 3}
@@ -133,7 +136,7 @@ TEST_F(RunConfigTest, TheModelGetsItsVocabularyFromTheTokenizerAndIsCheckedAgain
 
 TEST_F(RunConfigTest, WhatIsWrittenReadsBackAsTheSame) {
   RunConfig c = load({{"train.lr", "0.0017"}});
-  c.model.json = model_config_json(resolve_model(c, 299, 7, "f"), "float32");
+  c.model.json = model_config_json(resolve_model(c, 299, 7, "f"), "float32").dump();
   const std::string text = write_fields(c).dump();
   write_file_atomic(folder_ / "resolved.json", text);
   const RunConfig again = load_run_config(folder_ / "resolved.json", {});

@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/text.h"
+#include "config/fields.h"
 #include "config/params.h"
 #include "data/batch_sampler.h"
 #include "data/bpe_trainer.h"
@@ -68,7 +69,8 @@ class RunTokenizer {
 };
 
 std::string resolved_json(RunConfig config, const ModelConfig& model) {
-  config.model.json = model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16");
+  config.model.json =
+      model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16").dump();
   config.train.micro_batch = config.train.micro_batch_sequences();
   return write_fields(config).dump(2) + "\n";
 }

@@ -24,10 +24,10 @@ class PretrainTest : public ::testing::Test {
       text += "the " + std::to_string(i % 7) + "th line rhymes with the line before\n";
     write_file_atomic(folder_ / "text.txt", text);
     ModelConfig model = tiny_model();
-    config_.model.json = model_config_json(model, "float32");
-    config_.model.json.erase("vocab_size");
-    config_.model.json.erase("bos_token_id");
-    config_.model.json.erase("eos_token_id");
+    Json json = model_config_json(model, "float32");
+    for (const char* key : {"vocab_size", "bos_token_id", "eos_token_id"})
+      json.erase(key);  // the tokenizer's
+    config_.model.json = json.dump();
     config_.tokenizer.vocab_size = 290;
     config_.data.files = {folder_ / "text.txt"};
     config_.train = tiny_training();
@@ -187,7 +187,9 @@ TEST_F(PretrainTest, ARunThatDoesNotComeAboutLeavesNothing) {
   config_.tokenizer = {.path = folder_ / "absent.json", .vocab_size = 0};
   EXPECT_TRUE(contains(message(), "absent.json"));
   config_.tokenizer = {.path = "", .vocab_size = 290};
-  config_.model.json["hidden_size"] = 0;
+  Json model = parse_json(config_.model.json, "model");
+  model["hidden_size"] = 0;
+  config_.model.json = model.dump();
   EXPECT_TRUE(contains(message(), "hidden_size is 0"));
   EXPECT_EQ(left(), before);
 }

@@ -12,7 +12,7 @@ TEST(Schedule, WarmsUpLinearlyThenFallsAlongACosineToTheSmallestRate) {
   EXPECT_DOUBLE_EQ(s.at(1), 0.1);
   EXPECT_DOUBLE_EQ(s.at(5), 0.5);
   EXPECT_DOUBLE_EQ(s.at(10), 1.0);
-  EXPECT_DOUBLE_EQ(s.at(60), 0.55);  // half of the cosine
+  EXPECT_DOUBLE_EQ(s.at(60), 0.55);                                    // half of the cosine
   EXPECT_NEAR(s.at(35), 0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2, 1e-12);  // a quarter
   EXPECT_DOUBLE_EQ(s.at(110), 0.1);
   EXPECT_DOUBLE_EQ(s.at(1000), 0.1);

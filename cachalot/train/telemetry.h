@@ -2,12 +2,10 @@
 // programs.
 //
 // metrics.jsonl, one object a step, written when the step is done:
-//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr,
-//     grad_norm (before
-//   clipping; null when not finite), updated (false: the norm was not finite and the step changed nothing),
-//   max_vio [one a layer with experts], seconds (since the first step began),
-//     tokens_per_second (of this step), and
-//   after an evaluation held_out {bits_per_byte, loss, tokens, bytes}
+//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, grad_norm
+//   (before clipping; null when not finite), updated (false: the norm was not finite and the step changed
+//   nothing), max_vio [one a layer with experts], seconds (since the first step began), tokens_per_second (of
+//   this step), and after an evaluation held_out {bits_per_byte, loss, tokens, bytes}
 // The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some
 // steps.
 #pragma once

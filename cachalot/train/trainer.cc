@@ -144,7 +144,8 @@ StepMetrics Trainer::step(std::span<const Sequence> sequences, double lr) {
                 .counts = balance_.counts()};
   for (int64_t k = 0; k < depths; ++k)
     m.mtp_losses.push_back(sum(mtp_losses[size_t(k)]) / double(train_.batch * (train_.seq_len - k - 1)));
-  if (m.updated) {  // a step that AdamW refused moves no bias; queued before the next step's operations
+  if (m.updated) {  // a step that AdamW refused moves no bias either; queued before the next step's first
+                    // operation
     balance_.update(s, train_.bias_gamma);
     ++updates_;
   }

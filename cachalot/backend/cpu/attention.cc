@@ -103,8 +103,7 @@ void forward_block(const Kernels& kernels, const AttentionForward& a, const Sequ
       float* row = p + i * s_ld;
       const int64_t seen = std::clamp<int64_t>(s.visible(first + i) - key, 0, keys);
       if (seen > 0) {
-        float top = largest[i];
-        for (int64_t j = 0; j < seen; ++j) top = row[j] > top ? row[j] : top;
+        const float top = kernels.largest(row, seen, largest[i]);
         const float shrink = std::exp(largest[i] - top);
         sum[i] = sum[i] * shrink + kernels.exp_shifted(row, top, seen, row);
         if (shrink != 1)

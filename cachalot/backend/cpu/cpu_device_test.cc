@@ -132,6 +132,18 @@ TEST(CpuKernels, ExpOfSpecialNumbersAndOfEveryLength) {
   }
 }
 
+TEST(CpuKernels, TheLargestIsFoundAnywhereAndNanIsSkipped) {
+  for (const cpu::Kernels* kernels : all_kernels())
+    for (int64_t n = 1; n < 50; ++n)
+      for (int64_t at = 0; at < n; ++at) {
+        std::vector<float> x(size_t(n), -3);
+        x[size_t((at + 1) % n)] = NAN;
+        x[size_t(at)] = 2;
+        EXPECT_EQ(kernels->largest(x.data(), n, -INFINITY), 2) << kernels->isa << " " << n << " " << at;
+        EXPECT_EQ(kernels->largest(x.data(), n, 5), 5);
+      }
+}
+
 TEST(CpuKernels, PanelsHoldEveryNumberOnceAndZerosBehindThem) {
   for (const cpu::Kernels* kernels : all_kernels())
     for (const int64_t w : {kernels->mr, kernels->nr})

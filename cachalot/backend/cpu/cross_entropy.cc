@@ -42,8 +42,7 @@ void CpuBackend::cross_entropy(const CrossEntropy& e) {
         continue;
       }
       CHECK(target < v, "cross_entropy: target " + std::to_string(target) + " of " + std::to_string(v));
-      float largest = x[0];
-      for (int64_t i = 1; i < v; ++i) largest = x[i] > largest ? x[i] : largest;
+      const float largest = context_->kernels.largest(x, v, x[0]);
       const double mine = std::exp(double(x[target]) - largest), distance = double(largest) - x[target];
       float* kept = e.gradient ? x : nullptr;
       const double others = sum_exp(context_->kernels, x, largest, target, kept) +

@@ -28,6 +28,9 @@ struct Kernels {
   // Panels from rows that lie across: out[panel][p][i] = rows[p ld + panel w + i].
   void (*pack_across)(const float* rows, int64_t ld, int64_t count, int64_t k, int64_t w, float* out);
 
+  // The largest of x and `floor`; NaN counts as none.
+  float (*largest)(const float* x, int64_t n, float floor);
+
   // y[i] = exp(x[i] - shift), returns the sum of y; y may be x. Below 2 ulp; results under 2e-38 become 0,
   // over the largest float infinity, NaN stays NaN.
   float (*exp_shifted)(const float* x, float shift, int64_t n, float* y);

@@ -20,6 +20,7 @@ const Kernels kernels_avx2 = {.isa = "avx2",
                               .multiply = avx2::multiply,
                               .pack_along = avx2::pack_along,
                               .pack_across = avx2::pack_across,
+                              .largest = avx2::largest,
                               .exp_shifted = avx2::exp_shifted};
 
 }  // namespace cachalot::cpu

@@ -20,6 +20,7 @@ const Kernels kernels_avx512 = {.isa = "avx512",
                                 .multiply = avx512::multiply,
                                 .pack_along = avx512::pack_along,
                                 .pack_across = avx512::pack_across,
+                                .largest = avx512::largest,
                                 .exp_shifted = avx512::exp_shifted};
 
 }  // namespace cachalot::cpu

@@ -24,6 +24,7 @@ const Kernels kernels_sse2 = {.isa = CACHALOT_ISA_NAME,
                               .multiply = sse2::multiply,
                               .pack_along = sse2::pack_along,
                               .pack_across = sse2::pack_across,
+                              .largest = sse2::largest,
                               .exp_shifted = sse2::exp_shifted};
 
 }  // namespace cachalot::cpu

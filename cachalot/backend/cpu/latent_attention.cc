@@ -53,8 +53,8 @@ void attend(const Kernels& kernels, const LatentAttention& a, int64_t row, int64
     kernels.pack_across(tokens, width, a.latent, count, nr, values);
     kernels.multiply(q, keys, n, count, width, p, p_ld, false);
     for (int64_t h = 0; h < n; ++h) {
-      float *scores = p + h * p_ld, top = largest[h];
-      for (int64_t j = 0; j < count; ++j) top = scores[j] > top ? scores[j] : top;
+      float* scores = p + h * p_ld;
+      const float top = kernels.largest(scores, count, largest[h]);
       const float shrink = std::exp(largest[h] - top);
       sum[h] = sum[h] * shrink + kernels.exp_shifted(scores, top, count, scores);
       if (shrink != 1)

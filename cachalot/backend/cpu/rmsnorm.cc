@@ -13,6 +13,17 @@ namespace {
 
 constexpr int64_t kChunk = 32;
 
+// normed = x r, scaled = gain dy, sum += dy normed
+void products(int64_t n, float r, const float* __restrict x, const float* __restrict dy,
+              const float* __restrict gain, float* __restrict normed, float* __restrict scaled,
+              float* __restrict sum) {
+  for (int64_t i = 0; i < n; ++i) {
+    normed[i] = x[i] * r;
+    scaled[i] = gain[i] * dy[i];
+    sum[i] += dy[i] * normed[i];
+  }
+}
+
 }  // namespace
 
 void CpuBackend::rmsnorm_forward(const RmsNormForward& n) {
@@ -56,11 +67,7 @@ void CpuBackend::rmsnorm_backward(const RmsNormBackward& n) {
       const float* x = row_as_floats(n.x, t, x_buffer);
       const float* dy = row_as_floats(n.dy, t, dy_buffer);
       const float r = scales[t];
-      for (int64_t i = 0; i < d; ++i) {
-        normed[i] = x[i] * r;
-        scaled[i] = gain.data[i] * dy[i];
-        sum[i] += dy[i] * normed[i];
-      }
+      products(d, r, x, dy, gain.data, normed, scaled, sum);
       const float mean = dot(scaled, normed, d) / float(d);
       for (int64_t i = 0; i < d; ++i) scaled[i] = r * (scaled[i] - normed[i] * mean);
       if (n.residual) {
