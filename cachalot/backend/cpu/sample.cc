@@ -1,6 +1,5 @@
 // Contract: backend/ops/sample.h. Double throughout: a token is a discrete thing, and one that differs from
-// ref's by rounding would be a different text. A row is one thread's; candidates leave a heap one by one, so
-// that the usual draw among the few likely tokens does not sort the vocabulary.
+// ref's by rounding would be a different text. A row is one thread's.
 #include <algorithm>
 #include <cmath>
 
@@ -16,7 +15,8 @@ namespace {
 struct Candidate {
   float logit;
   int32_t id;
-  bool operator<(const Candidate& o) const { return logit != o.logit ? logit < o.logit : id > o.id; }
+  // Likelier first, ties to the lower id.
+  bool operator<(const Candidate& o) const { return logit != o.logit ? logit > o.logit : id < o.id; }
 };
 
 int32_t largest_of(const float* x, int64_t n) {
@@ -28,46 +28,33 @@ int32_t largest_of(const float* x, int64_t n) {
 
 int32_t draw(const Sample& s, const float* x, int64_t n, int64_t position, Scratch& scratch) {
   if (s.temperature == 0) return largest_of(x, n);
-  Candidate* heap = scratch.take<Candidate>(n);
-  int64_t size = 0;
+  Candidate* best = scratch.take<Candidate>(n);
+  int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i)
-    if (x[i] > -INFINITY) heap[size++] = {x[i], int32_t(i)};
-  if (size == 0) return 0;
-  std::make_heap(heap, heap + size);
-  const float top = heap[0].logit;  // its weight is 1, also when it is +inf
-  const auto weight = [&](const Candidate& c) {
-    return c.logit == top ? 1 : std::exp((double(c.logit) - top) / s.temperature);
-  };
-  // Candidates that are sorted lie at the end of the array, the best last.
-  int64_t sorted = 0, kept = size;
-  const auto next = [&]() -> const Candidate& {
-    std::pop_heap(heap, heap + size - sorted);
-    return heap[size - ++sorted];
-  };
+    if (x[i] > -INFINITY) best[kept++] = {x[i], int32_t(i)};
+  if (kept == 0) return 0;
+  const int64_t all = kept;
+  if (s.top_k > 0) kept = std::min<int64_t>(kept, s.top_k);
+  std::partial_sort(best, best + kept, best + all);
+  // p without its denominator: the largest is 1, also when its logit is +inf.
+  double* p = scratch.take<double>(kept);
   double sum = 0;
-  if (s.top_k > 0 && s.top_k < size) {
-    kept = s.top_k;
-    while (sorted < kept) sum += weight(next());
-  } else {
-    for (int64_t i = 0; i < size; ++i) sum += weight(heap[i]);
+  for (int64_t i = 0; i < kept; ++i) {
+    p[i] = best[i].logit == best[0].logit ? 1
+                                          : std::exp((double(best[i].logit) - best[0].logit) / s.temperature);
+    sum += p[i];
   }
   if (s.top_p < 1) {
     const double enough = s.top_p * sum;
-    int64_t n = 0;
-    for (sum = 0; n < kept && (n == 0 || sum < enough); ++n)
-      sum += weight(n < sorted ? heap[size - 1 - n] : next());
-    kept = n;
+    int64_t i = 0;
+    for (sum = 0; i < kept && (i == 0 || sum < enough); ++i) sum += p[i];
+    kept = i;
   }
   const double u = random_uniform(s.seed, kSampleStream, uint64_t(position)) * sum;
-  double reached = 0;
-  int32_t last = 0;
-  for (int64_t n = 0; n < kept; ++n) {
-    const Candidate& c = n < sorted ? heap[size - 1 - n] : next();
-    last = c.id;
-    reached += weight(c);
-    if (u < reached) break;
-  }
-  return last;
+  double reached = p[0];
+  int64_t i = 0;
+  for (; reached <= u && i + 1 < kept; reached += p[i]) ++i;
+  return best[i].id;
 }
 
 }  // namespace
