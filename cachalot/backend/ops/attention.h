@@ -26,8 +26,7 @@ struct AttentionForward {
   Tensor q, kv, k_rope, o, lse;
 };
 
-// Given d_o: dq, dkv, dk_rope (summed over heads), all overwritten, of act format.
-// Rows of no sequence get zeros (the forward does not write theirs).
+// Given d_o: dq, dkv, dk_rope (summed over heads), act format, overwritten; rows of no sequence get zeros.
 //   D_i = d_o_i . o_i;  dp_ij = d_o_i . v_j;  ds_ij = p_ij (dp_ij - D_i);  dv_j = sum_i p_ij d_o_i;
 //   dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i;  p_ij = exp(s_ij - lse_i)
 struct AttentionBackward {
