@@ -1,12 +1,9 @@
 // cachalot generate: text in, text out, from a model directory or a run.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <atomic>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
@@ -19,6 +16,7 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/terminal.h"
 #include "data/tokenizer.h"
 #include "infer/engine.h"
 #include "infer/generation_config.h"
@@ -32,18 +30,6 @@ namespace {
 // What neither a flag nor the model says: a little below 1, as is usual for text.
 constexpr double kTemperature = 0.8, kTopP = 0.95;
 
-std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free);  // as signal handlers need it
-
-// The first Ctrl-C ends the text, with its summary; the next one the program.
-void catch_signals() {
-  struct sigaction action{};
-  action.sa_handler = [](int) { stop_requested = true; };
-  sigemptyset(&action.sa_mask);
-  action.sa_flags = int(SA_RESETHAND | SA_RESTART);
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-}
-
 struct Options {
   std::string model, prompt_file, device = "cpu", precision = "f32";
   std::optional<std::string> prompt, tokens;
@@ -56,20 +42,6 @@ struct Options {
   int threads = 0;
   bool ignore_eos = false, json = false;
 };
-
-void write_out(std::string_view bytes) {
-  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0)
-    throw Error("the output cannot be written").hint("is the disk full, or the reading program gone?");
-}
-
-std::string read_standard_input() {
-  if (isatty(STDIN_FILENO)) fmt::print(stderr, "reading the prompt from the terminal; Ctrl-D ends it\n");
-  std::string text;
-  char block[1 << 16];
-  while (const size_t n = std::fread(block, 1, sizeof block, stdin)) text.append(block, n);
-  if (std::ferror(stdin)) throw Error("standard input cannot be read");
-  return text;
-}
 
 std::vector<int32_t> parse_tokens(const std::string& text) {
   std::vector<int32_t> ids;
@@ -148,7 +120,7 @@ void run(const Options& o) {
     tokenizer = load_tokenizer(directory, config);
     request.prompt = encode_prompt(*tokenizer, o.prompt                 ? *o.prompt
                                                : !o.prompt_file.empty() ? read_file(o.prompt_file)
-                                                                        : read_standard_input());
+                                                                        : read_standard_input("the prompt"));
   }
   request.max_new_tokens = o.max_new_tokens;
   request.sampling = {.temperature = o.temperature.value_or(wishes.temperature.value_or(kTemperature)),
@@ -171,7 +143,7 @@ void run(const Options& o) {
   Engine engine(*device, model.config, *model.params, options);
   fmt::print(stderr, "{}", engine.memory_plan());
 
-  catch_signals();
+  const std::atomic<bool>& stop_requested = stop_on_signals("");  // the text ends, with its summary
   std::string shown;  // of --json
   bool ends_in_newline = true;
   const auto show = [&](const std::string& piece) {

@@ -1,11 +1,7 @@
-// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4
-// ...]
+// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4 ...]
 #include <fmt/format.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -13,30 +9,13 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/terminal.h"
 #include "config/fields.h"
 #include "train/pretrain.h"
 
 namespace cachalot::cli {
 
 namespace {
-
-std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free);  // as signal handlers need it
-
-// The first signal asks for a clean end, the second one ends.
-extern "C" void request_stop(int signal) {
-  if (stop_requested.exchange(true)) _exit(128 + signal);
-  constexpr char kMessage[] = "\nstopping: finishing the step and saving; once more to stop at once\n";
-  [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
-}
-
-void catch_signals() {
-  struct sigaction action{};
-  action.sa_handler = request_stop;
-  sigemptyset(&action.sa_mask);
-  action.sa_flags = SA_RESTART;
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-}
 
 struct Options {
   std::string config, run_dir, device = "cpu";
@@ -63,8 +42,8 @@ void run(const Options& o, const CLI::App& command) {
                           .style = progress_style(std::cout)};
   if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
   while (options.run_dir.size() > 1 && options.run_dir.back() == '/') options.run_dir.pop_back();
-  catch_signals();
-  pretrain(config, options, std::cout, stop_requested);
+  pretrain(config, options, std::cout,
+           stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n"));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/terminal.h"
 #include "data/bpe_trainer.h"
 #include "data/json_fields.h"
 #include "data/tokenizer.h"
@@ -33,19 +34,10 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-void write_out(std::string_view bytes) {
-  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0)
-    throw Error("the output cannot be written").hint("is the disk full, or the reading program gone?");
-}
-
 // The whole of `file`, or of standard input when `file` is "" or "-".
 std::string read_input(const std::string& file) {
   if (!file.empty() && file != "-") return read_file(file);
-  std::string text;
-  char block[1 << 16];
-  while (const size_t n = std::fread(block, 1, sizeof block, stdin)) text.append(block, n);
-  if (std::ferror(stdin)) throw Error("standard input cannot be read");
-  return text;
+  return read_standard_input("text");
 }
 
 // Calls line(text, "name:number") for each line that is not blank.
