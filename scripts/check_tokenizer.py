@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Compares cachalot's tokenizer with the Rust library behind Hugging Face (the `tokenizers` package of PyPI).
 
-  scripts/check_tokenizer.py CACHALOT [TOKENIZER_JSON] [--text FILE] [--documents N]
+  scripts/check_tokenizer.py CACHALOT [TOKENIZER_JSON] [--text FILE] [--documents N] [--speed]
   scripts/check_tokenizer.py --write-golden    rewrites tests/data/tokenizer/golden_encodings.jsonl
+
+  scripts/check_tokenizer.py CACHALOT --only-documents --documents 10000 --speed
 
 CACHALOT is the program; TOKENIZER_JSON a published tokenizer to check as well (default: DeepSeek-V3's, where
 ../shared has it); --text what to train on (default: Shakespeare). Exits with 1 on any difference.
@@ -13,8 +15,17 @@ CACHALOT is the program; TOKENIZER_JSON a published tokenizer to check as well (
      code, white space, control characters, characters of the newest Unicode, special tokens whole and broken
   4. the same with the pre-tokenizers of other byte-level tokenizers put in its place
   5. the same with TOKENIZER_JSON
+  6. with TOKENIZER_JSON, ids of N documents cut at random from the text of this machine: manual pages in other
+     languages, documentation, source code, ../shared; and of texts with bytes that are not UTF-8
+--only-documents: 6 alone. --speed: in the same run, MB/s of both with TOKENIZER_JSON, one thread each, in that thread's
+CPU time; English, Chinese, code and Russian of ../shared and the manual pages.
 """
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # before the library starts: one thread, as --speed says
+
 import argparse
+import collections
 import gzip
 import json
 import pathlib
@@ -22,6 +33,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -92,6 +104,157 @@ def real_documents(most):
     return out
 
 
+def read_text(path):
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        return data.decode("utf-8")
+    except (UnicodeDecodeError, OSError, EOFError):
+        return ""
+
+
+def strings(value):
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def records(*patterns):
+    """The text of every record of the data files in ../shared that match."""
+    for pattern in patterns:
+        for path in sorted(SHARED.glob(pattern)):
+            text = read_text(path)
+            if ".jsonl" in path.name:
+                for line in filter(str.strip, text.split("\n")):
+                    yield "\n".join(strings(json.loads(line)))
+            elif ".json" in path.name:
+                yield "\n".join(strings(json.loads(text)))
+            else:
+                yield text
+
+
+MANUALS = pathlib.Path("/usr/share/man")
+
+
+def sources():
+    """Name -> files or texts; only what this machine has."""
+    found = {}
+    for language in ("cs", "da", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt_BR", "ru", "sv", "tr", "uk", "zh_CN", "zh_TW"):
+        found["manual pages, " + language] = sorted((MANUALS / language).glob("*/*.gz"))
+    found["manual pages, English"] = sorted(MANUALS.glob("man[1-8]/*.gz"))
+    found["documentation"] = sorted(p for end in ("txt", "md", "rst", "html") for p in pathlib.Path("/usr/share/doc").glob("*/*." + end))
+    found["Python"] = sorted(pathlib.Path(os.__file__).parent.glob("*.py")) + sorted(pathlib.Path(os.__file__).parent.glob("*/*.py"))
+    found["C and C++"] = sorted(pathlib.Path("/usr/include").glob("*.h")) + sorted((ROOT / "cachalot").glob("*/*.cc"))
+    found["shared, Chinese"] = list(records("cmmlu/*.gz", "chinese_simpleqa/*", "cmrc2018/*"))
+    found["shared, English"] = list(records("drop/*", "gsm8k/*", "tinyshakespeare/*"))
+    found["shared, code"] = list(records("humaneval_mul/*", "mbpp/*"))
+    found["shared, Bengali, Swahili, Telugu, Thai"] = list(records("mgsm/mgsm_bn*", "mgsm/mgsm_sw*", "mgsm/mgsm_te*", "mgsm/mgsm_th*"))
+    return {name: items for name, items in found.items() if items}
+
+
+def cut_documents(count, rng, specials):
+    """`count` documents: 1 to 4000 characters from random places of the sources in turn, one in eight random Unicode."""
+    found = sources()
+    names = list(found)
+    cache = {}
+    documents, used = [], collections.Counter()
+    while len(documents) < count:
+        if len(documents) % 8 == 7:
+            documents.append(random_document(rng, specials))
+            used["random Unicode"] += 1
+            continue
+        name = names[len(documents) % len(names)] if rng.random() < 0.5 else rng.choice(names)
+        item = rng.choice(found[name])
+        if isinstance(item, pathlib.Path):
+            if item not in cache:
+                cache[item] = read_text(item)
+            item = cache[item]
+        if not item:
+            continue
+        size = int(4000 ** rng.random())
+        begin = rng.randrange(max(1, len(item) - size // 2))
+        documents.append(item[begin:begin + size])
+        used[name] += 1
+    return documents, used
+
+
+def hostile_bytes(rng, documents):
+    """A text of whole and broken characters: pieces of documents as bytes, cut and damaged anywhere."""
+    out = bytearray()
+    while len(out) < 100_000:
+        data = bytearray(rng.choice(documents).encode("utf-8")[:rng.randint(1, 400)])
+        for _ in range(rng.randint(0, 6)):
+            at = rng.randint(0, len(data))
+            data[at:at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 3))
+        out += data[rng.randint(0, 3):]
+    return bytes(out)
+
+
+def stretches(data):
+    """The valid stretches of `data` as str, and each other byte as int."""
+    text = []
+    for c in data.decode("utf-8", "surrogateescape"):
+        if 0xDC80 <= ord(c) <= 0xDCFF:
+            if text:
+                yield "".join(text)
+            text = []
+            yield ord(c) - 0xDC00
+        else:
+            text.append(c)
+    if text:
+        yield "".join(text)
+
+
+SPEED_TEXTS = {
+    "English": lambda: records("mmlu/*", "drop/*", "boolq/*", "hellaswag/*", "tinyshakespeare/*", "gsm8k/*", "lambada/*"),
+    "Chinese": lambda: records("cmmlu/*.gz", "cmrc2018/*", "chinese_simpleqa/*", "cmath/*"),
+    "code": lambda: records("humaneval_mul/*", "gpteacher/*", "mbpp/*", "cruxeval/*"),
+    "Russian": lambda: (read_text(p) for p in sorted((MANUALS / "ru").glob("*/*.gz"))),
+}
+
+
+def compare_speed(program, path):
+    """Both in one run, one thread each, in CPU time; the library in the faster of its two ways of encoding a batch."""
+    library = Tokenizer.from_file(str(path))
+    print("%-10s%8s%14s%14s%14s%10s%10s" % ("MB/s", "MB", "library", "first time", "again", "ratio", "ratio"))
+    for name, make in SPEED_TEXTS.items():
+        text = "\n".join(make())
+        if not text:
+            continue
+        size = len(text.encode("utf-8")) * 1e-6
+        # Documents of about 10 KB, cut at line ends: the library slows down on longer ones.
+        documents, lines, length = [], [], 0
+        for line in text.split("\n"):
+            lines.append(line)
+            length += len(line)
+            if length > 10_000:
+                documents.append("\n".join(lines))
+                lines, length = [], 0
+        documents.append("\n".join(lines))
+        theirs = 0
+        for encode in (library.encode_batch, getattr(library, "encode_batch_fast", library.encode_batch)):
+            for _ in range(2):
+                start = time.process_time()
+                encode(documents, add_special_tokens=False)
+                theirs = max(theirs, size / (time.process_time() - start))
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "text.txt").write_text(text, "utf-8", newline="")
+            subprocess.run([program, "tokenizer", "bench", "--tokenizer", str(path), "--json", str(folder / "rates.json"),
+                            str(folder / "text.txt")], check=True, stdout=subprocess.DEVNULL)
+            rates = json.loads((folder / "rates.json").read_text())["files"][0]
+        first, again = rates["first_bytes_per_second"] * 1e-6, rates["bytes_per_second"] * 1e-6
+        print("%-10s%8.1f%14.2f%14.1f%14.1f%10.1f%10.1f" % (name, size, theirs, first, again, first / theirs, again / theirs),
+              flush=True)
+
+
 class Check:
     def __init__(self, program):
         self.program = program
@@ -139,6 +302,39 @@ class Check:
             expected = library.decode_batch(lists, skip_special_tokens=skip)
             bad = [(i, a, b) for i, a, b in zip(lists, texts, expected) if a != b]
             self.report(name + ": texts" + (", special tokens skipped" if skip else ""), bad, len(lists))
+
+
+    def compare_documents(self, path, count):
+        library = Tokenizer.from_file(str(path))
+        named = [t["content"] for t in json.loads(path.read_text("utf-8"))["added_tokens"] if "holder" not in t["content"]]
+        rng = random.Random(865553)
+        documents, used = cut_documents(count, rng, named)
+        print("documents: %d, %.1f MB: %s" % (count, sum(len(d.encode("utf-8")) for d in documents) * 1e-6,
+                                              "; ".join("%s %d" % item for item in sorted(used.items()))))
+        self.compare("documents of this machine", path, documents)
+        self.compare("documents of this machine, special tokens as text", path, documents, plain=True)
+        bad, texts = [], [hostile_bytes(rng, documents) for _ in range(8)]
+        single = [library.token_to_id(c) for c in ALPHABET]
+        with tempfile.TemporaryDirectory() as folder:
+            for data in texts:
+                (pathlib.Path(folder) / "hostile").write_bytes(data)
+                ours = list(map(int, self.run("encode", "--tokenizer", str(path), "--input", folder + "/hostile").split()))
+                theirs = []
+                for part in stretches(data):
+                    theirs += [single[part]] if isinstance(part, int) else library.encode(part, add_special_tokens=False).ids
+                if ours != theirs:
+                    bad.append((data[:300], ours[:50], theirs[:50]))
+        self.report("texts with bytes that are not UTF-8: ids", bad, len(texts))
+
+
+def byte_alphabet():
+    """The character by which tokenizer.json writes each byte (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
+
+
+ALPHABET = byte_alphabet()
 
 
 def write_golden():
@@ -189,6 +385,8 @@ def main():
     parser.add_argument("tokenizer_json", nargs="?")
     parser.add_argument("--text")
     parser.add_argument("--documents", type=int, default=2000)
+    parser.add_argument("--only-documents", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--write-golden", action="store_true")
     options = parser.parse_args()
     if options.write_golden:
@@ -197,6 +395,18 @@ def main():
     if not options.cachalot:
         parser.error("the path of the cachalot program is needed")
     check = Check(options.cachalot)
+    published = pathlib.Path(options.tokenizer_json or SHARED / "deepseek_v3_tokenizer/tokenizer.json")
+    if not options.only_documents:
+        check_all(check, options, published)
+    if published.exists():
+        check.compare_documents(published, options.documents)
+        if options.speed:
+            compare_speed(options.cachalot, published)
+    print("no differences" if not check.differences else "%d differences" % check.differences)
+    return 1 if check.differences else 0
+
+
+def check_all(check, options, published):
     rng = random.Random(20240)
 
     tables = subprocess.run([sys.executable, str(ROOT / "scripts/make_unicode_tables.py"), "--check"])
@@ -237,7 +447,6 @@ def main():
             other.write_text(json.dumps(dict(ours, pre_tokenizer=pre_tokenizer)), "utf-8")
             check.compare(name, other, documents[:options.documents // 2] + SNIPPETS)
 
-        published = pathlib.Path(options.tokenizer_json or SHARED / "deepseek_v3_tokenizer/tokenizer.json")
         if options.tokenizer_json or published.exists():
             specials = [t["content"] for t in json.loads(published.read_text("utf-8"))["added_tokens"]]
             named = [s for s in specials if "holder" not in s] or specials
@@ -247,8 +456,6 @@ def main():
             check.compare(published.parent.name + ", special tokens as text", published, documents, plain=True)
         else:
             print("no published tokenizer.json given or found: only our own was checked")
-    print("no differences" if not check.differences else "%d differences" % check.differences)
-    return 1 if check.differences else 0
 
 
 if __name__ == "__main__":

@@ -1,21 +1,25 @@
-// cachalot tokenizer train | encode | decode.
+// cachalot tokenizer train | encode | decode | bench.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "base/thread_pool.h"
 #include "cli/commands.h"
 #include "cli/terminal.h"
+#include "cli/tokenizer_bench.h"
 #include "data/bpe_trainer.h"
 #include "data/json_fields.h"
 #include "data/tokenizer.h"
@@ -69,8 +73,28 @@ const Json& need_field(const Json& line, const char* field, const std::string& w
   return line.at(field);
 }
 
+// Appends "1,2,3".
+void append_ids(const std::vector<int32_t>& ids, char separator, std::string& out) {
+  char digits[16];
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (i > 0) out += separator;
+    out.append(digits, std::to_chars(digits, digits + sizeof digits, ids[i]).ptr);
+  }
+}
+
 std::string ids_json(const std::vector<int32_t>& ids) {
-  return fmt::format("{{\"ids\":[{}]}}\n", fmt::join(ids, ","));
+  std::string json = "{\"ids\":[";
+  append_ids(ids, ',', json);
+  return json + "]}\n";
+}
+
+int thread_count(int asked) { return asked > 0 ? asked : available_cpus(); }
+
+void add_threads(CLI::App* command, int* threads) {
+  command
+      ->add_option("--threads", *threads,
+                   "threads; 0: all that the machine or container allows; they do not change the result")
+      ->check(CLI::Range(0, 4096));
 }
 
 // {"text"}; text that is not UTF-8, which JSON cannot hold, has U+FFFD for each wrong byte, and "hex" beside
@@ -117,12 +141,14 @@ void summarise(int64_t tokens, int64_t bytes, double seconds) {
 struct TrainOptions {
   std::vector<std::string> input, special;
   int64_t vocab_size = 0, min_count = 2;
+  int threads = 0;
   std::string out;
 };
 
 void train(const TrainOptions& o) {
   const Stopwatch watch;
-  BpeTrainOptions options{.vocab_size = o.vocab_size, .min_count = o.min_count};
+  ThreadPool pool(thread_count(o.threads));
+  BpeTrainOptions options{.vocab_size = o.vocab_size, .min_count = o.min_count, .pool = &pool};
   if (!o.special.empty()) options.special_tokens = o.special;
   BpeTrainer trainer(options);
   int64_t bytes = 0;
@@ -143,31 +169,94 @@ void train(const TrainOptions& o) {
 struct EncodeCommand {
   std::string tokenizer, input, text;
   bool has_text = false, jsonl = false, plain = false;
+  int threads = 0;
+};
+
+// The lines of a batch, encoded by all threads; written in their order.
+class LineEncoder {
+ public:
+  LineEncoder(const Tokenizer& tokenizer, EncodeOptions options, ThreadPool& pool)
+      : tokenizer_(tokenizer), options_(options), pool_(pool) {}
+
+  void add(const std::string& line, const std::string& where) {
+    lines_.push_back({.json = line, .where = where});
+    bytes_ += line.size();
+    if (bytes_ >= kBatch) write();
+  }
+
+  void write() {
+    pool_.parallel_ranges(int64_t(lines_.size()), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) run(lines_[size_t(i)]);
+    });
+    std::string out;
+    for (const Line& line : lines_) {
+      if (line.error) {  // the lines before it are written
+        write_out(out);
+        throw Error(*line.error);
+      }
+      out += line.out;
+      tokens += line.tokens;
+      bytes += line.bytes;
+    }
+    write_out(out);
+    lines_.clear();
+    bytes_ = 0;
+  }
+
+  int64_t tokens = 0, bytes = 0;  // of what was written
+
+ private:
+  static constexpr size_t kBatch = 4 << 20;  // bytes of lines
+  static constexpr int64_t kGrain = 16;
+  struct Line {
+    std::string json, where, out = {};
+    int64_t tokens = 0, bytes = 0;
+    std::optional<Error> error = {};
+  };
+
+  void run(Line& line) const {
+    try {
+      const Json json = parse_json(line.json, line.where);
+      const Json& text = need_field(json, "text", line.where);
+      if (!text.is_string()) throw_kind(line.where + ": text", text, "a string");
+      const std::string& bytes = text.get_ref<const std::string&>();
+      const std::vector<int32_t> ids = tokenizer_.encode(bytes, options_);
+      line.out = ids_json(ids);
+      line.tokens = int64_t(ids.size());
+      line.bytes = int64_t(bytes.size());
+    } catch (const Error& e) {
+      line.error = e;
+    }
+  }
+
+  const Tokenizer& tokenizer_;
+  EncodeOptions options_;
+  ThreadPool& pool_;
+  std::vector<Line> lines_;
+  size_t bytes_ = 0;
 };
 
 void encode(const EncodeCommand& o) {
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
-  const Stopwatch watch;
-  int64_t tokens = 0, bytes = 0;
-  const auto run = [&](std::string_view text) {
-    std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = !o.plain});
-    tokens += int64_t(ids.size());
-    bytes += int64_t(text.size());
-    return ids;
-  };
+  ThreadPool pool(thread_count(o.threads));
   if (o.jsonl) {
     if (o.has_text)
       throw Error("--jsonl reads lines, not the text on the command line").hint("leave the text out");
-    for_each_line(o.input, [&](const std::string& line, const std::string& where) {
-      const Json json = parse_json(line, where);
-      const Json& text = need_field(json, "text", where);
-      if (!text.is_string()) throw_kind(where + ": text", text, "a string");
-      write_out(ids_json(run(text.get_ref<const std::string&>())));
-    });
-  } else {
-    write_out(fmt::format("{}\n", fmt::join(run(o.has_text ? o.text : read_input(o.input)), " ")));
+    const Stopwatch watch;
+    LineEncoder lines(tokenizer, {.parse_special = !o.plain}, pool);
+    for_each_line(o.input,
+                  [&](const std::string& line, const std::string& where) { lines.add(line, where); });
+    lines.write();
+    return summarise(lines.tokens, lines.bytes, watch.seconds());
   }
-  summarise(tokens, bytes, watch.seconds());
+  const std::string text = o.has_text ? o.text : read_input(o.input);
+  const Stopwatch watch;
+  const std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = !o.plain, .pool = &pool});
+  const double seconds = watch.seconds();
+  std::string out;
+  append_ids(ids, ' ', out);
+  write_out(out + "\n");
+  summarise(int64_t(ids.size()), int64_t(text.size()), seconds);
 }
 
 struct DecodeCommand {
@@ -219,7 +308,8 @@ void decode(const DecodeCommand& o) {
 }  // namespace
 
 void add_tokenizer(CLI::App& app) {
-  auto* group = app.add_subcommand("tokenizer", "train a tokenizer; turn text into token ids and back");
+  auto* group =
+      app.add_subcommand("tokenizer", "train a tokenizer; turn text into token ids and back; measure it");
   group->require_subcommand(1);
 
   auto t = std::make_shared<TrainOptions>();
@@ -235,6 +325,7 @@ void add_tokenizer(CLI::App& app) {
                 "special tokens, ids 0, 1, ...; the first begins a text, the second ends it\n"
                 "(default: those of DeepSeek-V3)");
   c->add_option("--min-count", t->min_count, "occurrences that make a pair a token")->capture_default_str();
+  add_threads(c, &t->threads);
   c->callback([t] { train(*t); });
 
   auto e = std::make_shared<EncodeCommand>();
@@ -246,6 +337,7 @@ void add_tokenizer(CLI::App& app) {
   c->add_flag("--jsonl", e->jsonl, "read lines {\"text\": \"...\"}, write lines {\"ids\": [...]}");
   c->add_flag("--plain", e->plain,
               "treat names such as <｜User｜> in the text as ordinary text (untrusted input)");
+  add_threads(c, &e->threads);
   c->callback([e, text] {
     e->has_text = text->count() > 0;
     encode(*e);
@@ -262,6 +354,8 @@ void add_tokenizer(CLI::App& app) {
               "UTF-8, \"text\" has U+FFFD for them and \"hex\" holds them all");
   c->add_flag("--skip-special", d->skip_special, "leave out tokens that tokenizer.json flags special");
   c->callback([d] { decode(*d); });
+
+  add_tokenizer_bench(*group);
 }
 
 }  // namespace cachalot::cli

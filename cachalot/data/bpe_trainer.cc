@@ -4,17 +4,19 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
+#include "base/thread_pool.h"
 #include "data/byte_level.h"
 #include "data/json_fields.h"
+#include "data/piece_counts.h"
 #include "data/pre_tokenizer.h"
 
 namespace cachalot {
@@ -27,13 +29,48 @@ constexpr int64_t kMaxVocab = 1 << 20;  // what data/tokenizer.cc reads back
 // longer ones than this are cut, so that a file without spaces does not make training quadratic.
 constexpr size_t kMaxPiece = 4096;
 
+constexpr size_t kChunk = 1 << 20;  // bytes that one thread counts at a time
+
 using Pair = std::pair<int32_t, int32_t>;  // ids of two adjacent tokens
 
-struct PairHash {
-  size_t operator()(Pair p) const {
-    const uint64_t h = (uint64_t(uint32_t(p.first)) << 32 | uint32_t(p.second)) * 0x9E3779B97F4A7C15u;
-    return size_t(h ^ h >> 32);
+// Pair -> place in a list that its user keeps: open addressing, at most half full, never erased.
+class PairIndex {
+ public:
+  // The pair's place; the number of pairs so far when it is new.
+  uint32_t place(Pair pair) {
+    const uint64_t wanted = key(pair);
+    size_t at = find(wanted);
+    if (slots_[at].key == kEmpty) {
+      slots_[at] = {wanted, size_++};
+      if (size_t(size_) * 2 > slots_.size()) {
+        grow();
+        at = find(wanted);
+      }
+    }
+    return slots_[at].place;
   }
+
+ private:
+  static constexpr uint64_t kEmpty = ~uint64_t(0);  // no pair: ids are not negative
+  struct Slot {
+    uint64_t key = kEmpty;
+    uint32_t place = 0;
+  };
+  static uint64_t key(Pair p) { return uint64_t(uint32_t(p.first)) << 32 | uint32_t(p.second); }
+  size_t find(uint64_t wanted) const {
+    const uint64_t h = wanted * 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio
+    size_t at = size_t(h >> 32) & (slots_.size() - 1);
+    while (slots_[at].key != wanted && slots_[at].key != kEmpty) at = (at + 1) & (slots_.size() - 1);
+    return at;
+  }
+  void grow() {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    for (const Slot& slot : old)
+      if (slot.key != kEmpty) slots_[find(slot.key)] = slot;
+  }
+  std::vector<Slot> slots_ = std::vector<Slot>(1 << 12);
+  uint32_t size_ = 0;
 };
 
 // The 256 byte tokens in the order of their characters, as published vocabularies have them.
@@ -55,7 +92,7 @@ struct Vocabulary {
 // The training loop; bpe_trainer.h has the rule that it follows.
 class Learner {
  public:
-  Learner(const BpeTrainOptions& options, const std::unordered_map<std::string, int64_t>& pieces)
+  Learner(const BpeTrainOptions& options, const PieceCounts& pieces)
       : vocab_size_(options.vocab_size), min_count_(options.min_count) {
     vocabulary_ = {.tokens = options.special_tokens, .special = int32_t(options.special_tokens.size())};
     std::vector<int32_t> byte_ids(256);
@@ -66,15 +103,14 @@ class Learner {
     for (const std::string& token : vocabulary_.tokens) ids_.emplace(token, int32_t(ids_.size()));
 
     words_.reserve(pieces.size());
-    for (const auto& [piece, count] : pieces) {
-      Word word{.tokens = {}, .count = count};
-      for (const char byte : piece) word.tokens.push_back(byte_ids[uint8_t(byte)]);
-      const int32_t index = int32_t(words_.size());
-      for (size_t i = 0; i + 1 < word.tokens.size(); ++i)
-        add({word.tokens[i], word.tokens[i + 1]}, count, index);
-      words_.push_back(std::move(word));
-    }
-    for (const auto& [pair, stats] : pairs_) heap_.push_back({stats.count, pair});
+    pieces.for_each([&](std::string_view piece, int64_t count) {
+      const Word word{.begin = tokens_.size(), .size = uint32_t(piece.size()), .count = count};
+      for (const char byte : piece) tokens_.push_back(byte_ids[uint8_t(byte)]);
+      for (size_t i = 0; i + 1 < piece.size(); ++i)
+        add({tokens_[word.begin + i], tokens_[word.begin + i + 1]}, count, uint32_t(words_.size()));
+      words_.push_back(word);
+    });
+    for (const PairStats& stats : pairs_) heap_.push_back({stats.count, stats.pair});
     std::make_heap(heap_.begin(), heap_.end());
   }
 
@@ -90,12 +126,15 @@ class Learner {
 
  private:
   struct PairStats {
-    int64_t count = 0;           // occurrences in the whole text
-    std::vector<int32_t> words;  // every word that holds the pair; some that did once, some twice
+    Pair pair;
+    int64_t count = 0;            // occurrences in the whole text
+    std::vector<uint32_t> words;  // every word that holds the pair; some that did once, some twice
   };
 
+  // One distinct piece: tokens_[begin, begin + size).
   struct Word {
-    std::vector<int32_t> tokens;
+    size_t begin = 0;
+    uint32_t size = 0;
     int64_t count = 0;
   };
 
@@ -109,14 +148,20 @@ class Learner {
     }
   };
 
+  PairStats& stats_of(Pair pair) {
+    const uint32_t place = index_.place(pair);
+    if (place == pairs_.size()) pairs_.push_back({.pair = pair});
+    return pairs_[place];
+  }
+
   void push(int64_t count, Pair pair) {
     if (count < min_count_) return;
     heap_.push_back({count, pair});
     std::push_heap(heap_.begin(), heap_.end());
   }
 
-  void add(Pair pair, int64_t count, int32_t word) {
-    PairStats& stats = pairs_[pair];
+  void add(Pair pair, int64_t count, uint32_t word) {
+    PairStats& stats = stats_of(pair);
     stats.count += count;
     if (stats.words.empty() || stats.words.back() != word) stats.words.push_back(word);
   }
@@ -126,11 +171,9 @@ class Learner {
       std::pop_heap(heap_.begin(), heap_.end());
       const Candidate best = heap_.back();
       heap_.pop_back();
-      const auto at = pairs_.find(best.pair);
-      if (at == pairs_.end()) continue;  // merged already
-      if (at->second.count == best.count)
-        return best.count < min_count_ ? std::nullopt : std::optional(best.pair);
-      push(at->second.count, best.pair);  // fallen since: back into its place
+      const int64_t count = stats_of(best.pair).count;
+      if (count == best.count) return count < min_count_ ? std::nullopt : std::optional(best.pair);
+      push(count, best.pair);  // fallen since: back into its place; merged already: 0, and gone
     }
     return std::nullopt;
   }
@@ -144,51 +187,61 @@ class Learner {
     // A token that two merges make can bring a merged pair back; the list names a merge once.
     if (listed_.insert(pair).second) vocabulary_.merges.push_back(pair);
 
-    const auto at = pairs_.find(pair);
-    std::vector<int32_t> holders = std::move(at->second.words);
-    pairs_.erase(at);
+    PairStats& stats = stats_of(pair);
+    std::vector<uint32_t> holders = std::move(stats.words);
+    stats.words = {};
+    stats.count = 0;
     std::sort(holders.begin(), holders.end());
     holders.erase(std::unique(holders.begin(), holders.end()), holders.end());
     std::vector<Pair> touched;  // pairs that may occur more often now
-    for (const int32_t holder : holders) merge_in_word(pair, merged, holder, touched);
+    for (const uint32_t holder : holders) merge_in_word(pair, merged, holder, touched);
     std::sort(touched.begin(), touched.end());
     touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
-    for (const Pair& p : touched) push(pairs_[p].count, p);
+    for (const Pair& p : touched) push(stats_of(p).count, p);
   }
 
-  // Takes all pairs of the word away and adds those of the merged word: words are short, and repeated letters
-  // need no special cases.
-  void merge_in_word(Pair pair, int32_t merged, int32_t index, std::vector<Pair>& touched) {
+  // Where the pair stands, left to right, the pairs with its neighbours go and those of the merged token
+  // come. The neighbour on the left may be a merged token already: "abab".
+  void merge_in_word(Pair pair, int32_t merged, uint32_t index, std::vector<Pair>& touched) {
     Word& word = words_[index];
-    std::vector<int32_t>& t = word.tokens;
-    for (size_t i = 0; i + 1 < t.size(); ++i)
-      if (const Pair p{t[i], t[i + 1]}; p != pair) pairs_[p].count -= word.count;
-    size_t kept = 0;
-    for (size_t i = 0; i < t.size(); ++kept) {
-      const bool here = i + 1 < t.size() && Pair{t[i], t[i + 1]} == pair;
-      t[kept] = here ? merged : t[i];
-      i += here ? 2 : 1;
-    }
-    t.resize(kept);
-    for (size_t i = 0; i + 1 < t.size(); ++i) {
-      const Pair p{t[i], t[i + 1]};
-      if (p.first == merged || p.second == merged) {
-        add(p, word.count, index);
-        touched.push_back(p);
-      } else {
-        pairs_[p].count += word.count;
+    int32_t* const t = &tokens_[word.begin];
+    const auto gone = [&](Pair p) {
+      if (p != pair) stats_of(p).count -= word.count;
+    };
+    const auto come = [&](Pair p) {
+      add(p, word.count, index);
+      if (touched.empty() || touched.back() != p) touched.push_back(p);
+    };
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < word.size; ++kept) {
+      if (i + 1 == word.size || Pair{t[i], t[i + 1]} != pair) {
+        t[kept] = t[i++];
+        continue;
+      }
+      if (kept > 0) {
+        gone({t[kept - 1], pair.first});
+        come({t[kept - 1], merged});
+      }
+      i += 2;
+      t[kept] = merged;
+      if (i < word.size) {
+        gone({pair.second, t[i]});
+        come({merged, t[i]});
       }
     }
+    word.size = kept;
   }
 
   int64_t vocab_size_, min_count_;
   Vocabulary vocabulary_;
   // The same bytes may be reached by two merges ("a" + "bc", "ab" + "c"): they are one token.
   std::unordered_map<std::string, int32_t> ids_;
-  std::vector<Word> words_;  // the distinct pieces
-  std::unordered_map<Pair, PairStats, PairHash> pairs_;
+  std::vector<int32_t> tokens_;  // of all words
+  std::vector<Word> words_;      // the distinct pieces
+  PairIndex index_;              // into pairs_
+  std::vector<PairStats> pairs_;
   std::vector<Candidate> heap_;
-  std::unordered_set<Pair, PairHash> listed_;  // vocabulary_.merges, for searching
+  std::set<Pair> listed_;  // vocabulary_.merges, for searching
 };
 
 Json tokenizer_json(const Vocabulary& v) {
@@ -255,8 +308,33 @@ PreTokenizer deepseek_pre_tokenizer() {
 struct BpeTrainer::State {
   BpeTrainOptions options;
   PreTokenizer pre_tokenizer = deepseek_pre_tokenizer();
-  std::unordered_map<std::string, int64_t> pieces;  // of two bytes or more -> occurrences
   bool any_text = false;
+  std::mutex mutex;
+  // Of pieces of two bytes or more: one for each thread that counted.
+  std::vector<std::unique_ptr<PieceCounts>> idle;
+
+  // Counts the pieces of `text` in a table that no other thread uses meanwhile.
+  void count(std::string_view text) {
+    std::unique_ptr<PieceCounts> counts;
+    {
+      const std::lock_guard lock(mutex);
+      if (!idle.empty()) {
+        counts = std::move(idle.back());
+        idle.pop_back();
+      }
+    }
+    if (!counts) counts = std::make_unique<PieceCounts>();
+    pre_tokenizer.pieces(text, [&](std::string_view piece) {
+      while (piece.size() > 1) {
+        const size_t size = std::min(piece.size(), kMaxPiece);
+        const size_t cut = size < piece.size() ? utf8_complete_prefix(piece.substr(0, size)) : size;
+        counts->add(piece.substr(0, cut), 1);
+        piece.remove_prefix(cut);
+      }
+    });
+    const std::lock_guard lock(mutex);
+    idle.push_back(std::move(counts));
+  }
 };
 
 BpeTrainer::BpeTrainer(BpeTrainOptions options) : state_(std::make_unique<State>()) {
@@ -286,20 +364,24 @@ BpeTrainer::~BpeTrainer() = default;
 
 void BpeTrainer::add_text(std::string_view text) {
   state_->any_text |= !text.empty();
-  state_->pre_tokenizer.pieces(text, [&](std::string_view piece) {
-    while (piece.size() > 1) {
-      const size_t size = std::min(piece.size(), kMaxPiece);
-      const size_t cut = size < piece.size() ? utf8_complete_prefix(piece.substr(0, size)) : size;
-      ++state_->pieces[std::string(piece.substr(0, cut))];
-      piece.remove_prefix(cut);
-    }
-  });
+  if (!state_->options.pool) return state_->count(text);
+  std::vector<std::string_view> parts;  // cut where no piece is: the counts are those of the whole
+  while (!text.empty()) {
+    const size_t size = state_->pre_tokenizer.safe_cut(text, kChunk);
+    parts.push_back(text.substr(0, size));
+    text.remove_prefix(size);
+  }
+  state_->options.pool->parallel_for(int64_t(parts.size()),
+                                     [&](int64_t i) { state_->count(parts[size_t(i)]); });
 }
 
 TrainedBpe BpeTrainer::train() const {
   if (!state_->any_text)
     throw Error("the text to train a tokenizer on is empty").hint("pass files with text");
-  Learner learner(state_->options, state_->pieces);
+  PieceCounts all;
+  for (const auto& counts : state_->idle)
+    counts->for_each([&](std::string_view piece, int64_t count) { all.add(piece, count); });
+  Learner learner(state_->options, all);
   learner.run();
   const Vocabulary& vocabulary = learner.vocabulary();
   return {.tokenizer_json = tokenizer_json(vocabulary).dump(2) + "\n",

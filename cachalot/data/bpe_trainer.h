@@ -6,8 +6,9 @@
 // (left first) wins. So the result depends only on how often each piece occurs: not on the order of the
 // texts, not on hash order. It equals that of the Rust library's BpeTrainer (scripts/check_tokenizer.py).
 //
-// Pair counts are kept up to date: a merge visits only the distinct pieces that hold the pair. Memory: about
-// 12 bytes a byte of distinct pieces, plus the counts of the pairs.
+// Pieces are counted by all threads of a pool, each in a table of its own. Pair counts are kept up to date: a
+// merge visits only the distinct pieces that hold the pair, and in them only its neighbours. Memory: about 12
+// bytes a byte of distinct pieces and thread, plus the counts of the pairs.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,8 @@
 #include <vector>
 
 namespace cachalot {
+
+class ThreadPool;
 
 inline constexpr std::string_view kBosToken = "<｜begin▁of▁sentence｜>";
 inline constexpr std::string_view kEosToken = "<｜end▁of▁sentence｜>";
@@ -28,6 +31,8 @@ struct BpeTrainOptions {
   std::vector<std::string> special_tokens = {std::string(kBosToken), std::string(kEosToken)};
   // A pair seen fewer times becomes no token: one text's accident is nothing to learn.
   int64_t min_count = 2;
+  // Threads that count the pieces; none: the caller's. The result does not depend on it.
+  ThreadPool* pool = nullptr;
 };
 
 struct TrainedBpe {

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "base/thread_pool.h"
 #include "data/byte_level.h"
 #include "data/pre_tokenizer.h"
 #include "data/tokenizer.h"
@@ -104,6 +105,16 @@ TEST(BpeTrainer, OrdersSpecialTokensThenBytesThenMerges) {
 TEST(BpeTrainer, DoesNotDependOnTheOrderOfTexts) {
   const std::string a = test_text("many_scripts.txt"), b = test_text("shakespeare.txt");
   EXPECT_EQ(train({a, b}, {.vocab_size = 600}), train({b, a}, {.vocab_size = 600}));
+}
+
+TEST(BpeTrainer, TheNumberOfThreadsDoesNotChangeTheResult) {
+  std::string text;
+  while (text.size() < 3'000'000) text += test_text("many_scripts.txt") + test_text("shakespeare.txt");
+  const Json expected = train({text}, {.vocab_size = 700});
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(train({text}, {.vocab_size = 700, .pool = &pool}), expected) << threads;
+  }
 }
 
 TEST(BpeTrainer, StopsWhenNothingOccursOftenEnough) {

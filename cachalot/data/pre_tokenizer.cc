@@ -21,12 +21,18 @@ constexpr size_t kMaxStages = 32;  // each is a level of recursion; real tokeniz
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-struct Stage {
-  std::optional<Regex> regex;
+// One stage as the file has it.
+struct StageText {
+  std::string path;  // of the pattern, for messages
+  std::string pattern;
+  enum class Kind { none, regex, literal } kind = Kind::none;
   bool add_prefix_space = false;
+  bool operator==(const StageText& other) const {  // paths aside
+    return pattern == other.pattern && kind == other.kind && add_prefix_space == other.add_prefix_space;
+  }
 };
 
-Stage read_split(const JsonObject& json) {
+StageText read_split(const JsonObject& json) {
   json.refuse_unknown({"type", "pattern", "behavior", "invert"});
   const std::string_view behavior = json.need_string("behavior");
   if (behavior != "Isolated")
@@ -37,43 +43,23 @@ Stage read_split(const JsonObject& json) {
   pattern.refuse_unknown({"Regex", "String"});
   if (pattern.find("Regex") && pattern.find("String"))
     throw Error(fmt::format("{} has both Regex and String", pattern.path()));
-  if (pattern.find("String"))
-    return {.regex = Regex::literal(pattern.need_string("String"), pattern.path("String"))};
-  return {.regex = Regex(pattern.need_string("Regex"), pattern.path("Regex"))};
+  const bool literal = pattern.find("String") != nullptr;
+  const char* key = literal ? "String" : "Regex";
+  return {.path = pattern.path(key),
+          .pattern = std::string(pattern.need_string(key)),
+          .kind = literal ? StageText::Kind::literal : StageText::Kind::regex};
 }
 
-Stage read_byte_level(const JsonObject& json) {
+StageText read_byte_level(const JsonObject& json) {
   json.refuse_unknown({"type", "add_prefix_space", "trim_offsets", "use_regex"});
   (void)json.boolean("trim_offsets", true);  // moves offsets, which we do not report
-  Stage stage{.regex = {}, .add_prefix_space = json.boolean("add_prefix_space", true)};
-  if (json.boolean("use_regex", true)) stage.regex.emplace(kGpt2Pattern, json.path("use_regex"));
+  StageText stage{.path = json.path("use_regex"), .add_prefix_space = json.boolean("add_prefix_space", true)};
+  if (json.boolean("use_regex", true)) stage.pattern = kGpt2Pattern, stage.kind = StageText::Kind::regex;
   return stage;
 }
 
-}  // namespace
-
-struct PreTokenizer::Stages {
-  std::vector<Stage> list;  // the last is ByteLevel
-
-  void cut(size_t level, std::string_view text, Regex::Scratch& scratch, const Piece& piece) const {
-    if (level == list.size()) return piece(text);
-    const Stage& stage = list[level];
-    std::string with_space;
-    if (stage.add_prefix_space && text.front() != ' ') {
-      with_space.reserve(text.size() + 1);
-      with_space += ' ';
-      with_space += text;
-      text = with_space;
-    }
-    if (!stage.regex) return cut(level + 1, text, scratch, piece);
-    stage.regex->isolate(text, scratch, [&](size_t begin, size_t end) {
-      cut(level + 1, text.substr(begin, end - begin), scratch, piece);
-    });
-  }
-};
-
-PreTokenizer::PreTokenizer(const Json& json, const std::string& path) {
-  auto stages = std::make_unique<Stages>();
+std::vector<StageText> read_stages(const Json& json, const std::string& path) {
+  std::vector<StageText> stages;
   const JsonObject outer(json, path);
   std::vector<JsonObject> entries;
   if (outer.need_string("type") == "Sequence") {
@@ -97,17 +83,64 @@ PreTokenizer::PreTokenizer(const Json& json, const std::string& path) {
     if (!byte_level && type != "Split")
       throw Error(fmt::format("{} is {}; cachalot supports Split and ByteLevel", entry.path("type"),
                               in_quotes(type)));
-    stages->list.push_back(byte_level ? read_byte_level(entry) : read_split(entry));
+    stages.push_back(byte_level ? read_byte_level(entry) : read_split(entry));
   }
   if (!byte_level)
     throw Error(fmt::format("{} does not end with ByteLevel", path)).hint("only byte-level BPE is read");
+  return stages;
+}
+
+struct Stage {
+  std::optional<Regex> regex;
+  bool add_prefix_space = false;
+};
+
+Stage compile(const StageText& text) {
+  Stage stage{.regex = {}, .add_prefix_space = text.add_prefix_space};
+  if (text.kind == StageText::Kind::regex) stage.regex.emplace(text.pattern, text.path);
+  if (text.kind == StageText::Kind::literal) stage.regex = Regex::literal(text.pattern, text.path);
+  return stage;
+}
+
+}  // namespace
+
+struct PreTokenizer::Stages {
+  std::vector<Stage> list;  // the last is ByteLevel
+
+  void cut(size_t level, std::string_view text, Regex::Scratch& scratch,
+           const std::function<void(std::string_view)>& piece) const {
+    if (level == list.size()) return piece(text);
+    const Stage& stage = list[level];
+    std::string with_space;
+    if (stage.add_prefix_space && text.front() != ' ') {
+      with_space.reserve(text.size() + 1);
+      with_space += ' ';
+      with_space += text;
+      text = with_space;
+    }
+    if (!stage.regex) return cut(level + 1, text, scratch, piece);
+    stage.regex->isolate(text, scratch, [&](size_t begin, size_t end) {
+      cut(level + 1, text.substr(begin, end - begin), scratch, piece);
+    });
+  }
+};
+
+PreTokenizer::PreTokenizer(const Json& json, const std::string& path, PreTokenizerEngine engine) {
+  const std::vector<StageText> texts = read_stages(json, path);
+  static const std::vector<StageText> deepseek =
+      read_stages(parse_json(kDeepSeekPreTokenizer, "built in"), "built in: pre_tokenizer");
+  by_hand_ = engine == PreTokenizerEngine::automatic && texts == deepseek;
+  if (by_hand_) return;
+  auto stages = std::make_unique<Stages>();
+  for (const StageText& text : texts) stages->list.push_back(compile(text));
   stages_ = std::move(stages);
 }
 
 PreTokenizer::PreTokenizer(PreTokenizer&&) noexcept = default;
 PreTokenizer::~PreTokenizer() = default;
 
-void PreTokenizer::pieces(std::string_view text, const Piece& piece) const {
+void PreTokenizer::regex_pieces(std::string_view text,
+                                const std::function<void(std::string_view)>& piece) const {
   Regex::Scratch scratch;
   size_t valid = 0;  // start of the stretch of valid UTF-8 that ends at `at`
   for (size_t at = 0; at <= text.size();) {

@@ -24,6 +24,9 @@ class Regex {
  public:
   Regex(std::string_view pattern, std::string_view what);
   static Regex literal(std::string_view text, std::string_view what);  // matches exactly `text`
+  // Was the program built with PCRE2? Without it (CACHALOT_PCRE2 in CMakeLists.txt) every pattern is an
+  // Error.
+  static bool available();
   Regex(Regex&&) noexcept;
   Regex& operator=(Regex&&) noexcept;
   ~Regex();
@@ -62,10 +65,16 @@ class Regex {
 
  private:
   struct Code;
-  explicit Regex(std::unique_ptr<const Code> code);
+  struct Free {
+    void operator()(const Code* code) const;
+  };
+  using CodePointer = std::unique_ptr<const Code, Free>;
+  explicit Regex(CodePointer code);
+  // `pattern` is what `translated` was made from.
+  static CodePointer compile(const std::string& translated, std::string_view pattern, std::string_view what);
   bool find(std::string_view text, size_t from, Scratch& scratch, size_t* begin, size_t* end) const;
   static size_t next_character(std::string_view text, size_t at);
-  std::unique_ptr<const Code> code_;
+  CodePointer code_;
 };
 
 }  // namespace cachalot

@@ -4,13 +4,15 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <filesystem>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/thread_pool.h"
+#include "data/bpe_encoder.h"
 #include "data/byte_level.h"
 #include "data/json_fields.h"
 #include "data/pre_tokenizer.h"
@@ -19,55 +21,16 @@ namespace cachalot {
 
 namespace {
 
-constexpr int64_t kMaxId = (1 << 20) - 1;     // the largest public vocabulary has 262,144; ids size a table
-constexpr size_t kMaxAddedBytes = 1 << 10;    // of one added token; bounds the time of a search at one place
-constexpr size_t kMaxCachedPiece = 32;        // bytes: words
-constexpr size_t kMaxCachedPieces = 1 << 16;  // per call of encode
+constexpr int64_t kMaxId = (1 << 20) - 1;   // the largest public vocabulary has 262,144; ids size a table
+constexpr size_t kMaxAddedBytes = 1 << 10;  // of one added token; bounds the time of a search at one place
+constexpr size_t kChunk = 1 << 17;          // bytes that one thread encodes at a time
+constexpr size_t kLargeText = 8 * kChunk;   // of a batch: a longer one is encoded by all threads
 
 struct StringHash {
   using is_transparent = void;
   size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
 };
 template <class Value> using StringMap = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
-
-struct Merge {
-  uint32_t rank = 0;
-  int32_t token = -1;  // what the pair becomes; -1: the pair is no merge
-};
-
-// (left id, right id) -> merge, by open addressing with linear probing, at most half full.
-class MergeTable {
- public:
-  explicit MergeTable(size_t count) : slots_(std::bit_ceil(2 * count + 2)), mask_(slots_.size() - 1) {}
-
-  // False when the pair is already there.
-  bool insert(int32_t left, int32_t right, Merge merge) {
-    Slot& slot = slots_[place(key(left, right))];
-    if (slot.key != kEmpty) return false;
-    slot = {key(left, right), merge};
-    return true;
-  }
-
-  Merge find(int32_t left, int32_t right) const { return slots_[place(key(left, right))].merge; }
-
- private:
-  static constexpr uint64_t kEmpty = ~uint64_t(0);  // no pair: ids are not negative
-  struct Slot {
-    uint64_t key = kEmpty;
-    Merge merge;
-  };
-  static uint64_t key(int32_t left, int32_t right) {
-    return uint64_t(uint32_t(left)) << 32 | uint32_t(right);
-  }
-  size_t place(uint64_t wanted) const {
-    uint64_t h = wanted * 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio; the high bits are the mixed ones
-    size_t at = size_t(h >> 32) & mask_;
-    while (slots_[at].key != wanted && slots_[at].key != kEmpty) at = (at + 1) & mask_;
-    return at;
-  }
-  std::vector<Slot> slots_;
-  size_t mask_;
-};
 
 // Finds added tokens in a text: the leftmost, and of several that begin there the longest.
 class AddedTokens {
@@ -76,20 +39,22 @@ class AddedTokens {
   void finish() {
     std::sort(entries_.begin(), entries_.end(), [](auto& a, auto& b) { return a.content < b.content; });
     for (const Entry& e : entries_) begins_[uint8_t(e.content[0])] = true;
+    one_begin_ = !entries_.empty() && entries_.front().content[0] == entries_.back().content[0];
   }
   // Calls token(id) and text(view) for what is found and what is between, in order.
   template <class Token, class Text>
   void cut(std::string_view text, const Token& on_token, const Text& on_text) const {
     size_t done = 0;
-    for (size_t at = 0; at < text.size();) {
-      const Entry* found = begins_[uint8_t(text[at])] ? longest(text.substr(at)) : nullptr;
+    for (size_t at = next_begin(text, 0); at < text.size();) {
+      const Entry* found = longest(text.substr(at));
       if (!found) {
-        ++at;
+        at = next_begin(text, at + 1);
         continue;
       }
       if (at > done) on_text(text.substr(done, at - done));
       on_token(found->id);
-      done = at += found->content.size();
+      done = at + found->content.size();
+      at = next_begin(text, done);
     }
     if (done < text.size()) on_text(text.substr(done));
   }
@@ -99,6 +64,13 @@ class AddedTokens {
     std::string content;
     int32_t id;
   };
+  // The first place from `at` on where an added token may begin.
+  size_t next_begin(std::string_view text, size_t at) const {
+    if (entries_.empty()) return text.size();
+    if (one_begin_) return std::min(text.find(entries_.front().content[0], at), text.size());
+    while (at < text.size() && !begins_[uint8_t(text[at])]) ++at;
+    return at;
+  }
   // Narrows the sorted entries to those that share ever longer prefixes with the text.
   const Entry* longest(std::string_view text) const {
     const Entry* found = nullptr;
@@ -115,6 +87,39 @@ class AddedTokens {
   }
   std::vector<Entry> entries_;
   std::array<bool, 256> begins_{};
+  bool one_begin_ = false;  // all begin with the same byte
+};
+
+// Workers that wait for a thread to use them: as many as ever encoded at the same time.
+class WorkerPool {
+ public:
+  class Loan {  // gives its worker back at the end
+   public:
+    Loan(WorkerPool& pool, const BpeModel& model) : pool_(pool) {
+      {
+        const std::lock_guard lock(pool_.mutex_);
+        if (!pool_.idle_.empty()) {
+          worker_ = std::move(pool_.idle_.back());
+          pool_.idle_.pop_back();
+        }
+      }
+      if (!worker_) worker_ = std::make_unique<BpeWorker>(model);
+    }
+    ~Loan() {
+      const std::lock_guard lock(pool_.mutex_);
+      pool_.idle_.push_back(std::move(worker_));
+    }
+    Loan(const Loan&) = delete;
+    BpeWorker& operator*() const { return *worker_; }
+
+   private:
+    WorkerPool& pool_;
+    std::unique_ptr<BpeWorker> worker_;
+  };
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<BpeWorker>> idle_;
 };
 
 // The id in a field of tokenizer.json. `of` names the token in messages.
@@ -140,7 +145,7 @@ struct Tokenizer::Tables {
   std::vector<Token> tokens;  // by id
   StringMap<int32_t> ids;     // by content
   std::array<int32_t, 256> byte_ids{};
-  MergeTable merges{0};
+  BpeModel bpe;
   AddedTokens added_first, added_second;
   std::optional<PreTokenizer> pre_tokenizer;
   std::optional<int32_t> bos, eos;
@@ -153,26 +158,22 @@ struct Tokenizer::Tables {
   void read_config(const std::string& path);
   int32_t need_id(std::string_view content, const std::string& path) const;
 
-  // Working memory of one call of encode.
-  struct Work {
-    struct Symbol {
-      int32_t token;        // -1: merged into the symbol before
-      uint32_t prev, next;  // kNone at the ends
-    };
-    struct Candidate {
-      uint64_t order;  // rank, then place of the left symbol: lowest first
-      int32_t token;
-      bool operator>(const Candidate& other) const { return order > other.order; }
-    };
-    std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;  // std::push_heap with greater: the lowest order on top
-    StringMap<std::pair<size_t, size_t>>
-        seen;  // piece -> where in `ids` it was encoded before, and its length
-    std::vector<int32_t> ids;
+  mutable WorkerPool workers;
+
+  // A text between added tokens, or (text empty) an added token.
+  struct Segment {
+    std::string_view text;
+    int32_t token = -1;
   };
-  void encode_text(std::string_view text, Work& work) const;
-  void encode_piece(std::string_view piece, Work& work) const;
-  void merge_piece(std::string_view piece, Work& work) const;
+  template <class OnToken, class OnText>
+  void cut(std::string_view text, bool parse_special, const OnToken& on_token, const OnText& on_text) const {
+    if (!parse_special) return on_text(text);
+    added_first.cut(text, on_token,
+                    [&](std::string_view rest) { added_second.cut(rest, on_token, on_text); });
+  }
+  void encode_text(std::string_view text, BpeWorker& worker, IdBuffer& ids) const;
+  void encode_all(std::string_view text, bool parse_special, IdBuffer& ids) const;
+  std::vector<int32_t> encode_parallel(std::string_view text, bool parse_special, ThreadPool& pool) const;
 };
 
 void Tokenizer::Tables::add_token(const std::string& content, int32_t id, Token token,
@@ -210,7 +211,7 @@ void Tokenizer::Tables::read_vocab(const JsonObject& model) {
       throw Error(fmt::format("{} lacks {}, the token of byte 0x{:02x}", path, in_quotes(content), byte))
           .hint(
               "a byte-level vocabulary holds all 256 bytes; without one, text with that byte would be lost");
-    byte_ids[byte] = at->second;
+    byte_ids[size_t(byte)] = at->second;
   }
 }
 
@@ -218,7 +219,11 @@ void Tokenizer::Tables::read_merges(const JsonObject& model) {
   const Json& list = model.need("merges");
   const std::string path = model.path("merges");
   if (!list.is_array()) throw_kind(path, list, "an array");
-  merges = MergeTable(list.size());
+  if (list.size() > BpeModel::kMaxMerges)
+    throw Error(
+        fmt::format("{} has {} entries; at most {} are supported", path, list.size(), BpeModel::kMaxMerges));
+  bpe = BpeModel(list.size());
+  for (size_t byte = 0; byte < 256; ++byte) bpe.set_byte(uint8_t(byte), byte_ids[byte]);
   std::string joined;
   for (size_t i = 0; i < list.size(); ++i) {
     const Json& entry = list[i];
@@ -241,11 +246,14 @@ void Tokenizer::Tables::read_merges(const JsonObject& model) {
       const auto at = ids.find(content);
       return at != ids.end() ? at->second : need_id(content, fmt::format("{}[{}]", path, i));
     };
-    const Merge merge{.rank = uint32_t(i), .token = need(joined)};
-    if (!merges.insert(need(left), need(right), merge))
+    const int32_t token = need(joined);
+    if (!bpe.add_merge(need(left), need(right), token))
       throw Error(
           fmt::format("{}[{}] repeats the merge of {} and {}", path, i, in_quotes(left), in_quotes(right)));
   }
+  std::vector<std::string_view> bytes;
+  for (const Token& token : tokens) bytes.push_back(token.bytes);
+  bpe.finish(bytes);
 }
 
 void Tokenizer::Tables::read_added(const Json& list, const std::string& path) {
@@ -365,85 +373,97 @@ Tokenizer Tokenizer::load(const std::string& path) {
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
-  const Tables& t = *tables_;
-  Tables::Work work;
-  work.ids.reserve(text.size() / 4 + 1);
-  if (!options.parse_special) {
-    t.encode_text(text, work);
-    return std::move(work.ids);
-  }
-  const auto token = [&](int32_t id) { work.ids.push_back(id); };
-  t.added_first.cut(text, token, [&](std::string_view rest) {
-    t.added_second.cut(rest, token, [&](std::string_view plain) { t.encode_text(plain, work); });
-  });
-  return std::move(work.ids);
+  if (options.pool && text.size() > kChunk)
+    return tables_->encode_parallel(text, options.parse_special, *options.pool);
+  IdBuffer ids;
+  tables_->encode_all(text, options.parse_special, ids);
+  return {ids.data(), ids.data() + ids.size()};
 }
 
-void Tokenizer::Tables::encode_text(std::string_view text, Work& work) const {
-  pre_tokenizer->pieces(text, [&](std::string_view piece) { encode_piece(piece, work); });
-}
-
-void Tokenizer::Tables::encode_piece(std::string_view piece, Work& work) const {
-  if (piece.size() == 1) {
-    work.ids.push_back(byte_ids[uint8_t(piece[0])]);
-    return;
-  }
-  if (piece.size() > kMaxCachedPiece) return merge_piece(piece, work);
-  if (const auto at = work.seen.find(piece); at != work.seen.end()) {
-    const auto [first, count] = at->second;
-    for (size_t i = first; i < first + count; ++i) work.ids.push_back(work.ids[i]);
-    return;
-  }
-  const size_t first = work.ids.size();
-  merge_piece(piece, work);
-  if (work.seen.size() < kMaxCachedPieces)
-    work.seen.emplace(piece, std::pair(first, work.ids.size() - first));
-}
-
-void Tokenizer::Tables::merge_piece(std::string_view piece, Work& work) const {
-  constexpr uint32_t kNone = ~uint32_t(0);
-  if (piece.size() >= kNone)
-    throw Error(fmt::format("a piece of {} bytes that the pre-tokenizer does not cut", piece.size()))
-        .hint("cut the text into parts of less than 4 GiB");
-  const uint32_t n = uint32_t(piece.size());
-  auto& symbols = work.symbols;
-  auto& heap = work.heap;
-  symbols.resize(n);
-  heap.clear();
-  for (uint32_t i = 0; i < n; ++i)
-    symbols[i] = {byte_ids[uint8_t(piece[i])], i - 1, i + 1 < n ? i + 1 : kNone};
-  const auto candidate = [&](uint32_t left) {  // appended if the symbol and its neighbour are a merge
-    const Merge merge = merges.find(symbols[left].token, symbols[symbols[left].next].token);
-    if (merge.token >= 0) heap.push_back({uint64_t(merge.rank) << 32 | left, merge.token});
-    return merge.token >= 0;
-  };
-  const auto push = [&](uint32_t left) {
-    if (candidate(left)) std::push_heap(heap.begin(), heap.end(), std::greater<>());
-  };
-  for (uint32_t i = 0; i + 1 < n; ++i) candidate(i);
-  std::make_heap(heap.begin(), heap.end(), std::greater<>());
-
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    const Work::Candidate best = heap.back();
-    heap.pop_back();
-    const uint32_t left = uint32_t(best.order);
-    Work::Symbol& symbol = symbols[left];
-    if (symbol.token < 0 || symbol.next == kNone) continue;
-    const uint32_t right = symbol.next;
-    // A neighbour may have changed since. As the Rust library has it, the candidate still holds if the
-    // present pair becomes the same token, even if by another merge.
-    if (merges.find(symbol.token, symbols[right].token).token != best.token) continue;
-    symbol.token = best.token;
-    symbol.next = symbols[right].next;
-    symbols[right].token = -1;
-    if (symbol.next != kNone) {
-      symbols[symbol.next].prev = left;
-      push(left);
+std::vector<std::vector<int32_t>> Tokenizer::encode_batch(std::span<const std::string_view> texts,
+                                                          EncodeOptions options) const {
+  std::vector<std::vector<int32_t>> result(texts.size());
+  std::vector<std::pair<size_t, size_t>> jobs;  // texts [first, second)
+  size_t bytes = kChunk;                        // of the last job; full, so that the first text begins one
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (texts[i].size() > kLargeText) {  // worth all threads by itself
+      result[i] = encode(texts[i], options);
+      bytes = kChunk;
+      continue;
     }
-    if (symbol.prev != kNone) push(symbol.prev);
+    if (bytes >= kChunk) jobs.push_back({i, i}), bytes = 0;
+    jobs.back().second = i + 1;
+    bytes += texts[i].size();
   }
-  for (uint32_t i = 0; i != kNone; i = symbols[i].next) work.ids.push_back(symbols[i].token);
+  const auto run = [&](int64_t job) {
+    IdBuffer ids;
+    for (size_t i = jobs[size_t(job)].first; i < jobs[size_t(job)].second; ++i) {
+      ids.clear();
+      tables_->encode_all(texts[i], options.parse_special, ids);
+      result[i].assign(ids.data(), ids.data() + ids.size());
+    }
+  };
+  if (options.pool) options.pool->parallel_for(int64_t(jobs.size()), run);
+  else
+    for (size_t job = 0; job < jobs.size(); ++job) run(int64_t(job));
+  return result;
+}
+
+void Tokenizer::Tables::encode_all(std::string_view text, bool parse_special, IdBuffer& ids) const {
+  const WorkerPool::Loan worker(workers, bpe);
+  (void)ids.room(text.size() / 4 + 1);
+  cut(
+      text, parse_special, [&](int32_t token) { ids.push_back(token); },
+      [&](std::string_view plain) { encode_text(plain, *worker, ids); });
+}
+
+// The text is cut where neither a piece nor an added token can be, so the parts may be encoded by any thread.
+std::vector<int32_t> Tokenizer::Tables::encode_parallel(std::string_view text, bool parse_special,
+                                                        ThreadPool& pool) const {
+  std::vector<Segment> segments;
+  std::vector<size_t> jobs = {0};  // job i is the segments from jobs[i] to jobs[i + 1]
+  size_t bytes = 0;
+  const auto add = [&](Segment segment) {
+    bytes += segment.text.size() + 1;
+    segments.push_back(segment);
+    if (bytes >= kChunk) jobs.push_back(segments.size()), bytes = 0;
+  };
+  cut(
+      text, parse_special, [&](int32_t token) { add({.token = token}); },
+      [&](std::string_view plain) {
+        while (!plain.empty()) {
+          const size_t size = pre_tokenizer->safe_cut(plain, kChunk);
+          add({.text = plain.substr(0, size)});
+          plain.remove_prefix(size);
+        }
+      });
+  if (jobs.back() != segments.size()) jobs.push_back(segments.size());
+
+  std::vector<IdBuffer> parts(jobs.size() - 1);
+  pool.parallel_for(int64_t(parts.size()), [&](int64_t job) {
+    const WorkerPool::Loan worker(workers, bpe);
+    IdBuffer& ids = parts[size_t(job)];
+    for (size_t i = jobs[size_t(job)]; i < jobs[size_t(job) + 1]; ++i) {
+      if (segments[i].text.empty()) ids.push_back(segments[i].token);
+      else encode_text(segments[i].text, *worker, ids);
+    }
+  });
+  size_t count = 0;
+  for (const IdBuffer& part : parts) count += part.size();
+  std::vector<int32_t> result;
+  result.reserve(count);
+  for (const IdBuffer& part : parts) result.insert(result.end(), part.data(), part.data() + part.size());
+  return result;
+}
+
+void Tokenizer::Tables::encode_text(std::string_view text, BpeWorker& worker, IdBuffer& ids) const {
+  const char* const text_end = text.data() + text.size();
+  // Pieces cut by hand are views into the text; others may be copies with a space before.
+  if (pre_tokenizer->by_hand())
+    pre_tokenizer->pieces(text, [&](std::string_view piece) { worker.encode(piece, text_end, ids); });
+  else
+    pre_tokenizer->pieces(
+        text, [&](std::string_view piece) { worker.encode(piece, piece.data() + piece.size(), ids); });
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, DecodeOptions options) const {
