@@ -2,6 +2,7 @@
 # Installs what cachalot needs to build on Debian 12, and only what is missing. Safe to run again.
 #   scripts/setup.sh            compiler, CMake, libraries
 #   scripts/setup.sh --checks   also what scripts/check_all.sh needs: clang 19 with its sanitizer runtimes
+#   scripts/setup.sh --cross    also what scripts/check_cross.sh needs: qemu, a compiler for 64-bit ARM
 set -euo pipefail
 
 # package | what it provides: a command, or a header below one of the include folders
@@ -13,10 +14,14 @@ needs=(
 checks=("clang-19|clang++-19" "clang-tidy-19|clang-tidy-19" "clang-format-19|clang-format-19"
         "libclang-rt-19-dev|/usr/lib/llvm-19/lib/clang/19/lib/linux/libclang_rt.fuzzer-$(uname -m).a")
 
+cross=("qemu-user|qemu-aarch64" "g++-aarch64-linux-gnu|aarch64-linux-gnu-g++"
+       "googletest|/usr/src/googletest/CMakeLists.txt")
+
 case "${1:-}" in
   "") ;;
   --checks) needs+=("${checks[@]}") ;;
-  *) echo "usage: scripts/setup.sh [--checks]" >&2; exit 1 ;;
+  --cross) needs+=("${cross[@]}") ;;
+  *) echo "usage: scripts/setup.sh [--checks | --cross]" >&2; exit 1 ;;
 esac
 
 present() {  # command, header or absolute path

@@ -5,10 +5,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "backend/ops.h"
+#include "base/error.h"
 #include "tensor/tensor.h"
 
 namespace cachalot {
@@ -17,8 +19,18 @@ namespace cachalot {
 class Event {
  public:
   virtual ~Event() = default;
+  // Seconds between `earlier` and this on the device's own clock, once both have passed; negative where the
+  // device has no clock of its own (then the host's is as good, around synchronize()).
+  virtual double seconds_after(const Event& /*earlier*/) const { return -1; }
 };
 using EventPtr = std::shared_ptr<Event>;
+
+// Operations queued once and repeated at the cost of one launch.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+};
+using GraphPtr = std::shared_ptr<Graph>;
 
 class Backend {
  public:
@@ -35,6 +47,12 @@ class Backend {
   virtual EventPtr record() = 0;  // after everything queued so far
   virtual void wait(
       const EventPtr& e) = 0;  // later work of this stream starts after e; the host does not wait
+
+  // Takes down what `work` queues on this stream (operations only: no transfers, no waiting) instead of
+  // running it; replay() then runs it on the same memory. nullptr, and nothing was called, where queueing is
+  // as cheap (CPU): the caller then queues the work itself, each time.
+  virtual GraphPtr capture(const std::function<void()>& /*work*/) { return nullptr; }
+  virtual void replay(const GraphPtr&) { CHECK(false, "this device captures no graphs"); }
 
 #define CACHALOT_DECLARE(name, Args) virtual void name(const Args&) = 0;
   CACHALOT_OPS(CACHALOT_DECLARE)
@@ -71,9 +89,10 @@ struct DeviceOptions {
   uint64_t fake_seed = 0;  // fake: order in which independent streams run
 };
 
-// "cpu": threads, any x86 or ARM. "ref": double, scalar, the oracle. "fake": cpu behind a queue
-// (fake/fake_device.h). "plan": memory that is never touched and operations that never run, to measure what a
-// step would take. Unknown names and devices that this build lacks throw Error.
+// "cpu": threads, any x86 or ARM. "cuda", "cuda:1": a GPU of NVIDIA's, by number. "ref": double, scalar, the
+// oracle. "fake": cpu behind a queue (fake/fake_device.h). "plan": memory that is never touched and operations
+// that never run, to measure what a step would take. Unknown names and devices that this build or machine
+// lacks throw Error.
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options = {});
 
 }  // namespace cachalot

@@ -50,6 +50,7 @@ std::vector<std::pair<std::string, bool>> CpuFeatures::list() const {
           {"avx512bw", avx512bw},
           {"avx512dq", avx512dq},
           {"avx512vl", avx512vl},
+          {"avx512vbmi", avx512_vbmi},
           {"avx512_vnni", avx512_vnni},
           {"avx512_bf16", avx512_bf16},
           {"amx_tile", amx_tile},
@@ -74,6 +75,7 @@ CpuFeatures decode_features(const CpuWords& w) {
   f.avx512dq = f.avx512f && bit(w.leaf7_ebx, 17);
   f.avx512bw = f.avx512f && bit(w.leaf7_ebx, 30);
   f.avx512vl = f.avx512f && bit(w.leaf7_ebx, 31);
+  f.avx512_vbmi = f.avx512f && bit(w.leaf7_ecx, 1);
   f.avx512_vnni = f.avx512f && bit(w.leaf7_ecx, 11);
   f.avx512_bf16 = f.avx512f && bit(w.leaf7_1_eax, 5);
   f.amx_tile = tiles && bit(w.leaf7_edx, 24);
@@ -100,6 +102,26 @@ CpuFeatures cpu_features() {
   if (::syscall(SYS_arch_prctl, kArchGetXcompSupp, &supported) == 0) w.kernel_features = supported;
 #endif
   return decode_features(w);
+}
+
+bool request_tiles() {
+#if defined(__x86_64__)
+  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
+  return ::syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+std::string cpu_vendor() {
+#if defined(__x86_64__)
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return "";
+  const uint32_t words[3] = {b, d, c};
+  return std::string(reinterpret_cast<const char*>(words), sizeof words);
+#else
+  return "";
+#endif
 }
 
 std::string cpu_model_name() {

@@ -14,7 +14,7 @@ namespace cachalot {
 struct CpuFeatures {
   bool sse2 = false, sse4_2 = false, avx = false, avx2 = false, fma = false, f16c = false;
   bool avx512f = false, avx512bw = false, avx512dq = false, avx512vl = false;
-  bool avx512_vnni = false, avx512_bf16 = false;
+  bool avx512_vbmi = false, avx512_vnni = false, avx512_bf16 = false;
   bool amx_tile = false, amx_bf16 = false, amx_int8 = false;
 
   // Name and value of each, oldest first.
@@ -32,6 +32,11 @@ struct CpuWords {
 CpuFeatures decode_features(const CpuWords& words);
 CpuFeatures cpu_features();  // of this machine; all false where it is not an x86-64
 
+// The tile registers of AMX are 8 KiB of every thread's state: Linux keeps them only for a process that has
+// asked (arch_prctl(2), ARCH_REQ_XCOMP_PERM). For all threads, for good. False: refused.
+bool request_tiles();
+
+std::string cpu_vendor();      // "AuthenticAMD", "GenuineIntel", ...; "" where it is not an x86-64
 std::string cpu_model_name();  // "AMD EPYC ..."; "unknown processor" when /proc/cpuinfo does not say
 
 struct CacheSizes {  // bytes, as the first core sees them; 0 = unknown

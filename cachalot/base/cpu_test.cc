@@ -16,7 +16,7 @@ CpuWords everything() {
   return {.leaf1_ecx = 1u << 12 | 1u << 20 | 1u << 28 | 1u << 29,
           .leaf1_edx = 1u << 26,
           .leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31,
-          .leaf7_ecx = 1u << 11,
+          .leaf7_ecx = 1u << 1 | 1u << 11,
           .leaf7_edx = 1u << 22 | 1u << 24 | 1u << 25,
           .leaf7_1_eax = 1u << 5,
           .xcr0 = 0x600E7,

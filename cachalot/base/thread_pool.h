@@ -11,6 +11,12 @@ namespace cachalot {
 // CPUs that this process may really use: the affinity mask, limited by the cgroup's CPU quota (containers).
 int available_cpus();
 
+// Threads are left to the kernel, except that one which wakes up beside another of the same job moves to a
+// CPU without any; where the CPUs of this process belong to several NUMA nodes, each thread but the caller is
+// pinned to a CPU, node by node, so that the memory which it touches first stays near.
+//
+// Measured on a virtual machine with 2 CPUs: an empty call takes 4 us when the other thread sleeps, whose
+// CPU needs some 50 us to wake up; the caller does not wait for it and begins at once.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);  // >= 1; the caller of parallel_for is one of them

@@ -1,7 +1,9 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <set>
@@ -75,6 +77,56 @@ TEST(ThreadPool, ReallyRunsOnSeveralThreads) {
     ids.insert(std::this_thread::get_id());
   });
   EXPECT_EQ(ids.size(), 3u);
+}
+
+// Many more threads than CPUs, and several pools at once: nobody spins, so all of them get on.
+TEST(ThreadPool, ManyPoolsOfManyThreadsShareTheMachine) {
+  constexpr int kPools = 4, kRounds = 300, kItems = 37;
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong = 0;
+  for (int p = 0; p < kPools; ++p)
+    callers.emplace_back([&] {
+      ThreadPool pool(8);
+      std::vector<int64_t> sums(kItems, 0);  // no atomics: see above
+      for (int round = 1; round <= kRounds; ++round) {
+        pool.parallel_for(kItems, [&](int64_t i) { sums[size_t(i)] += i; });
+        for (int64_t i = 0; i < kItems; ++i) wrong += sums[size_t(i)] != round * i;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// The caller does not wait for threads that have nothing left to do: a job ends when its items do, and late
+// threads find no trace of it.
+TEST(ThreadPool, ShortJobsDoNotReachIntoTheNextOne) {
+  ThreadPool pool(6);
+  for (int round = 0; round < 20000; ++round) {
+    int calls[2] = {0, 0};  // gone when the call is over
+    pool.parallel_for(2, [&calls](int64_t i) { ++calls[i]; });
+    ASSERT_EQ(calls[0] + calls[1], 2);
+  }
+}
+
+// With as many threads as CPUs, every one of them has a CPU of its own.
+TEST(ThreadPool, ThreadsOfAJobSpreadOverTheCpus) {
+  const int cpus = std::min(available_cpus(), 4);
+  if (cpus < 2) GTEST_SKIP() << "one CPU";
+  ThreadPool pool(cpus);
+  int apart = 0;
+  for (int round = 0; round < 20; ++round) {
+    std::mutex mutex;
+    std::set<int> used;
+    std::atomic<int> here = 0;
+    pool.parallel_for(cpus, [&](int64_t) {
+      ++here;
+      while (here < cpus) std::this_thread::yield();
+      std::lock_guard lock(mutex);
+      used.insert(sched_getcpu());
+    });
+    apart += int(used.size()) == cpus;
+  }
+  EXPECT_GT(apart, 0);  // the kernel may move a thread in between
 }
 
 TEST(ThreadPool, RefusesToBeReentered) {

@@ -12,6 +12,7 @@ void add_pretrain(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_forward(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);
 
 }  // namespace cachalot::cli

@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   cachalot::cli::add_generate(app);
   cachalot::cli::add_forward(app);
   cachalot::cli::add_convert(app);
+  cachalot::cli::add_bench(app);
   cachalot::cli::add_doctor(app);
   try {
     app.parse(argc, argv);  // runs the subcommand's callback

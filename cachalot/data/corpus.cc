@@ -24,7 +24,8 @@ size_t training_bytes(std::string_view document, double held_out) {
   return cut;
 }
 
-Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out) {
+Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
+               ThreadPool* pool) {
   if (!(held_out >= 0 && held_out < 1))
     throw Error(
         fmt::format("the held-out share of the text is {}; it must be at least 0 and below 1", held_out));
@@ -34,7 +35,7 @@ Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer
         .hint("name it as \"eos_token\" in tokenizer_config.json beside tokenizer.json");
   const auto append = [&](std::vector<int32_t>& stream, std::string_view text) {
     if (text.empty()) return;
-    const std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = false});
+    const std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = false, .pool = pool});
     stream.insert(stream.end(), ids.begin(), ids.end());
     stream.push_back(*eos);
   };

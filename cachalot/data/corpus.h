@@ -24,8 +24,9 @@ size_t training_bytes(std::string_view document, double held_out);
 class Corpus {
  public:
   // Files in the order given; empty ones are passed over. Error: a file that cannot be read, no text at all,
-  // a tokenizer without an end-of-text token, a held_out that is no share.
-  Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out);
+  // a tokenizer without an end-of-text token, a held_out that is no share. `pool`: threads that tokenise.
+  Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
+         ThreadPool* pool = nullptr);
 
   std::span<const int32_t> train() const { return train_; }
   std::span<const int32_t> held_out() const { return held_out_; }

@@ -72,10 +72,10 @@ Message open_message(const Editable& checkpoint, const HfCheckpoint::Options& op
   return {"no error", ""};
 }
 
-const Param& find(const HfCheckpoint& checkpoint, const std::string& name) {
+const Param& find(const HfCheckpoint& checkpoint, std::string_view name) {
   for (const Param& p : checkpoint.table())
     if (p.name == name) return p;
-  throw std::runtime_error("no parameter " + name);
+  throw std::runtime_error("no parameter " + std::string(name));
 }
 
 TEST(HfCheckpoint, AllGoldenModelsOpenAndStackTheirParts) {

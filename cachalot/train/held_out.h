@@ -29,11 +29,11 @@ class HeldOut {
   // set.
   std::optional<Result> score(Trainer& trainer, int64_t limit, const std::atomic<bool>& stop) const;
 
-  const std::vector<Sequence>& windows() const { return windows_; }
+  const std::vector<TokenSpan>& windows() const { return windows_; }
 
  private:
   std::vector<int32_t> tokens_;
-  std::vector<Sequence> windows_;
+  std::vector<TokenSpan> windows_;
   std::vector<int64_t> bytes_;  // of the targets of every window
 };
 

@@ -35,7 +35,7 @@ TEST_F(HeldOutTest, EveryHeldOutTokenIsATargetOnce) {
   for (const int64_t t : {1, 7, 32, 100000}) {
     const HeldOut held_out(c, t);
     std::vector<int32_t> targets;
-    for (const Sequence& w : held_out.windows()) {
+    for (const TokenSpan& w : held_out.windows()) {
       ASSERT_GE(w.size(), 2u);
       ASSERT_LE(int64_t(w.size()), t + 1);
       EXPECT_EQ(w[0], targets.empty() ? c.train().back() : targets.back());  // its context

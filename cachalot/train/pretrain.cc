@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/text.h"
+#include "base/thread_pool.h"
 #include "config/fields.h"
 #include "config/params.h"
 #include "data/batch_sampler.h"
@@ -29,8 +30,8 @@ namespace {
 constexpr int kMostSkippedSteps = 10;
 
 // Learns the tokens from what will be trained on, not from what is held out.
-TrainedBpe train_tokenizer(const RunConfig& config) {
-  BpeTrainer trainer({.vocab_size = config.tokenizer.vocab_size});
+TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
+  BpeTrainer trainer({.vocab_size = config.tokenizer.vocab_size, .pool = &pool});
   for (const std::string& file : config.data.files) {
     const std::string text = read_file(file);
     trainer.add_text(std::string_view(text).substr(0, training_bytes(text, config.data.held_out)));
@@ -42,14 +43,14 @@ TrainedBpe train_tokenizer(const RunConfig& config) {
 // it until then, which is gone when the run does not come about.
 class RunTokenizer {
  public:
-  RunTokenizer(const RunConfig& config, const std::string& run_dir) : path_(config.tokenizer.path) {
+  RunTokenizer(const RunConfig& config, const std::string& run_dir, ThreadPool& pool) : path_(config.tokenizer.path) {
     if (!path_.empty()) {
       tokenizer_.emplace(Tokenizer::load(path_));
       return;
     }
     scratch_.emplace(run_dir + ".tokenizer");
     path_ = scratch_->path();
-    save_tokenizer(train_tokenizer(config), path_);
+    save_tokenizer(train_tokenizer(config, pool), path_);
     tokenizer_.emplace(Tokenizer::load(path_));
   }
   const Tokenizer& get() const { return *tokenizer_; }
@@ -122,9 +123,10 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   // What is wrong with the model should show before the minutes that a tokenizer may take.
   if (config.tokenizer.path.empty()) resolve_model(config, 258, 1, options.config_path);
 
-  RunTokenizer run_tokenizer(config, options.run_dir);
+  ThreadPool threads(t.threads ? int(t.threads) : available_cpus());  // of the text
+  RunTokenizer run_tokenizer(config, options.run_dir, threads);
   const Tokenizer& tokenizer = run_tokenizer.get();
-  const Corpus corpus(config.data.files, tokenizer, config.data.held_out);
+  const Corpus corpus(config.data.files, tokenizer, config.data.held_out, &threads);
   const ModelConfig model =
       resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
   const BatchSampler sampler({.tokens = int64_t(corpus.train().size()),

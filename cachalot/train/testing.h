@@ -63,14 +63,14 @@ inline TrainSection tiny_training() {
 class RandomText {
  public:
   RandomText(const ModelConfig& model, const TrainSection& train) : model_(model), train_(train) {}
-  std::vector<Sequence> batch(int64_t step) {
+  std::vector<TokenSpan> batch(int64_t step) {
     const int64_t width = train_.seq_len + 1;
     tokens_.resize(size_t(train_.batch * width));
     for (size_t i = 0; i < tokens_.size(); ++i)
       tokens_[i] = int32_t(random_below(5, uint64_t(step), i, uint64_t(model_.vocab_size)));
-    std::vector<Sequence> rows;
+    std::vector<TokenSpan> rows;
     for (int64_t r = 0; r < train_.batch; ++r)
-      rows.push_back(Sequence(tokens_).subspan(size_t(r * width), size_t(width)));
+      rows.push_back(TokenSpan(tokens_).subspan(size_t(r * width), size_t(width)));
     return rows;
   }
 

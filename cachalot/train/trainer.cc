@@ -89,7 +89,7 @@ MemoryPlan Trainer::plan(const ModelConfig& model, const TrainSection& train) {
   Stream s(*device);
   Trainer trainer(s, model, train, kAllThatIsLeft);
   const std::vector<int32_t> tokens(size_t(train.seq_len + 1), 0);
-  const std::vector<Sequence> sequences(size_t(train.micro_batch_sequences()), tokens);
+  const std::vector<TokenSpan> sequences(size_t(train.micro_batch_sequences()), tokens);
   TrainSection one = train;
   one.batch = train.micro_batch_sequences();
   trainer.train_ = one;  // every micro-batch of a step takes the same
@@ -104,11 +104,11 @@ MemoryPlan Trainer::plan(const ModelConfig& model, const TrainSection& train) {
           .arena = trainer.arena_.high_water()};
 }
 
-StepMetrics Trainer::step(std::span<const Sequence> sequences, double lr) {
+StepMetrics Trainer::step(std::span<const TokenSpan> sequences, double lr) {
   Stream& s = *stream_;
   const int64_t depths = model_.config().num_nextn_predict_layers, micro = train_.micro_batch_sequences();
   CHECK(int64_t(sequences.size()) == train_.batch, fmt::format("{} sequences", sequences.size()));
-  for (const Sequence& q : sequences) CHECK(int64_t(q.size()) == train_.seq_len + 1);
+  for (const TokenSpan& q : sequences) CHECK(int64_t(q.size()) == train_.seq_len + 1);
   const LossScales scales =
       LossScales::uniform(train_.batch, train_.seq_len, depths, train_.mtp_lambda, train_.balance_alpha);
 
@@ -152,14 +152,14 @@ StepMetrics Trainer::step(std::span<const Sequence> sequences, double lr) {
   return m;
 }
 
-std::optional<double> Trainer::score(std::span<const Sequence> windows, const std::atomic<bool>& stop) {
+std::optional<double> Trainer::score(std::span<const TokenSpan> windows, const std::atomic<bool>& stop) {
   Stream& s = *stream_;
   const size_t micro = size_t(train_.micro_batch_sequences());
   double total = 0;
   for (size_t first = 0; first < windows.size(); first += micro) {
     if (stop) return std::nullopt;
     const auto some = windows.subspan(first, std::min(micro, windows.size() - first));
-    for (const Sequence& w : some) CHECK(w.size() >= 2 && int64_t(w.size()) <= train_.seq_len + 1);
+    for (const TokenSpan& w : some) CHECK(w.size() >= 2 && int64_t(w.size()) <= train_.seq_len + 1);
     arena_.clear();
     const TrainingBatch batch = make_training_batch(s, arena_, some, 0);
     const TrainingPass pass = forward_losses(s, arena_, model_, batch, {});

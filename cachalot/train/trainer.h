@@ -31,7 +31,7 @@ struct MemoryPlan {
   void require_fit(const Device& device, const TrainSection& train) const;
 };
 
-using Sequence = std::span<const int32_t>;
+using TokenSpan = std::span<const int32_t>;
 
 struct StepMetrics {
   double lr = 0;
@@ -56,11 +56,11 @@ class Trainer {
   static MemoryPlan plan(const ModelConfig& model, const TrainSection& train);
 
   // train.batch sequences of train.seq_len + 1 tokens each.
-  StepMetrics step(std::span<const Sequence> sequences, double lr);
+  StepMetrics step(std::span<const TokenSpan> sequences, double lr);
 
   // Sum of -log p (natural) over all targets of `windows`, main model only. A window holds between 2 and
   // train.seq_len + 1 tokens; its first is context only. nullopt when `stop` was set meanwhile.
-  std::optional<double> score(std::span<const Sequence> windows, const std::atomic<bool>& stop);
+  std::optional<double> score(std::span<const TokenSpan> windows, const std::atomic<bool>& stop);
 
   int64_t updates() const { return updates_; }  // that took place
   const ParamSet& params() const { return params_; }

@@ -14,6 +14,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/scratch.h"
+#include "backend/cpu/vector.h"
 #include "base/thread_pool.h"
 
 namespace cachalot::cpu {
@@ -21,10 +22,11 @@ namespace cachalot::cpu {
 // What the streams of one device share.
 struct Context {
   Context(int threads, const Kernels& kernels, double worth_waking)
-      : pool(threads), kernels(kernels), worth_waking(worth_waking) {}
+      : pool(threads), kernels(kernels), vectors(vectors_for(kernels.isa)), worth_waking(worth_waking) {}
 
   ThreadPool pool;
   const Kernels& kernels;
+  const Vectors& vectors;
   const double worth_waking;  // nanoseconds of work (cpu_device.h)
   std::mutex pool_in_use;
 

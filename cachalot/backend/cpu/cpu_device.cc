@@ -39,6 +39,7 @@ class CpuDevice : public Device {
   void give(void* data, int64_t) noexcept override { give_host_memory(data); }
   int64_t free_bytes() const override { return host_free_bytes(); }
   std::unique_ptr<Backend> open_backend() override { return std::make_unique<cpu::CpuBackend>(context_); }
+  cpu::Context* context() { return context_.get(); }
 
  private:
   std::shared_ptr<cpu::Context> context_;
@@ -49,6 +50,11 @@ class CpuDevice : public Device {
 std::unique_ptr<Device> open_cpu_device(int threads, double worth_waking) {
   CHECK(threads >= 0);
   return std::make_unique<CpuDevice>(threads == 0 ? available_cpus() : threads, worth_waking);
+}
+
+cpu::Context* cpu_context(Device& device) {
+  auto* cpu = dynamic_cast<CpuDevice*>(&device);
+  return cpu ? cpu->context() : nullptr;
 }
 
 namespace cpu {

@@ -7,12 +7,20 @@
 
 namespace cachalot {
 
-// Waking the threads and waiting for them costs some 10 us: less work than this stays with the caller.
+// A call that wakes threads costs the caller some 4 us, and they come 5 to 50 us later
+// (base/thread_pool.h): less work than this stays with the caller. Operations guess their work by the speed
+// of one AVX-512 core.
 inline constexpr double kWorthWaking = 30e3;  // nanoseconds
 
-// threads 0: all that the machine and the container allow. The environment variable CACHALOT_ISA (sse2, avx2
-// or avx512) forces a lower instruction set than the best; an unknown one, or one that this machine lacks,
-// throws Error.
+// threads 0: all that the machine and the container allow. The environment variable CACHALOT_ISA (sse2,
+// avx2, avx512, avx512_bf16, amx) forces another instruction set than the best; an unknown one, or one that
+// this machine lacks, throws Error. amx_emulated, for tests, runs the loops of amx anywhere, slowly.
 std::unique_ptr<Device> open_cpu_device(int threads, double worth_waking = kWorthWaking);
+
+namespace cpu {
+struct Context;
+}
+// What the streams of a cpu device share; nullptr for any other device.
+cpu::Context* cpu_context(Device& device);
 
 }  // namespace cachalot

@@ -13,7 +13,7 @@ using namespace testing;
 
 std::vector<const cpu::Kernels*> all_kernels() {
   std::vector<const cpu::Kernels*> all;
-  for (const char* isa : {"sse2", "avx2", "avx512"}) {
+  for (const char* isa : {"sse2", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"}) {
     const ForcedIsa forced(isa);
     try {
       all.push_back(&cpu::choose_kernels());

@@ -1,5 +1,5 @@
 // Contract: backend/ops/grouped_gemm.h. One product an expert, all tiles of all experts in one parallel loop;
-// the offsets are read when the operation runs. Order of summation: gemm.cc.
+// the offsets are read when the operation runs. Order of summation: product.cc.
 #include "backend/cpu/convert.h"
 #include "backend/cpu/product.h"
 #include "backend/ops/check.h"

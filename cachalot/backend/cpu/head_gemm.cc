@@ -1,4 +1,4 @@
-// Contract: backend/ops/head_gemm.h. One product a head over slices. Order of summation: gemm.cc.
+// Contract: backend/ops/head_gemm.h. One product a head over slices. Order of summation: product.cc.
 #include "backend/cpu/convert.h"
 #include "backend/cpu/product.h"
 #include "backend/ops/check.h"

@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #define CACHALOT_LANES 8
 #define CACHALOT_MR 6  // 6 x 2 sums + 2 + 1 of 16 registers
 
@@ -15,13 +17,15 @@ namespace {
 }  // namespace avx2
 
 const Kernels kernels_avx2 = {.isa = "avx2",
+                              .floats = &avx2::kFloats,
                               .mr = avx2::kMr,
                               .nr = avx2::kNr,
                               .multiply = avx2::multiply,
                               .pack_along = avx2::pack_along,
                               .pack_across = avx2::pack_across,
                               .largest = avx2::largest,
-                              .exp_shifted = avx2::exp_shifted};
+                              .exp_shifted = avx2::exp_shifted,
+                              .read = avx2::read_words};
 
 }  // namespace cachalot::cpu
 

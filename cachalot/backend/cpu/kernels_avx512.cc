@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #define CACHALOT_LANES 16
 #define CACHALOT_MR 12  // 12 x 2 sums + 2 + 1 of 32 registers
 
@@ -15,13 +17,15 @@ namespace {
 }  // namespace avx512
 
 const Kernels kernels_avx512 = {.isa = "avx512",
+                                .floats = &avx512::kFloats,
                                 .mr = avx512::kMr,
                                 .nr = avx512::kNr,
                                 .multiply = avx512::multiply,
                                 .pack_along = avx512::pack_along,
                                 .pack_across = avx512::pack_across,
                                 .largest = avx512::largest,
-                                .exp_shifted = avx512::exp_shifted};
+                                .exp_shifted = avx512::exp_shifted,
+                                .read = avx512::read_words};
 
 }  // namespace cachalot::cpu
 

@@ -1,73 +1,161 @@
-// Contract: backend/ops/latent_attention.h. A work item is a group of heads of one query row: all heads of a
-// group share the tokens, so that scores and sums are matrix products. Tokens come in blocks of kTokens with
-// running maxima and sums, as in attention.cc; nothing depends on the rows beside.
+// Contract: backend/ops/latent_attention.h. A group of heads shares the tokens, so that scores and sums are
+// matrix products and a token is read once. Tokens come in blocks of kTokens with running maxima and sums, as
+// in attention.cc; blocks make pieces of kPiece tokens, each from its own start, and a row's pieces are
+// joined in order. Where rows are few, threads share the pieces of one row: the bits are the same.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/rows_as_stored.h"
 #include "backend/ops/check.h"
 
 namespace cachalot::cpu {
 
 namespace {
 
-constexpr int64_t kTokens = 64, kHeads = 32;
+constexpr int64_t kTokens = 64, kPiece = 256, kHeads = 64;
 
-// One query row, heads [head, head + n), tokens [0, seen) of the sequence with these pages.
-void attend(const Kernels& kernels, const LatentAttention& a, int64_t row, int64_t head, int64_t n,
-            const int32_t* pages, int64_t seen) {
-  const int64_t width = a.latent + a.rope;
-  const int64_t mr = kernels.mr, nr = kernels.nr, o_ld = round_up(a.latent, nr), p_ld = round_up(kTokens, nr);
-  Scratch scratch;
-  float* q_rows = scratch.take<float>(n * width);
-  float* q = scratch.take<float>(round_up(n, mr) * width);
-  float* tokens = scratch.take<float>(kTokens * width);
-  float* keys = scratch.take<float>(p_ld * width);
-  float* values = scratch.take<float>(o_ld * kTokens);
-  float* p = scratch.take<float>(n * p_ld);
-  float* p_panels = scratch.take<float>(round_up(n, mr) * kTokens);
-  float* o = scratch.take<float>(n * o_ld);
-  float* largest = scratch.take<float>(n);
-  float* sum = scratch.take<float>(n);
-  std::fill(o, o + n * o_ld, 0.0f);
-  std::fill(largest, largest + n, -std::numeric_limits<float>::infinity());
-  std::fill(sum, sum + n, 0.0f);
-  for (int64_t h = 0; h < n; ++h) {
-    float* out = q_rows + h * width;
-    load_row(a.q_latent, row, (head + h) * a.latent, a.latent, out);
-    load_row(a.q_rope, row, (head + h) * a.q_rope_stride, a.rope, out + a.latent);
-    for (int64_t c = 0; c < width; ++c) out[c] *= float(a.scale);
+// The sums of some heads over some tokens: o = sum_j e^(s_j - top) latent_j and sum = sum_j e^(s_j - top).
+struct Partial {
+  float *o, *top, *sum;  // [heads, ld], [heads], [heads]; heads rounded up to whole vectors
+};
+
+struct Group {
+  const Vectors& vectors;
+  const LatentAttention& a;
+  int64_t row, head, heads;
+  const int32_t* pages;
+  int64_t seen;  // tokens that the row sees
+
+  // bf16 is multiplied in pairs where an instruction does so (vector.h); pairs need an even width.
+  bool pairs() const {
+    return vectors.product_pairs && a.cache.dtype == DType::bf16 && (a.latent + a.rope) % 2 == 0;
   }
-  kernels.pack_along(q_rows, width, n, width, mr, q);
-  for (int64_t first = 0; first < seen; first += kTokens) {
-    const int64_t count = std::min(kTokens, seen - first);
+  int64_t panel() const { return 2 * vectors.lanes; }  // heads side by side in two vectors
+  int64_t padded() const { return round_up(heads, panel()); }
+  int64_t latent_ld() const { return spread_ld(a.latent); }
+  int64_t token_ld() const { return spread_ld(a.latent + a.rope); }
+  int64_t pieces() const { return (seen + kPiece - 1) / kPiece; }
+  int64_t partial_size() const { return padded() * (latent_ld() + 2); }
+  Partial partial(float* memory) const {
+    return {memory, memory + padded() * latent_ld(), memory + padded() * (latent_ld() + 1)};
+  }
+};
+
+void clear(const Group& g, const Partial& p) {
+  std::fill(p.o, p.o + g.padded() * g.latent_ld(), 0.0f);
+  std::fill(p.top, p.top + g.padded(), -std::numeric_limits<float>::infinity());
+  std::fill(p.sum, p.sum + g.padded(), 0.0f);
+}
+
+// The queries of the group: panels [latent + rope][panel] of floats, or half as many of words.
+void load_queries(const Kernels& kernels, const Group& g, float* panels) {
+  const LatentAttention& a = g.a;
+  const int64_t width = a.latent + a.rope;
+  Scratch scratch;
+  float* rows = scratch.take<float>(g.heads * width);
+  if (g.pairs()) {
+    uint16_t* halves = reinterpret_cast<uint16_t*>(rows);
+    for (int64_t h = 0; h < g.heads; ++h) {
+      std::memcpy(halves + h * width, place(a.q_latent, g.row, (g.head + h) * a.latent),
+                  size_t(2 * a.latent));
+      std::memcpy(halves + h * width + a.latent, place(a.q_rope, g.row, (g.head + h) * a.q_rope_stride),
+                  size_t(2 * a.rope));
+    }
+    return kernels.pack_along(rows, width / 2, g.heads, width / 2, g.panel(), panels);
+  }
+  const RowVectors& stored = rows_in(g.vectors, a.q_latent.dtype);
+  for (int64_t h = 0; h < g.heads; ++h) {
+    stored.to_floats(place(a.q_latent, g.row, (g.head + h) * a.latent), 1, a.latent, rows + h * width);
+    stored.to_floats(place(a.q_rope, g.row, (g.head + h) * a.q_rope_stride), 1, a.rope,
+                     rows + h * width + a.latent);
+  }
+  kernels.pack_along(rows, width, g.heads, width, g.panel(), panels);
+}
+
+// Piece number `piece` into p.
+void attend(const Group& g, const float* queries, int64_t piece, const Partial& p) {
+  const LatentAttention& a = g.a;
+  const int64_t width = a.latent + a.rope, ld = g.token_ld(), panel = g.panel(),
+                last = std::min(g.seen, (piece + 1) * kPiece);
+  const RowVectors& stored = rows_in(g.vectors, a.cache.dtype);
+  const bool pairs = g.pairs();
+  const int64_t step = pairs ? 2 : 1, depth = width / step;  // numbers in a word, words in a token
+  const auto product = pairs ? g.vectors.product_pairs : g.vectors.product;
+  const auto soften = pairs ? g.vectors.soften_pairs : g.vectors.soften;
+  Scratch scratch;
+  float* tokens = scratch.take<float>(kTokens * ld);  // rows of floats, or of words along tokens
+  uint16_t* halves = scratch.take<uint16_t>(kTokens * width);
+  float* scores = scratch.take<float>(kTokens * panel);
+  float* shrink = scratch.take<float>(panel);
+  std::fill(tokens, tokens + kTokens * ld, 0.0f);
+  clear(g, p);
+  for (int64_t first = piece * kPiece; first < last; first += kTokens) {
+    const int64_t count = std::min(kTokens, last - first);
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t token = first + j, slot = pages[token / a.page_size] * a.page_size + token % a.page_size;
+      const int64_t token = first + j,
+                    slot = g.pages[token / a.page_size] * a.page_size + token % a.page_size;
       CHECK(0 <= slot && slot < a.cache.rows,
             "latent_attention: cache row " + std::to_string(slot) + " of " + std::to_string(a.cache.rows));
-      load_row(a.cache, slot, 0, width, tokens + j * width);
+      if (pairs) std::memcpy(halves + j * width, place(a.cache, slot), size_t(2 * width));
+      else stored.to_floats(place(a.cache, slot), 1, width, tokens + j * ld);
     }
-    kernels.pack_along(tokens, width, count, width, nr, keys);
-    kernels.pack_across(tokens, width, a.latent, count, nr, values);
-    kernels.multiply(q, keys, n, count, width, p, p_ld, false);
-    for (int64_t h = 0; h < n; ++h) {
-      float* scores = p + h * p_ld;
-      const float top = kernels.largest(scores, count, largest[h]);
-      const float shrink = std::exp(largest[h] - top);
-      sum[h] = sum[h] * shrink + kernels.exp_shifted(scores, top, count, scores);
-      if (shrink != 1)
-        for (int64_t c = 0; c < a.latent; ++c) o[h * o_ld + c] *= shrink;
-      largest[h] = top;
+    for (int64_t j = 0; pairs && j < count; j += 2)
+      g.vectors.pair_rows(halves + j * width, j + 1 < count ? halves + (j + 1) * width : nullptr, a.latent,
+                          tokens + j / 2 * ld);
+    for (int64_t h = 0; h < g.heads; h += panel) {
+      const int64_t n = std::min(panel, g.heads - h), across = round_up(n, g.vectors.lanes);
+      product({.left = pairs ? reinterpret_cast<const float*>(halves) : tokens,
+               .row = pairs ? depth : ld,
+               .step = 1,
+               .right = queries + h * depth,
+               .ldr = panel,
+               .m = count,
+               .n = across,
+               .k = depth,
+               .c = scores,
+               .ldc = panel,
+               .add = false});
+      soften(scores, panel, count, across, float(a.scale), nullptr, p.top + h, p.sum + h, shrink);
+      for (int64_t i = 0; i < n; ++i)
+        if (shrink[i] != 1) g.vectors.scale(p.o + (h + i) * g.latent_ld(), shrink[i], a.latent);
+      product({.left = scores,
+               .row = 1,
+               .step = panel,
+               .right = tokens,
+               .ldr = ld,
+               .m = n,
+               .n = a.latent,
+               .k = (count + step - 1) / step,
+               .c = p.o + h * g.latent_ld(),
+               .ldc = g.latent_ld(),
+               .add = true});
     }
-    kernels.pack_along(p, p_ld, n, count, mr, p_panels);
-    kernels.multiply(p_panels, values, n, a.latent, count, o, o_ld, true);
   }
-  for (int64_t h = 0; h < n; ++h) {
-    for (int64_t c = 0; c < a.latent; ++c) o[h * o_ld + c] /= sum[h];
-    store_row(a.o_latent, row, (head + h) * a.latent, a.latent, o + h * o_ld);
+}
+
+// total = total and p together.
+void join(const Group& g, const Partial& total, const Partial& p) {
+  for (int64_t h = 0; h < g.heads; ++h) {
+    const float top = std::max(total.top[h], p.top[h]);
+    if (!(top > -std::numeric_limits<float>::infinity())) continue;  // neither has seen a number
+    const float ours = std::exp(total.top[h] - top), theirs = std::exp(p.top[h] - top);
+    const void* rows[2] = {total.o + h * g.latent_ld(), p.o + h * g.latent_ld()};
+    const float factors[2] = {ours, theirs};
+    g.vectors.f32.combine(rows, factors, 2, g.a.latent, total.o + h * g.latent_ld());
+    total.sum[h] = total.sum[h] * ours + p.sum[h] * theirs;
+    total.top[h] = top;
   }
+}
+
+void store(const Group& g, const Partial& total) {
+  const RowVectors& stored = rows_in(g.vectors, g.a.o_latent.dtype);
+  for (int64_t h = 0; h < g.heads; ++h)
+    stored.from_floats(total.o + h * g.latent_ld(), 1 / total.sum[h], g.a.latent,
+                       place(g.a.o_latent, g.row, (g.head + h) * g.a.latent));
 }
 
 }  // namespace
@@ -75,6 +163,7 @@ void attend(const Kernels& kernels, const LatentAttention& a, int64_t row, int64
 void CpuBackend::latent_attention(const LatentAttention& a) {
   check(a);
   require_no_f64("latent_attention", {&a.q_latent, &a.o_latent});
+  CHECK(a.scale >= 0, "latent_attention: scale");  // a maximum is taken before it
   const auto starts = a.q_starts.vector<const int32_t>(), lens = a.kv_lens.vector<const int32_t>();
   const auto pages = a.page_table.matrix<const int32_t>();
   double pairs = 0;
@@ -89,13 +178,51 @@ void CpuBackend::latent_attention(const LatentAttention& a) {
   const int64_t first = a.sequences > 0 ? starts[0] : 0,
                 rows = a.sequences > 0 ? starts[a.sequences] - first : 0;
   const int64_t groups = (a.heads + kHeads - 1) / kHeads;
-  const double cost = double(a.heads) * double(2 * a.latent + a.rope) / 15 + double(a.latent);
-  context_->parallel(rows * groups, pairs * cost, [&](int64_t item) {
+  const double cost =
+      double(a.heads) * double(2 * a.latent + a.rope) / 45 + 0.1 * double(a.latent);  // a token
+  const auto group_of = [&](int64_t item) {
     const int64_t row = first + item / groups, head = item % groups * kHeads;
     const int64_t s =
         std::upper_bound(starts.data, starts.data + a.sequences + 1, int32_t(row)) - starts.data - 1;
-    attend(context_->kernels, a, row, head, std::min(kHeads, a.heads - head), pages.row(s),
-           lens[s] - starts[s + 1] + row + 1);
+    return Group{.vectors = context_->vectors,
+                 .a = a,
+                 .row = row,
+                 .head = head,
+                 .heads = std::min(kHeads, a.heads - head),
+                 .pages = pages.row(s),
+                 .seen = lens[s] - starts[s + 1] + row + 1};
+  };
+  if (rows * groups < 2 * context_->pool.threads() && pairs * cost >= context_->worth_waking) {
+    for (int64_t item = 0; item < rows * groups; ++item) {  // one after the other, all threads on its pieces
+      const Group g = group_of(item);
+      Scratch scratch;
+      float* queries = scratch.take<float>(g.padded() * (a.latent + a.rope));
+      float* partials = scratch.take<float>((g.pieces() + 1) * g.partial_size());
+      load_queries(context_->kernels, g, queries);
+      context_->parallel(g.pieces(), double(g.seen) * cost, [&](int64_t piece) {
+        attend(g, queries, piece, g.partial(partials + (piece + 1) * g.partial_size()));
+      });
+      const Partial total = g.partial(partials);
+      clear(g, total);
+      for (int64_t piece = 0; piece < g.pieces(); ++piece)
+        join(g, total, g.partial(partials + (piece + 1) * g.partial_size()));
+      store(g, total);
+    }
+    return;
+  }
+  context_->parallel(rows * groups, pairs * cost, [&](int64_t item) {
+    const Group g = group_of(item);
+    Scratch scratch;
+    float* queries = scratch.take<float>(g.padded() * (a.latent + a.rope));
+    const Partial total = g.partial(scratch.take<float>(g.partial_size()));
+    const Partial one = g.partial(scratch.take<float>(g.partial_size()));
+    load_queries(context_->kernels, g, queries);
+    clear(g, total);
+    for (int64_t piece = 0; piece < g.pieces(); ++piece) {
+      attend(g, queries, piece, one);
+      join(g, total, one);
+    }
+    store(g, total);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/rows_as_stored.h"
 #include "backend/ops/check.h"
 
 namespace cachalot::cpu {
@@ -40,7 +41,7 @@ void CpuBackend::permute(const Permute& p) {
   check(p);
   require_no_f64("permute", {&p.x, &p.y});
   const auto row_of = p.row_of.matrix<const int32_t>();
-  const double nanoseconds = 0.3 * double(p.y.size());
+  const double nanoseconds = 0.2 * double(p.y.size());
   context_->parallel_ranges(p.x.rows, rows_per_item(p.y.cols), nanoseconds, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t j = 0; j < row_of.cols; ++j)
@@ -54,24 +55,21 @@ void CpuBackend::unpermute(const Unpermute& p) {
   const int64_t d = p.y.cols;
   const auto row_of = p.row_of.matrix<const int32_t>();
   const Matrix<const float> weights = p.weights ? p.weights.matrix<const float>() : Matrix<const float>{};
-  const double nanoseconds = 0.5 * double(p.x.size() + 3 * p.y.size());
+  const double nanoseconds = 0.2 * double(p.x.size() + 3 * p.y.size());
+  const RowVectors& vectors = rows_in(context_->vectors, p.y.dtype);
   context_->parallel_ranges(p.y.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    float* sum = scratch.take<float>(d);
-    float* buffer = scratch.take<float>(d);
+    const void** rows = scratch.take<const void*>(row_of.cols + 2);
+    float* factors = scratch.take<float>(row_of.cols + 2);
     for (int64_t t = begin; t < end; ++t) {
-      if (p.residual) load_row(p.residual, t, 0, d, sum);
-      else std::fill(sum, sum + d, 0.0f);
-      if (p.shared) {
-        const float* shared = row_as_floats(p.shared, t, buffer);
-        for (int64_t i = 0; i < d; ++i) sum[i] += shared[i];
-      }
+      int64_t count = 0;
+      for (const Tensor* whole : {&p.residual, &p.shared})
+        if (*whole) rows[count] = place(*whole, t), factors[count++] = 1;
       for (int64_t j = 0; j < row_of.cols; ++j) {
-        const float* x = row_as_floats(p.x, checked_row("unpermute", row_of(t, j), p.x.rows), buffer);
-        const float weight = p.weights ? weights(t, j) : 1.0f;
-        for (int64_t i = 0; i < d; ++i) sum[i] += weight * x[i];
+        rows[count] = place(p.x, checked_row("unpermute", row_of(t, j), p.x.rows));
+        factors[count++] = p.weights ? weights(t, j) : 1.0f;
       }
-      store_row(p.y, t, 0, d, sum);
+      vectors.combine(rows, factors, count, d, place(p.y, t));
     }
   });
 }
@@ -83,19 +81,15 @@ void CpuBackend::unpermute_backward(const UnpermuteBackward& p) {
   const auto row_of = p.row_of.matrix<const int32_t>();
   const auto weights = p.weights.matrix<const float>();
   const auto dweights = p.dweights.matrix<float>();
-  context_->parallel_ranges(p.dy.rows, rows_per_item(d), double(p.x.size()), [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    float* dy_buffer = scratch.take<float>(d);
-    float* buffer = scratch.take<float>(d);
-    for (int64_t t = begin; t < end; ++t) {
-      const float* dy = row_as_floats(p.dy, t, dy_buffer);
+  const RowVectors& vectors = rows_in(context_->vectors, p.x.dtype);
+  const double nanoseconds = 0.4 * double(p.x.size());
+  context_->parallel_ranges(p.dy.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
       for (int64_t j = 0; j < row_of.cols; ++j) {
         const int64_t row = checked_row("unpermute_backward", row_of(t, j), p.x.rows);
-        dweights(t, j) = dot(dy, row_as_floats(p.x, row, buffer), d);
-        for (int64_t i = 0; i < d; ++i) buffer[i] = weights(t, j) * dy[i];
-        store_row(p.dx, row, 0, d, buffer);
+        dweights(t, j) =
+            vectors.scale_and_dot(place(p.dy, t), place(p.x, row), weights(t, j), d, place(p.dx, row));
       }
-    }
   });
 }
 

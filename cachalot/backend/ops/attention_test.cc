@@ -114,6 +114,14 @@ TEST(Attention, BlocksOfQueriesAndKeysMeetTheMetric) {  // blocks are 128 by 128
     }
 }
 
+// Queries are cut by how many threads there are, up to 512 together.
+TEST(Attention, LongSequencesMeetTheMetricWithAnyCut) {
+  for (const DType act : {DType::f32, DType::bf16}) {
+    const Case c{.lengths = {{530, 700}, {1, 600}}, .heads = 1, .nope = 8, .rope = 4, .value = 6, .act = act};
+    expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
+  }
+}
+
 TEST(Attention, ManyHeadsShareOneRopeKey) {  // more heads than groups of the backward
   for (const DType act : {DType::f32, DType::bf16}) {
     const Case c{.lengths = {{9, 9}, {4, 6}}, .heads = 37, .act = act};
@@ -124,6 +132,27 @@ TEST(Attention, ManyHeadsShareOneRopeKey) {  // more heads than groups of the ba
 TEST(Attention, TheWidthsOfTheRealModel) {
   const Case c{.lengths = {{20, 20}, {3, 11}}, .heads = 2, .nope = 128, .rope = 64, .value = 128};
   expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
+}
+
+// Aligned rows and heads: what tensor cores take. Blocks of 128 and steps of 64 and 32 end inside.
+TEST(Attention, AlignedHeadsInBf16) {
+  const Case real{.lengths = {{200, 200}, {0, 3}, {3, 140}, {70, 70}},
+                  .heads = 2,
+                  .nope = 128,
+                  .rope = 64,
+                  .value = 128,
+                  .act = DType::bf16};
+  const Case small{.lengths = {{1, 1}, {33, 33}, {150, 290}},
+                   .heads = 3,
+                   .nope = 16,
+                   .rope = 8,
+                   .value = 24,
+                   .act = DType::bf16,
+                   .padding = 8,
+                   .spread = 2};
+  const Case narrow{
+      .lengths = {{40, 41}}, .heads = 5, .nope = 32, .rope = 16, .value = 32, .act = DType::bf16};
+  for (const Case& c : {real, small, narrow}) expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
 }
 
 TEST(Attention, WithoutRopeOrWithoutOtherColumns) {

@@ -1,5 +1,12 @@
 #include "backend/ops/gemm.h"
 
+#include <array>
+#include <utility>
+
+#include <array>
+
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/peak.h"
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -39,6 +46,10 @@ Outputs run(Bench& b, const Case& c) {
   return {out};
 }
 
+// Where a row's bits do not depend on the rows beside it. On a GPU few rows take other kernels than many
+// (docs/numerics.md, "Determinism"); what it repeats is shown by expect_like_ref.
+bool keeps_rows(const TestedDevice& d) { return !d.name.starts_with("cuda"); }
+
 const int64_t kShapes[][3] = {{1, 1, 1},    {3, 7, 5},     {7, 1, 33},   {1, 33, 129},   {17, 33, 7},
                               {33, 65, 17}, {129, 17, 33}, {5, 257, 65}, {65, 129, 257}, {257, 300, 3}};
 
@@ -62,6 +73,32 @@ TEST(Gemm, EveryLayoutAndFormatMeetsTheMetric) {
                        .padding = number % 5};
           expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
         }
+}
+
+// Rows on 16 bytes and whole tiles: what libraries and tensor cores take; one row and few rows: decoding.
+TEST(Gemm, AlignedShapesInEveryFormat) {
+  const DType formats[] = {DType::f32, DType::bf16, DType::e4m3};
+  int number = 0;
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{72, 136, 200}, {1, 264, 512}, {5, 72, 264}, {136, 72, 64}})
+    for (const bool trans_a : {false, true})
+      for (const bool trans_b : {false, true})
+        for (const DType a : formats)
+          for (const DType b : formats) {
+            if (trans_a && m % 8 != 0) continue;  // not aligned
+            ++number;
+            const Case c{.m = m,
+                         .n = n,
+                         .k = k,
+                         .trans_a = trans_a,
+                         .trans_b = trans_b,
+                         .a = a,
+                         .b = b,
+                         .c = number % 2 ? DType::f32 : DType::bf16,
+                         .accumulate = number % 3 ? Accumulate::overwrite : Accumulate::add,
+                         .padding = number % 5 ? 0 : 8};
+            expect_like_ref([&](Bench& bench) { return run(bench, c); }, c.text());
+          }
 }
 
 TEST(Gemm, ScaledWeightsMayStandOnTheLeft) {
@@ -116,6 +153,7 @@ TEST(Gemm, ARowHasTheSameBitsWhateverStandsBesideIt) {
   for (const TestedDevice& tested : tested_devices())
     for (const bool trans_b : {false, true})
       for (const DType weight : {DType::f32, DType::bf16, DType::e4m3}) {
+        if (!keeps_rows(tested)) continue;
         Bench b(*tested.device);
         const Tensor x = b.t.normal(DType::bf16, 300, k);
         const Tensor w = operand(b, weight, trans_b ? n : k, trans_b ? k : n, 0);
@@ -136,8 +174,95 @@ TEST(Gemm, ARowHasTheSameBitsWhateverStandsBesideIt) {
       }
 }
 
+// Decoding reads the weights where they are, training packs them: rows of every count and K of every
+// remainder, with columns that fill no vector and scales that change inside.
+TEST(Gemm, FewRowsHaveTheBitsOfManyForEveryLength) {
+  for (const TestedDevice& tested : tested_devices())
+    for (const int64_t k : {1, 2, 7, 15, 33, 64, 127, 130, 257, 512, 515, 1024, 2100})
+      for (const bool trans_b : {false, true})
+        for (const auto& [act, weight] : {std::pair{DType::f32, DType::f32},
+                                          {DType::f32, DType::bf16},
+                                          {DType::f32, DType::e4m3},
+                                          {DType::bf16, DType::bf16},
+                                          {DType::bf16, DType::e4m3}}) {
+          const int64_t n = 37 + k % 5 * 16, many = 18, padding = k % 3;
+          if (!keeps_rows(tested)) continue;
+          Bench b(*tested.device);
+          const Tensor x = b.t.normal(act, many, k, 1, padding);
+          const Tensor w = operand(b, weight, trans_b ? n : k, trans_b ? k : n, padding);
+          const Tensor all = b.t.garbage(DType::f32, many, n);
+          on(b.s).gemm({.a = x, .b = w, .c = all, .trans_b = trans_b});
+          for (const int64_t rows : {1, 2, 4, 5, 8, 9}) {
+            const Tensor some = b.t.garbage(DType::f32, rows, n, padding);
+            on(b.s).gemm({.a = x.slice_rows(many - rows, rows), .b = w, .c = some, .trans_b = trans_b});
+            EXPECT_TRUE(read_bits(b.s, some) == read_bits(b.s, all.slice_rows(many - rows, rows)))
+                << tested.name << ", " << rows << " rows, k " << k << " " << trans_b << " " << name_of(act)
+                << " " << name_of(weight);
+            EXPECT_TRUE(b.t.padding_intact(some));
+          }
+        }
+}
+
+// Blocks of C, chunks of K, panels shared by many tiles: larger than one of each.
+TEST(Gemm, BlocksAndChunksChangeNothing) {
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1540, 7, 40}, {30, 1545, 70}, {200, 80, 31000}})
+    for (const DType act : {DType::f32, DType::bf16}) {
+      if (k > 1000 && act == DType::bf16) continue;  // the same loops, twice the time to make the numbers
+      std::string first;
+      for (const TestedDevice& tested : tested_devices()) {
+        if (!keeps_rows(tested)) continue;
+        if (tested.name.find("emulated") != std::string::npos) continue;  // takes minutes
+        Bench b(*tested.device);
+        const Tensor x = b.t.normal(act, m, k), w = b.t.normal(act, n, k);
+        const Tensor all = b.t.garbage(DType::f32, m, n), some = b.t.garbage(DType::f32, 17, n);
+        on(b.s).gemm({.a = x, .b = w, .c = all, .trans_b = true});
+        on(b.s).gemm({.a = x.slice_rows(m - 17, 17), .b = w, .c = some, .trans_b = true});
+        const std::string bits = read_bits(b.s, all);
+        EXPECT_TRUE(read_bits(b.s, some) == read_bits(b.s, all.slice_rows(m - 17, 17))) << tested.name;
+        if (tested.same_bits_as == 0) {
+          EXPECT_TRUE(bits == first) << tested.name;
+        }
+        if (&tested == &tested_devices()[0]) first = bits;
+      }
+    }
+}
+
+// Instructions that multiply bf16 take numbers below 2^-126 for zero; beside ordinary ones that is no matter.
+TEST(Gemm, DenormalNumbersDoNoHarm) {
+  for (const DType format : {DType::f32, DType::bf16})
+    for (const int64_t m : {1, 20})
+      expect_like_ref([&](Bench& b) -> Outputs {
+        std::vector<double> numbers(size_t(m * 70));
+        for (size_t i = 0; i < numbers.size(); ++i)
+          numbers[i] = i % 3 ? std::ldexp(double(i % 7) - 3, -130) : double(i % 5) - 1.5;
+        const Tensor x = b.t.values(format, m, 70, numbers), w = b.t.normal(format, 33, 70);
+        const Tensor y = b.t.garbage(DType::f32, m, 33);
+        on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = true});
+        return {y};
+      });
+}
+
+TEST(Gemm, NanCodesOfScaledWeightsReachTheirColumn) {
+  for (const TestedDevice& tested : tested_devices())
+    for (const DType act : {DType::f32, DType::bf16})
+      for (const int64_t m : {1, 13}) {
+        Bench b(*tested.device);
+        const Tensor x = b.t.normal(act, m, 140), w = b.t.normal_e4m3(40, 140),
+                     y = b.t.zeros(DType::f32, m, 40);
+        const uint8_t nan = 0xFF;
+        Tensor code = w.slice_rows(6, 1);
+        code.data = static_cast<uint8_t*>(code.data) + 131, code.cols = 1;
+        on(b.s).upload(&nan, code);
+        on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = true});
+        const std::vector<double> values = read(b.s, y);
+        for (size_t i = 0; i < values.size(); ++i)
+          EXPECT_EQ(std::isnan(values[i]), i % 40 == 6) << tested.name << " " << m << " " << i;
+      }
+}
+
 TEST(Gemm, AColumnHasTheSameBitsWhateverStandsBesideIt) {
   for (const TestedDevice& tested : tested_devices()) {
+    if (!keeps_rows(tested)) continue;
     Bench b(*tested.device);
     const Tensor x = b.t.normal(DType::f32, 5, 300), w = b.t.normal(DType::f32, 520, 300);
     const Tensor all = b.t.garbage(DType::f32, 5, 520), one = b.t.garbage(DType::f32, 5, 1);
@@ -178,6 +303,29 @@ TEST(CpuIsa, AnUnknownNameIsAnErrorThatListsWhatThereIs) {
     EXPECT_NE(std::string(e.what()).find("avx1024"), std::string::npos) << e.what();
     EXPECT_FALSE(e.hint().empty());
   }
+}
+
+TEST(CpuIsa, EveryChoiceSaysWhyAndOneIsMade) {
+  int chosen = 0;
+  for (int i = 0; i < cpu::kKernelChoices; ++i) {
+    const cpu::KernelChoice& c = cpu::kernel_choices()[i];
+    EXPECT_NE(std::string(c.why), "") << c.isa;
+    EXPECT_TRUE(c.runs || !c.chosen) << c.isa;
+    chosen += c.chosen;
+    const ForcedIsa forced(c.isa);
+    if (c.runs) {
+      EXPECT_EQ(&cpu::choose_kernels(), c.kernels);
+    } else {
+      EXPECT_THROW(cpu::choose_kernels(), Error) << c.isa;
+    }
+  }
+  EXPECT_EQ(chosen, 1);
+}
+
+TEST(CpuIsa, PeaksAreMeasured) {
+  const cpu::Kernels& kernels = cpu::choose_kernels();
+  EXPECT_GT(cpu::measure_peak_flops(*kernels.floats, 2, 0.01), 1e8);
+  EXPECT_GT(cpu::measure_read_bandwidth(kernels, 1 << 20, 2, 0.01), 1e7);
 }
 
 // AVX2 and AVX-512 both multiply and add with one rounding, in the same order.

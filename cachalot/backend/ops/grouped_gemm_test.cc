@@ -45,6 +45,29 @@ TEST(GroupedGemm, EveryExpertMultipliesItsOwnRows) {
           }
 }
 
+// Aligned rows: what tensor cores take, with tiles that end inside, and few rows.
+TEST(GroupedGemm, AlignedRowsInBf16) {
+  for (const auto& offsets : {kOffsets[0], kOffsets[3], std::vector<int32_t>{0, 1, 200, 200, 333, 340, 341}})
+    for (const bool input_grad : {false, true})
+      for (const auto& [out, in] : {std::pair<int64_t, int64_t>{72, 136}, {264, 40}})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              const int64_t owned = offsets.back(), rows = owned + kOwnerless;
+              const Tensor x = b.t.normal(DType::bf16, rows, input_grad ? out : in, 1, 8);
+              const Tensor w = b.t.normal(DType::bf16, kExperts * out, in, 1, 16);
+              const Tensor y = b.t.garbage(DType::bf16, rows, input_grad ? in : out, 24);
+              on(b.s).grouped_gemm({.x = x,
+                                    .w = w,
+                                    .y = y,
+                                    .offsets = b.t.indices(offsets),
+                                    .experts = kExperts,
+                                    .input_grad = input_grad});
+              for (const double value : read(b.s, y.slice_rows(owned, kOwnerless))) EXPECT_TRUE(std::isnan(value));
+              return {y.slice_rows(0, owned)};
+            },
+            fmt::format("{} rows, {} x {}, {}", offsets.back(), out, in, input_grad));
+}
+
 TEST(GroupedGemm, ARowHasTheSameBitsWhateverItsExpertElseGets) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);
@@ -91,6 +114,28 @@ TEST(GroupedWeightGrad, OverwritesOrAddsAndZeroesEmptyExperts) {
             },
             fmt::format("{} rows, {}", owned, name_of(act)));
       }
+}
+
+TEST(GroupedWeightGrad, AlignedRowsInBf16) {
+  for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+    for (const auto& offsets : {kOffsets[0], std::vector<int32_t>{0, 1, 65, 65, 203, 210, 211}})
+      expect_like_ref(
+          [&](Bench& b) -> Outputs {
+            const int64_t owned = offsets.back(), rows = owned + kOwnerless, out = 136, in = 264;
+            const Tensor dy = b.t.garbage(DType::bf16, rows, out, 8), x = b.t.garbage(DType::bf16, rows, in, 16);
+            on(b.s).cast({.x = b.t.normal(DType::f32, owned, out), .y = dy.slice_rows(0, owned)});
+            on(b.s).cast({.x = b.t.normal(DType::f32, owned, in), .y = x.slice_rows(0, owned)});
+            const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * out, in)
+                                                      : b.t.garbage(DType::f32, kExperts * out, in);
+            on(b.s).grouped_weight_grad({.dy = dy,
+                                         .x = x,
+                                         .dw = dw,
+                                         .offsets = b.t.indices(offsets),
+                                         .experts = kExperts,
+                                         .accumulate = mode});
+            return {dw};
+          },
+          fmt::format("{} rows", offsets.back()));
 }
 
 // NaN in rows that belong to nobody must not be read.

@@ -47,6 +47,38 @@ TEST(HeadGemm, QueriesIntoTheLatentAndValuesOutOfIt) {
               fmt::format("{} heads, {} tokens, {} {}", heads, tokens, name_of(act), name_of(weight)));
 }
 
+TEST(HeadGemm, AlignedHeadsInBf16) {
+  const int64_t nope = 32, value = 16, latent = 64, rope = 8, heads = 3;
+  for (const int64_t tokens : {1, 20})
+    expect_like_ref([&](Bench& b) -> Outputs {
+      const Tensor w = b.t.normal(DType::bf16, heads * (nope + value), latent);
+      const Tensor q = b.t.normal(DType::bf16, tokens, heads * (nope + rope));
+      const Tensor q_latent = b.t.garbage(DType::bf16, tokens, heads * latent);
+      on(b.s).head_gemm({.x = q,
+                         .w = w,
+                         .y = q_latent,
+                         .heads = heads,
+                         .x_stride = nope + rope,
+                         .y_stride = latent,
+                         .w_first = 0,
+                         .w_stride = nope + value,
+                         .w_rows = nope});
+      const Tensor o_latent = b.t.normal(DType::bf16, tokens, heads * latent);
+      const Tensor o = b.t.garbage(DType::bf16, tokens, heads * value);
+      on(b.s).head_gemm({.x = o_latent,
+                         .w = w,
+                         .y = o,
+                         .heads = heads,
+                         .x_stride = latent,
+                         .y_stride = value,
+                         .w_first = nope,
+                         .w_stride = nope + value,
+                         .w_rows = value,
+                         .trans_w = true});
+      return {q_latent, o};
+    });
+}
+
 TEST(HeadGemm, ColumnsBetweenTheHeadsKeepTheirValues) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);

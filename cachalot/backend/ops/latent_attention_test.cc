@@ -14,7 +14,7 @@ struct Case {
   std::vector<Lengths> lengths;
   int64_t heads = 2, latent = 9, rope = 4, page_size = 4;
   DType act = DType::f32;
-  int64_t padding = 0;
+  int64_t padding = 0, gap = 3;  // gap: columns between the heads of q_rope
 };
 
 // Pages are handed out backwards and with gaps; what no sequence owns stays NaN.
@@ -39,7 +39,7 @@ Outputs run(Bench& b, const Case& c) {
       for (int64_t d = 0; d < width; ++d)
         cache[size_t(slot * width + d)] = random_normal(5, uint64_t(s), uint64_t(token * width + d));
     }
-  const int64_t rows = starts.back(), stride = c.rope + 3;
+  const int64_t rows = starts.back(), stride = c.rope + c.gap;
   const Tensor q_latent = b.t.normal(c.act, rows, c.heads * c.latent, 1, c.padding);
   const Tensor q_rope = b.t.normal(c.act, rows, c.heads * stride, 1, c.padding);
   const Tensor o = b.t.garbage(c.act, rows, c.heads * c.latent, c.padding);
@@ -88,7 +88,39 @@ TEST(LatentAttention, TheWidthsOfTheRealModel) {
   }
 }
 
+// Aligned rows: what tensor cores take; tokens in several pieces, a group of heads that is not full.
+TEST(LatentAttention, LongContextsWithTheWidthsOfTheRealModel) {
+  for (const int64_t heads : {8, 17}) {
+    const Case c{.lengths = {{1, 700}, {3, 129}, {1, 1}, {0, 9}},
+                 .heads = heads,
+                 .latent = 512,
+                 .rope = 64,
+                 .page_size = heads == 8 ? 64 : 20,
+                 .act = DType::bf16,
+                 .padding = 8,
+                 .gap = 128};
+    expect_like_ref([&](Bench& b) { return run(b, c); });
+  }
+}
+
 // A request's bits do not depend on its neighbours, nor on how many of its tokens are asked for at once.
+// Where rows are few, threads share one row's tokens in pieces of 256; with many rows, each thread takes
+// rows. The same row has the same bits either way, with any number of threads.
+TEST(LatentAttention, PiecesOfALongContextAreJoinedInTheSameWayAloneAndInABatch) {
+  for (const DType act : {DType::f32, DType::bf16})
+    for (const int32_t tokens : {255, 256, 257, 1025}) {
+      Case alone{.lengths = {{1, tokens}}, .heads = 70, .latent = 32, .rope = 8, .page_size = 64, .act = act};
+      expect_like_ref([&](Bench& b) { return run(b, alone); }, fmt::format("{} tokens", tokens));
+      Case batch = alone;
+      batch.lengths = {{1, tokens}, {24, 40}};
+      for (const TestedDevice& tested : tested_devices()) {
+        Bench one(*tested.device), many(*tested.device);
+        const std::string first = read_bits(one.s, run(one, alone)[0]);
+        EXPECT_EQ(read_bits(many.s, run(many, batch)[0]).substr(0, first.size()), first) << tested.name;
+      }
+    }
+}
+
 TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench all(*tested.device), one(*tested.device);

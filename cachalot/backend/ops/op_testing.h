@@ -8,7 +8,8 @@
 //   });
 //
 // Proved of every output: it meets the metric of its format (indices: is equal); nothing was written behind
-// its rows; and with 2, 3 and 5 threads it has the bits that one thread gives.
+// its rows; with 2, 3 and 5 threads it has the bits that one thread gives; and where there is a GPU, it gives
+// the same bits twice.
 #pragma once
 
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "backend/cpu/cpu_device.h"
+#include "backend/cuda/cuda.h"
 #include "backend/testing.h"
 
 namespace cachalot::testing {
@@ -48,22 +50,26 @@ class ForcedIsa {
 struct TestedDevice {
   std::string name;
   std::unique_ptr<Device> device;
-  bool same_bits_as_first = false;  // the first one of all
+  int same_bits_as = -1;  // that one of the list
 };
 
 // The CPU with its best kernels on 1, 2, 3 and 5 threads that are woken for the smallest work, then with one
-// thread and every other set of kernels that this machine runs.
+// thread and every other set of kernels that this machine runs; the first GPU where there is one, twice.
 inline const std::vector<TestedDevice>& tested_devices() {
   static const std::vector<TestedDevice> devices = [] {
     std::vector<TestedDevice> list;
     for (const int threads : {1, 2, 3, 5})
-      list.push_back({fmt::format("cpu, {} threads", threads), open_cpu_device(threads, 0), threads > 1});
-    for (const char* isa : {"sse2", "avx2", "avx512"}) {
+      list.push_back({fmt::format("cpu, {} threads", threads), open_cpu_device(threads, 0), threads > 1 ? 0 : -1});
+    for (const char* isa : {"sse2", "avx2", "avx512", "avx512_bf16", "amx_emulated"}) {
       const ForcedIsa forced(isa);
       try {
         list.push_back({fmt::format("cpu, {}", isa), open_cpu_device(1, 0)});
       } catch (const Error&) {  // not of this machine
       }
+    }
+    if (const CudaStatus status = probe_cuda(); !status.devices.empty() && status.devices[0].usable()) {
+      list.push_back({"cuda", open_device("cuda")});
+      list.push_back({"cuda, again", open_device("cuda"), int(list.size()) - 1});
     }
     return list;
   }();
@@ -85,12 +91,13 @@ inline void expect_like_ref(const Body& body, const std::string& what = "") {
   Bench oracle(ref_device());
   std::vector<HostTensor> expected;
   for (const Tensor& t : body(oracle)) expected.push_back(download(oracle.s, t));
-  std::vector<std::string> first_bits;
+  std::vector<std::vector<std::string>> bits;  // of each device, of each output
   for (const TestedDevice& tested : tested_devices()) {
     const ScopedTrace trace_device(__FILE__, __LINE__, tested.name);
     Bench bench(*tested.device);
     const Outputs outputs = body(bench);
     ASSERT_EQ(outputs.size(), expected.size());
+    std::vector<std::string>& mine = bits.emplace_back();
     for (size_t i = 0; i < outputs.size(); ++i) {
       const ScopedTrace trace_output(__FILE__, __LINE__,
                                      fmt::format("output {} {}", i, outputs[i].describe()));
@@ -104,10 +111,10 @@ inline void expect_like_ref(const Body& body, const std::string& what = "") {
       } else {
         EXPECT_METRIC(got, expected[i], bound_of(outputs[i].dtype));
       }
-      const std::string bits = read_bits(bench.s, outputs[i]);
-      if (&tested == &tested_devices()[0]) first_bits.push_back(bits);
-      if (tested.same_bits_as_first) {
-        EXPECT_TRUE(bits == first_bits[i]) << "other bits than one thread gives";
+      mine.push_back(read_bits(bench.s, outputs[i]));
+      if (tested.same_bits_as >= 0) {
+        EXPECT_TRUE(mine[i] == bits[size_t(tested.same_bits_as)][i])
+            << "other bits than " << tested_devices()[size_t(tested.same_bits_as)].name << " gives";
       }
     }
     if (Test::HasFailure()) return;  // the others would only repeat it
@@ -120,6 +127,7 @@ inline void expect_refused(const std::function<void(Bench&)>& body, const std::s
     Bench bench(*tested.device);
     try {
       body(bench);
+      on(bench.s).synchronize();  // a GPU meets wrong indices only then
       ADD_FAILURE() << tested.name << " took it";
     } catch (const InternalError& e) {
       EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();

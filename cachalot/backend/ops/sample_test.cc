@@ -38,6 +38,35 @@ TEST(Sample, DrawsWhatRefDraws) {
                           top_p));
 }
 
+// Many ties, both zeros, infinities and NaN among more candidates than are sorted by comparing.
+TEST(Sample, DrawsWhatRefDrawsFromManyTiedAndSpecialLogits) {
+  for (const double temperature : {0.05, 1.0, 40.0})
+    for (const double top_p : {1.0, 0.7})
+      for (const bool infinite : {false, true})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              constexpr int64_t kRows = 6, kVocabulary = 5000;
+              std::vector<double> logits;
+              for (int64_t i = 0; i < kRows * kVocabulary; ++i) {
+                const int64_t kind = int64_t(random_uniform(9, 1, uint64_t(i)) * 40);
+                logits.push_back(kind == 0               ? NAN
+                                 : kind == 1             ? -INFINITY
+                                 : kind == 2             ? -0.0
+                                 : kind == 3 && infinite ? INFINITY
+                                                         : double(kind % 7) - 4);
+              }
+              const Tensor tokens = b.t.garbage(DType::i32, 1, kRows);
+              on(b.s).sample({.logits = b.t.values(DType::f32, kRows, kVocabulary, logits),
+                              .positions = b.t.indices(range(kRows)),
+                              .tokens = tokens,
+                              .temperature = temperature,
+                              .top_p = top_p,
+                              .seed = 5});
+              return {tokens};
+            },
+            fmt::format("temperature {}, top_p {}, infinite {}", temperature, top_p, infinite));
+}
+
 TEST(Sample, EqualLogitsAreTakenInTheOrderOfTheirIds) {
   for (const double temperature : {0.0, 1.0})
     for (const int64_t top_k : {0, 3})

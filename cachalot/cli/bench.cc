@@ -1,0 +1,252 @@
+// cachalot bench: what this machine can do, and how much of it cachalot uses.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "backend/ceilings.h"
+#include "base/cpu.h"
+#include "base/error.h"
+#include "base/files.h"
+#include "base/json.h"
+#include "base/text.h"
+#include "cli/bench_steps.h"
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "config/params.h"
+#include "nn/recipe.h"
+
+namespace cachalot::cli {
+
+namespace {
+
+const std::vector<std::string> kParts{"gemm", "train", "prefill", "decode"};
+constexpr int64_t kCeilingBytes = int64_t(256) << 20;
+
+struct Options {
+  std::vector<std::string> parts;
+  std::string config = "configs/cpu-100m.json", device = "cpu", json;
+  int threads = 0;
+  int64_t batch = 0, seq_len = 0, lines = 12;
+  GenerateBench generate;
+  double seconds = 3;
+
+  bool wants(const std::string& part) const {
+    return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
+  }
+};
+
+std::string flops(double per_second) {
+  return per_second >= 1e12 ? fmt::format("{:.2f} TFLOP/s", per_second * 1e-12)
+                            : fmt::format("{:.1f} GFLOP/s", per_second * 1e-9);
+}
+std::string moved(double per_second) {
+  return per_second >= 1e12 ? fmt::format("{:.2f} TB/s", per_second * 1e-12)
+                            : fmt::format("{:.1f} GB/s", per_second * 1e-9);
+}
+
+double product_ceiling(const Ceilings& c, DType dtype) {
+  return dtype == DType::f32 ? c.f32_flops : c.bf16_flops;
+}
+
+Json show_ceilings(const Ceilings& c) {
+  fmt::print("ceilings   products f32 {}, bf16 {}\n           memory, {}: reading {}, copying {}\n",
+             flops(c.f32_flops), flops(c.bf16_flops), human_bytes(double(c.bytes)), moved(c.read_bytes),
+             moved(c.copy_bytes));
+  return {{"f32_flops_per_second", c.f32_flops},
+          {"bf16_flops_per_second", c.bf16_flops},
+          {"read_bytes_per_second", c.read_bytes},
+          {"copy_bytes_per_second", c.copy_bytes},
+          {"working_set_bytes", c.bytes}};
+}
+
+Json bench_gemm(Device& device, const Ceilings& c, double seconds) {
+  Json rows = Json::array();
+  fmt::print("\nproducts   C = A B^T, M = N = K\n");
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const int64_t n : {256, 512, 1024, 2048}) {
+      const double rate = 2.0 * double(n * n * n) / time_gemm(device, dtype, n, n, n, seconds / 4);
+      const double share = rate / product_ceiling(c, dtype);
+      fmt::print("  {:<5}{:>6}  {:>14} {:>5.0f} % of the ceiling\n", name_of(dtype), n, flops(rate),
+                 100 * share);
+      rows.push_back({{"format", name_of(dtype)}, {"n", n}, {"flops_per_second", rate}, {"share", share}});
+    }
+  return rows;
+}
+
+// How near an operation is to the limit that binds it: few rows against many weights are bound by memory.
+struct Rate {
+  std::string text;
+  double share = 0;
+};
+Rate rate_of(const ProfileLine& line, const Ceilings& c, DType dtype) {
+  const double by_flops = line.cost.flops / line.seconds, by_bytes = line.cost.bytes / line.seconds;
+  const double of_flops = by_flops / product_ceiling(c, dtype);
+  const double of_bytes = by_bytes / (line.cost.kind == CostKind::memory ? c.copy_bytes : c.read_bytes);
+  return of_flops > of_bytes ? Rate{flops(by_flops), of_flops} : Rate{moved(by_bytes), of_bytes};
+}
+
+void print_profile(const Profile& profile, const Ceilings& c, DType dtype, int64_t most) {
+  const double all = profile.seconds();
+  const auto print = [&](const ProfileLine& line, const std::string& name) {
+    const Rate rate = rate_of(line, c, dtype);
+    fmt::print("  {:<20} {:<44} {:>5} {:>10.3f} {:>5.1f} % {:>14} {:>5.0f} %\n", name, line.cost.shape,
+               line.calls, 1e3 * line.seconds, 100 * line.seconds / all, rate.text, 100 * rate.share);
+  };
+  fmt::print("  {:<20} {:<44} {:>5} {:>10} {:>7} {:>14} {:>7}\n", "operation, alone", "shape", "calls", "ms",
+             "share", "rate", "of limit");
+  int64_t shown = 0;
+  ProfileLine rest{.op = ""};
+  for (const ProfileLine& line : profile.lines()) {
+    if (shown++ < most) {
+      print(line, line.op);
+      continue;
+    }
+    rest.calls += line.calls, rest.seconds += line.seconds;
+    rest.cost.flops += line.cost.flops, rest.cost.bytes += line.cost.bytes;
+  }
+  if (rest.calls) print(rest, fmt::format("{} more", shown - most));
+}
+
+Json profile_json(const Profile& profile) {
+  Json rows = Json::array();
+  for (const ProfileLine& line : profile.lines())
+    rows.push_back({{"op", line.op},
+                    {"shape", line.cost.shape},
+                    {"calls", line.calls},
+                    {"seconds", line.seconds},
+                    {"flops", line.cost.flops},
+                    {"bytes", line.cost.bytes}});
+  return rows;
+}
+
+// A step that is bound by products: its rate beside the rate of its own products run alone.
+Json show_step(const char* name, const StepTime& t, const Ceilings& c, DType dtype, int64_t lines) {
+  const ProfileLine products = t.profile.total(CostKind::product),
+                    attention = t.profile.total(CostKind::attention);
+  const double rate = (products.cost.flops + attention.cost.flops) / t.seconds,
+               product_rate = products.cost.flops / products.seconds;
+  fmt::print("\n{:<10} {} tokens in {:.4g} s ({} steps measured; the fastest {:.4g} s): {:.1f} tokens/s\n", name,
+             t.tokens, t.seconds, t.repeats, t.least, double(t.tokens) / t.seconds);
+  fmt::print("           {}: {:.0f} % of the rate of its own products ({})\n", flops(rate),
+             100 * rate / product_rate, flops(product_rate));
+  print_profile(t.profile, c, dtype, lines);
+  return {{"tokens", t.tokens},
+          {"seconds", t.seconds},
+          {"fastest_seconds", t.least},
+          {"steps", t.repeats},
+          {"tokens_per_second", double(t.tokens) / t.seconds},
+          {"flops_per_second", rate},
+          {"product_flops_per_second", product_rate},
+          {"share_of_products", rate / product_rate},
+          {"operations", profile_json(t.profile)}};
+}
+
+// A decoding step is bound by what it reads: weights of the experts in use and the cache.
+Json show_decode(const StepTime& t, Device& device, const Ceilings& c, DType dtype, int64_t lines) {
+  double bytes = 0;
+  for (const ProfileLine& line : t.profile.lines())
+    if (line.cost.kind != CostKind::memory) bytes += line.cost.bytes;
+  const double rate = bytes / t.seconds;
+  const double limit = measure_ceilings(device, int64_t(bytes), 0.3).read_bytes;
+  fmt::print("\n{:<10} a step of {} tokens in {:.3f} ms: {:.1f} tokens/s\n", "decode", t.tokens,
+             1e3 * t.seconds, double(t.tokens) / t.seconds);
+  fmt::print("           reads {} at {}: {:.0f} % of {} measured over as much memory\n", human_bytes(bytes),
+             moved(rate), 100 * rate / limit, moved(limit));
+  print_profile(t.profile, c, dtype, lines);
+  return {{"tokens", t.tokens},
+          {"seconds", t.seconds},
+          {"tokens_per_second", double(t.tokens) / t.seconds},
+          {"bytes", bytes},
+          {"bytes_per_second", rate},
+          {"read_bytes_per_second_at_this_size", limit},
+          {"share_of_reading", rate / limit},
+          {"operations", profile_json(t.profile)}};
+}
+
+void run(const Options& o) {
+  for (const std::string& part : o.parts)
+    if (std::find(kParts.begin(), kParts.end(), part) == kParts.end()) {
+      const std::string close = nearest(part, kParts);
+      throw Error(fmt::format("bench has no part \"{}\"", part))
+          .hint(close.empty() ? "gemm, train, prefill, decode" : "did you mean " + close + "?");
+    }
+  RunConfig config = load_run_config(o.config, {});
+  config.train.precision = o.generate.precision;
+  if (o.batch) config.train.batch = o.batch, config.train.micro_batch = 0;
+  if (o.seq_len) config.train.seq_len = o.seq_len;
+  const int64_t vocab = config.tokenizer.vocab_size;
+  const ModelConfig model = resolve_model(config, vocab, 0, o.config);
+  const DType dtype = Recipe::of(parse_precision(o.generate.precision)).act;
+
+  const auto device = open_device(o.device, {.threads = o.threads});
+  fmt::print("machine    {}, {}\n", device->name(), cpu_model_name());
+  fmt::print("model      {}: {} parameters, {} active a token; {}\n", o.config,
+             human_count(double(parameter_count(parameter_table(model)))),
+             human_count(double(active_parameter_count(model))), o.generate.precision);
+  const Ceilings ceilings = measure_ceilings(*device, kCeilingBytes, std::min(1.0, o.seconds / 3));
+  Json report{{"device", device->name()},
+              {"cpu", cpu_model_name()},
+              {"config", o.config},
+              {"precision", o.generate.precision},
+              {"time", int64_t(std::time(nullptr))},
+              {"ceilings", show_ceilings(ceilings)}};
+  std::fflush(stdout);
+  if (o.wants("gemm")) report["gemm"] = bench_gemm(*device, ceilings, o.seconds);
+  std::fflush(stdout);
+  if (o.wants("train"))
+    report["train"] = show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype,
+                                o.lines);
+  std::fflush(stdout);
+  if (o.wants("prefill"))
+    report["prefill"] = show_step("prefill", bench_prefill(*device, model, o.generate, o.seconds), ceilings,
+                                  dtype, o.lines);
+  std::fflush(stdout);
+  if (o.wants("decode"))
+    report["decode"] = show_decode(bench_decode(*device, model, o.generate, o.seconds), *device, ceilings,
+                                   dtype, o.lines);
+  if (!o.json.empty()) write_file_atomic(o.json, report.dump(1) + "\n");
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* c = app.add_subcommand("bench", "measure this machine and how much of it cachalot uses");
+  c->add_option("PART", o->parts, "gemm, train, prefill, decode [all of them]");
+  c->add_option("--config", o->config, "training configuration whose model and batch are measured")
+      ->capture_default_str();
+  c->add_option("--precision", o->generate.precision, "f32 or bf16")->capture_default_str();
+  c->add_option("--device", o->device, "cpu, cuda, cuda:N")->capture_default_str();
+  c->add_option("--threads", o->threads, "threads of the cpu; 0: all that the machine or container allows")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  c->add_option("--batch", o->batch, "train: sequences of a step [of the configuration]")
+      ->check(CLI::Range(1, 1 << 20));
+  c->add_option("--seq-len", o->seq_len, "train: tokens of a sequence [of the configuration]")
+      ->check(CLI::Range(1, 1 << 20));
+  c->add_option("--context", o->generate.context, "prefill, decode: tokens of the prompt")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  c->add_option("--sequences", o->generate.sequences, "decode: sequences of a step")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  c->add_option("--new-tokens", o->generate.new_tokens, "decode: tokens of a sequence, one run")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  c->add_option("--speculate", o->generate.speculate, "decode: MTP depths that draft")->capture_default_str();
+  c->add_option("--seconds", o->seconds, "at least so long for each part")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+  c->add_option("--lines", o->lines, "operations shown; 0: their sum only")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  c->add_option("--json", o->json, "write everything, all operations included, to this file");
+  c->callback([o] { run(*o); });
+}
+
+}  // namespace cachalot::cli

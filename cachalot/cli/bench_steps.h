@@ -1,0 +1,38 @@
+// The whole steps that `cachalot bench` measures, on random weights and random tokens: what a model costs
+// does not depend on what it knows. (The router's choices do: random weights spread tokens over all experts.)
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "backend/profile/profile_device.h"
+#include "config/model.h"
+#include "train/config.h"
+
+namespace cachalot::cli {
+
+struct StepTime {
+  double seconds = 0;  // of one step, median
+  double least = 0;    // the fastest
+  int64_t repeats = 0;
+  int64_t tokens = 0;  // of one step
+  Profile profile;     // of one step, run once more with every operation timed alone
+};
+
+// An optimizer step of train.batch sequences of train.seq_len tokens, AdamW and balancing included.
+StepTime bench_train(Device& device, const ModelConfig& model, const TrainSection& train, double seconds);
+
+struct GenerateBench {
+  int64_t context = 512;  // tokens of the prompt
+  int64_t sequences = 1;
+  int64_t speculate = 0;
+  int64_t new_tokens = 32;
+  std::string precision = "bf16";
+};
+// A prompt of `context` tokens through the cache, one sequence.
+StepTime bench_prefill(Device& device, const ModelConfig& model, const GenerateBench& bench, double seconds);
+// A decoding step of all sequences behind prompts of `context` tokens. seconds is the mean step of the median
+// run.
+StepTime bench_decode(Device& device, const ModelConfig& model, const GenerateBench& bench, double seconds);
+
+}  // namespace cachalot::cli
