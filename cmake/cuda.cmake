@@ -32,8 +32,10 @@ find_package(CUDAToolkit REQUIRED)
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backend/cuda/*.cu)
 add_library(cachalot_cuda STATIC ${cuda_sources})
 set_target_properties(cachalot_cuda PROPERTIES
-  CUDA_ARCHITECTURES "80-real;80-virtual"  # portable: any card from Ampere on
+  # Portable: any card from Ampere on. Machine code for Ampere and Hopper, so that nothing is compiled at start
+  # there; PTX for the rest.
+  CUDA_ARCHITECTURES "80-real;90-real;80-virtual"
   # The options of the C++ files are g++'s; nvcc passes them on only behind -Xcompiler.
-  COMPILE_OPTIONS "-Werror;all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
-target_link_libraries(cachalot_cuda PUBLIC cachalot_base cachalot_tensor CUDA::cudart_static)
+  COMPILE_OPTIONS "--expt-relaxed-constexpr;-Werror;all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
+target_link_libraries(cachalot_cuda PUBLIC cachalot_base cachalot_tensor CUDA::cudart_static CUDA::cublasLt)
 target_link_libraries(cachalot_backend PUBLIC cachalot_cuda)

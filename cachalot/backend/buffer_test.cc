@@ -1,5 +1,6 @@
 #include "backend/buffer.h"
 
+#include "backend/cuda/cuda.h"
 #include "backend/host_memory.h"
 #include "backend/testing.h"
 
@@ -167,7 +168,7 @@ TEST(OpenDevice, RefusesUnknownNamesWithTheNearest) {
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "there is no device \"gpu\"");
-    EXPECT_NE(e.hint().find("cpu, ref, fake, plan"), std::string::npos) << e.hint();
+    EXPECT_NE(e.hint().find("cpu, cuda[:N], ref, fake, plan"), std::string::npos) << e.hint();
   }
   try {
     open_device("fakee");
@@ -177,14 +178,33 @@ TEST(OpenDevice, RefusesUnknownNamesWithTheNearest) {
   }
 }
 
-TEST(OpenDevice, CudaSaysWhatIsFoundAndThatModelsRunOnTheCpu) {
-  for (const char* name : {"cuda", "cuda:1"}) {
+TEST(OpenDevice, CudaOpensTheCardOrSaysWhatIsFoundAndWhatToDo) {
+  const CudaStatus status = probe_cuda();
+  const bool usable = !status.devices.empty() && status.devices[0].usable();
+  for (const std::string name : {"cuda", "cuda:0", "cuda:63"}) {
+    if (usable && name != "cuda:63") {
+      EXPECT_NE(open_device(name)->name().find(status.devices[0].name), std::string::npos);
+      continue;
+    }
     try {
       open_device(name);
-      FAIL();
+      FAIL() << name;
     } catch (const Error& e) {
-      EXPECT_NE(std::string(e.what()).find("models run on cpu"), std::string::npos) << e.what();
-      EXPECT_NE(e.hint().find("cpu"), std::string::npos) << e.hint();
+      const std::string found = status.devices.empty() ? status.message : "cuda:";
+      EXPECT_NE(std::string(e.what()).find(found), std::string::npos) << e.what();
+      EXPECT_FALSE(e.hint().empty());
+    }
+  }
+}
+
+TEST(OpenDevice, ACardIsANumber) {
+  for (const char* name : {"cuda:", "cuda:one", "cuda:-1", "cuda:1 ", "cuda:123456789012"}) {
+    try {
+      open_device(name);
+      FAIL() << name;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("not the number of a card"), std::string::npos) << e.what();
+      EXPECT_NE(e.hint().find("cuda:0"), std::string::npos) << e.hint();
     }
   }
 }

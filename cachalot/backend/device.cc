@@ -2,7 +2,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_device.h"
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/cuda_device.h"
 #include "backend/fake/fake_device.h"
 #include "backend/fake/plan_device.h"
 #include "backend/ref/ref_backend.h"
@@ -16,15 +16,18 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
   if (name == "ref") return open_ref_device();
   if (name == "fake") return open_fake_device({.threads = options.threads, .seed = options.fake_seed});
   if (name == "plan") return open_plan_device();
-  if (name == "cuda" || name.starts_with("cuda:")) {
-    const CudaStatus status = probe_cuda();
-    throw Error(fmt::format("device \"{}\": models run on cpu in this version; {}", name, status.message))
-        .hint(status.hint.empty() ? "use the device cpu" : "use the device cpu; for CUDA: " + status.hint);
+  if (name == "cuda") return open_cuda_device(0);
+  if (name.starts_with("cuda:")) {
+    const std::string digits = name.substr(5);
+    if (digits.empty() || digits.size() > 3 || digits.find_first_not_of("0123456789") != std::string::npos)
+      throw Error(fmt::format("device \"{}\": \"{}\" is not the number of a card", name, digits))
+          .hint("write cuda, or cuda:0, cuda:1, ...");
+    return open_cuda_device(std::stoi(digits));
   }
   const std::string close = nearest(name, {"cpu", "ref", "fake", "plan", "cuda"});
   throw Error(fmt::format("there is no device \"{}\"", name))
-      .hint(
-          fmt::format("{}known: cpu, ref, fake, plan", close.empty() ? "" : "did you mean " + close + "? "));
+      .hint(fmt::format("{}known: cpu, cuda[:N], ref, fake, plan",
+                        close.empty() ? "" : "did you mean " + close + "? "));
 }
 
 }  // namespace cachalot

@@ -25,15 +25,15 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t first)
   return tokens;
 }
 
-// Calls `run`, which returns the seconds of a step, for at least `seconds` and three times.
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Calls `run`, which returns the seconds of a step, for at least `seconds` in all and three times.
 StepTime repeat(double seconds, int64_t tokens, const std::function<double()>& run) {
   run();  // page faults, caches, libraries that load at the first call
   std::vector<double> times;
-  double spent = 0;
-  while (times.size() < 3 || spent < seconds) {
-    times.push_back(run());
-    spent += times.back();
-  }
+  for (const double begin = now(); times.size() < 3 || now() - begin < seconds;) times.push_back(run());
   std::sort(times.begin(), times.end());
   return {.seconds = times[times.size() / 2],
           .least = times[0],
@@ -112,9 +112,9 @@ StepTime bench_train(Device& device, const ModelConfig& model, const TrainSectio
   {
     TrainRun run(device, model, train, plan.arena);
     time = repeat(seconds, train.tokens_per_step(), [&] {
-      const auto begin = std::chrono::steady_clock::now();
+      const double begin = now();
       run.step();
-      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      return now() - begin;
     });
   }
   const auto profiled = open_profile_device(device, time.profile);

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/cpu/kernels.h"
 #include "backend/cuda/cuda.h"
 #include "base/cpu.h"
 #include "base/error.h"
@@ -55,9 +56,19 @@ Finding cpu_finding() {
   if (caches.l2)
     f.found += fmt::format("\ncaches: L1d {}, L2 {}, L3 {}", human_bytes(double(caches.l1d)),
                            human_bytes(double(caches.l2)), human_bytes(double(caches.l3)));
-  f.facts = {{"model", model},       {"cores_available", cores}, {"cores_online", online},
-             {"features", flags},    {"l1d_bytes", caches.l1d},  {"l2_bytes", caches.l2},
-             {"l3_bytes", caches.l3}};
+  // A process that is forced to a set of kernels says so here; one that is forced to a missing one stops.
+  const std::string kernels = cpu::choose_kernels().isa;
+  f.found += fmt::format("\nproducts run on {}{}", kernels,
+                         std::getenv("CACHALOT_ISA") ? ", as CACHALOT_ISA says" : "");
+  Json choices = Json::object();
+  for (int i = 0; i < cpu::kKernelChoices; ++i) {
+    const cpu::KernelChoice& c = cpu::kernel_choices()[i];
+    choices[c.isa] = {{"runs", c.runs}, {"why", c.why}};
+    f.found += fmt::format("\n  {:<12} {}", c.isa, c.why);
+  }
+  f.facts = {{"model", model},        {"cores_available", cores}, {"cores_online", online},
+             {"features", flags},     {"l1d_bytes", caches.l1d},  {"l2_bytes", caches.l2},
+             {"l3_bytes", caches.l3}, {"kernels", kernels},       {"kernel_choices", choices}};
   if (cores < online) {
     f.cost = "an affinity mask or a container's CPU limit keeps the other cores away";
     f.remedy = "raise the limit (taskset, docker --cpus, the job's request) if the machine is yours";

@@ -202,8 +202,7 @@ void add_generate(CLI::App& app) {
   c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")
       ->capture_default_str();
   c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
-  c->add_option("--device", o->device, "cpu or ref (the slow double-precision oracle)")
-      ->check(CLI::IsMember({"cpu", "ref", "cuda"}))  // cuda: open_device says what is missing
+  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref (the slow double-precision oracle)")
       ->capture_default_str();
   c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
       ->check(CLI::Range(0, 4096))

@@ -1,4 +1,4 @@
-// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|ref] [--train.lr 1e-4 ...]
+// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|cuda[:N]|ref] [--train.lr 1e-4 ...]
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -56,8 +56,7 @@ void add_pretrain(CLI::App& app) {
   c->add_flag("--overwrite", o->overwrite, "replace the run that is there");
   c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
       ->check(CLI::Range(0, 4096));
-  c->add_option("--device", o->device, "cpu, or ref: slow and exact")
-      ->check(CLI::IsMember({"cpu", "ref"}))
+  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")
       ->capture_default_str();
 
   std::vector<std::string> keys;

@@ -4,12 +4,13 @@
 
 namespace cachalot {
 
-CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences)
+CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences,
+                       int64_t table_width)
     : attend_(attend) {
   CHECK(attend != Attend::self && !sequences.empty());
   page_size_ = sequences[0].pages->page_size();
   std::vector<int32_t> tokens, positions, slots, key_slots, key_starts{0}, kv_lens;
-  size_t widest = 0;  // pages of the longest sequence
+  size_t widest = size_t(table_width);  // pages of the longest sequence
   for (const CacheRows& q : sequences) {
     const int64_t rows = int64_t(q.tokens.size()), length = q.first + rows;
     tokens.insert(tokens.end(), q.tokens.begin(), q.tokens.end());

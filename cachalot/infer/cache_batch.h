@@ -23,7 +23,8 @@ struct CacheRows {
 //   model.forward(s, arena, batch.view(pack), options);
 class CacheBatch {
  public:
-  CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences);
+  // absorb: the page table is at least `table_width` pages wide, so that shapes need not grow with sequences.
+  CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows> sequences, int64_t table_width = 0);
 
   TokenBatch view(const IndexPack& pack) const;  // after the upload
   int64_t rows() const { return starts_.back(); }

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "backend/cuda/cuda.h"
+#include "backend/cuda/cuda_device.h"
 #include "backend/fake/fake_device.h"
 #include "base/json.h"
 #include "model/load.h"
@@ -28,6 +30,15 @@ ModelConfig tiny_config() {
   c.max_position_embeddings = 100, c.initializer_range = 0.4;
   c.validate("tiny");
   return c;
+}
+
+// The CPU, and a GPU where there is one.
+std::vector<std::unique_ptr<Device>> devices() {
+  std::vector<std::unique_ptr<Device>> list;
+  list.push_back(open_device("cpu", {.threads = 2}));
+  const CudaStatus status = probe_cuda();
+  if (!status.devices.empty() && status.devices[0].usable()) list.push_back(open_device("cuda"));
+  return list;
 }
 
 struct Model {
@@ -162,11 +173,14 @@ void expect_all_ways(Model& m, const Tokens& prompt, const Tokens& truth) {
 }
 
 TEST(Engine, EveryWayOfDecodingGivesTheTokensOfFullRecomputation) {
-  Model m = Model::tiny(open_device("cpu", {.threads = 2}));
-  for (const Tokens& prompt :
-       {Tokens{2}, Tokens{1, 4}, Tokens{0, 3, 1}, Tokens{4, 4, 0, 1, 2, 3, 0, 1, 1, 2, 4}}) {
-    SCOPED_TRACE(fmt::format("prompt of {}", prompt.size()));
-    expect_all_ways(m, prompt, recompute(m, prompt, 40));
+  for (auto& device : devices()) {
+    SCOPED_TRACE(device->name());
+    Model m = Model::tiny(std::move(device));
+    for (const Tokens& prompt :
+         {Tokens{2}, Tokens{1, 4}, Tokens{0, 3, 1}, Tokens{4, 4, 0, 1, 2, 3, 0, 1, 1, 2, 4}}) {
+      SCOPED_TRACE(fmt::format("prompt of {}", prompt.size()));
+      expect_all_ways(m, prompt, recompute(m, prompt, 40));
+    }
   }
 }
 
@@ -213,48 +227,57 @@ TEST(Engine, SpeculationGivesThePlainTokensAtAnyTemperature) {
 }
 
 TEST(Engine, Bf16SpeculationGivesThePlainBf16Tokens) {
-  Model m = Model::tiny(open_device("cpu", {.threads = 2}), Precision::bf16);
-  const Request r{.prompt = {3, 0, 2, 2, 1}, .max_new_tokens = 60};
-  const Tokens plain = m.engine({.max_context = 80})->generate(r).tokens;
-  EXPECT_EQ(plain.size(), 60u);
-  for (const int64_t depth : {1, 2})
-    EXPECT_EQ(m.engine({.max_context = 80, .speculate = depth})->generate(r).tokens, plain);
+  for (auto& device : devices()) {
+    SCOPED_TRACE(device->name());
+    Model m = Model::tiny(std::move(device), Precision::bf16);
+    const Request r{.prompt = {3, 0, 2, 2, 1}, .max_new_tokens = 60};
+    const Tokens plain = m.engine({.max_context = 80})->generate(r).tokens;
+    EXPECT_EQ(plain.size(), 60u);
+    for (const int64_t depth : {1, 2})
+      EXPECT_EQ(m.engine({.max_context = 80, .speculate = depth})->generate(r).tokens, plain);
+  }
 }
 
 TEST(Engine, SequencesDecodedTogetherDoNotSeeEachOther) {
-  Model m = Model::tiny(open_device("cpu", {.threads = 2}));
-  const std::vector<Request> requests{
-      {.prompt = {1, 2, 3}, .max_new_tokens = 17},
-      {.prompt = {4}, .max_new_tokens = 40, .sampling = {.temperature = 1, .seed = 8}},
-      {.prompt = {0, 0, 1, 3, 2, 4, 1}, .max_new_tokens = 1},
-      {.prompt = {2, 2}, .max_new_tokens = 0},
-      {.prompt = {3, 1, 4, 1},
-       .max_new_tokens = 33,
-       .sampling = {.temperature = 0.5, .top_p = 0.9, .seed = 2}},
-      {.prompt = {1, 2, 3}, .max_new_tokens = 25, .end_tokens = {2}},
-  };
-  for (const int64_t speculate : {0, 2}) {
-    const auto alone = m.engine({.max_context = 50, .speculate = speculate, .page_size = 4});
-    const auto together = m.engine(
-        {.max_context = 50, .max_sequences = 3, .prefill_chunk = 2, .speculate = speculate, .page_size = 4});
-    std::vector<Tokens> streamed(requests.size());
-    const auto completions = together->generate(requests, [&](size_t i, std::span<const int32_t> tokens) {
-      streamed[i].insert(streamed[i].end(), tokens.begin(), tokens.end());
-      return true;
-    });
-    const Statistics statistics = together->statistics();
-    std::vector<int64_t> accepted(size_t(speculate), 0);
-    for (size_t i = 0; i < requests.size(); ++i) {
-      SCOPED_TRACE(i);
-      const Completion c = alone->generate(requests[i]);
-      for (size_t k = 0; k < accepted.size(); ++k) accepted[k] += alone->statistics().accepted[k];
-      EXPECT_EQ(completions[i].tokens, c.tokens);
-      EXPECT_EQ(completions[i].finish, c.finish);
-      Tokens shown = c.tokens;
-      if (c.finish == Finish::end_token) shown.pop_back();
-      EXPECT_EQ(streamed[i], shown);
+  for (auto& device : devices()) {
+    SCOPED_TRACE(device->name());
+    Model m = Model::tiny(std::move(device));
+    const std::vector<Request> requests{
+        {.prompt = {1, 2, 3}, .max_new_tokens = 17},
+        {.prompt = {4}, .max_new_tokens = 40, .sampling = {.temperature = 1, .seed = 8}},
+        {.prompt = {0, 0, 1, 3, 2, 4, 1}, .max_new_tokens = 1},
+        {.prompt = {2, 2}, .max_new_tokens = 0},
+        {.prompt = {3, 1, 4, 1},
+         .max_new_tokens = 33,
+         .sampling = {.temperature = 0.5, .top_p = 0.9, .seed = 2}},
+        {.prompt = {1, 2, 3}, .max_new_tokens = 25, .end_tokens = {2}},
+    };
+    for (const int64_t speculate : {0, 2}) {
+      const auto alone = m.engine({.max_context = 50, .speculate = speculate, .page_size = 4});
+      const auto together = m.engine({.max_context = 50,
+                                      .max_sequences = 3,
+                                      .prefill_chunk = 2,
+                                      .speculate = speculate,
+                                      .page_size = 4});
+      std::vector<Tokens> streamed(requests.size());
+      const auto completions = together->generate(requests, [&](size_t i, std::span<const int32_t> tokens) {
+        streamed[i].insert(streamed[i].end(), tokens.begin(), tokens.end());
+        return true;
+      });
+      const Statistics statistics = together->statistics();
+      std::vector<int64_t> accepted(size_t(speculate), 0);
+      for (size_t i = 0; i < requests.size(); ++i) {
+        SCOPED_TRACE(i);
+        const Completion c = alone->generate(requests[i]);
+        for (size_t k = 0; k < accepted.size(); ++k) accepted[k] += alone->statistics().accepted[k];
+        EXPECT_EQ(completions[i].tokens, c.tokens);
+        EXPECT_EQ(completions[i].finish, c.finish);
+        Tokens shown = c.tokens;
+        if (c.finish == Finish::end_token) shown.pop_back();
+        EXPECT_EQ(streamed[i], shown);
+      }
+      EXPECT_EQ(statistics.accepted, accepted);  // nor do their drafters
     }
-    EXPECT_EQ(statistics.accepted, accepted);  // nor do their drafters
   }
 }
 
@@ -331,6 +354,23 @@ TEST(Engine, ADecodingStepWaitsOnceAndGivesTheSameTokensOnTheFakeDevice) {
     EXPECT_EQ(after.downloads - before.downloads, 1 + engine->statistics().steps);
     EXPECT_EQ(after.uploads - before.uploads, 3 + engine->statistics().steps);
     EXPECT_EQ(c.tokens, truth.engine(options)->generate(r).tokens);
+  }
+}
+
+// The same of a real queue: the driver is asked for nothing in a step, and waited for once.
+TEST(Engine, ADecodingStepOnAGpuTakesNothingAndWaitsOnce) {
+  const CudaStatus status = probe_cuda();
+  if (status.devices.empty() || !status.devices[0].usable()) GTEST_SKIP() << status.message;
+  Model m = Model::tiny(open_device("cuda"));
+  const Request r{.prompt = {3, 0, 2, 2, 1, 4, 0}, .max_new_tokens = 30};
+  for (const int64_t speculate : {0, 2}) {
+    const auto engine = m.engine({.max_context = 60, .prefill_chunk = 3, .speculate = speculate});
+    on(m.stream).synchronize();
+    const CudaCounters before = cuda_counters();
+    engine->generate(r);
+    const CudaCounters after = cuda_counters();
+    EXPECT_EQ(after.allocations, before.allocations);
+    EXPECT_EQ(after.waits - before.waits, 1 + engine->statistics().steps);  // 1: the end of the prompt
   }
 }
 
@@ -440,16 +480,19 @@ TEST_P(EngineGolden, ContinuationsAreIdenticalInEveryWayOfDecoding) {
   if (!GetParam().shipped && !std::filesystem::exists(directory))
     GTEST_SKIP() << "needs ../shared/golden/" << GetParam().name;
   const Json reference = read_json_file(directory + "/reference.json");
-  Model m = Model::load(directory + "/model", open_device("cpu", {.threads = 2}));
-  bool first = true;
-  for (const auto& g : reference.at("greedy")) {
-    const auto prompt = g.at("prompt").get<Tokens>(), truth = g.at("continuation").get<Tokens>();
-    SCOPED_TRACE(fmt::format("prompt of {}", prompt.size()));
-    if (first) {
-      EXPECT_EQ(recompute(m, prompt, int64_t(truth.size())), truth);
+  for (auto& device : devices()) {
+    SCOPED_TRACE(device->name());
+    Model m = Model::load(directory + "/model", std::move(device));
+    bool first = true;
+    for (const auto& g : reference.at("greedy")) {
+      const auto prompt = g.at("prompt").get<Tokens>(), truth = g.at("continuation").get<Tokens>();
+      SCOPED_TRACE(fmt::format("prompt of {}", prompt.size()));
+      if (first) {
+        EXPECT_EQ(recompute(m, prompt, int64_t(truth.size())), truth);
+      }
+      first = false;
+      expect_all_ways(m, prompt, truth);
     }
-    first = false;
-    expect_all_ways(m, prompt, truth);
   }
 }
 

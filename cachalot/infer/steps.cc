@@ -1,6 +1,7 @@
 #include "infer/steps.h"
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 
 namespace cachalot {
@@ -15,6 +16,13 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
 
 void append(std::vector<int32_t>& to, const std::vector<int32_t>& more) {
   to.insert(to.end(), more.begin(), more.end());
+}
+
+// The likeliest token needs no seed.
+Sampling plain(Sampling s) { return s.temperature > 0 ? s : Sampling{}; }
+
+bool equal(const Sampling& a, const Sampling& b) {
+  return a.temperature == b.temperature && a.top_p == b.top_p && a.top_k == b.top_k && a.seed == b.seed;
 }
 
 }  // namespace
@@ -47,6 +55,10 @@ Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, 
   for (int64_t k = 0; k < options.speculate; ++k)
     windows_.push_back(make_tensor(static_cast<uint8_t*>(window_buffer_.data()) + k * bytes, recipe_.act,
                                    rows, config.hidden_size));
+}
+
+int64_t Steps::table_width() const {
+  return (options_.max_context + options_.page_size - 1) / options_.page_size;
 }
 
 int64_t Steps::window_row(const Sequence& sequence, int64_t position) const {
@@ -169,7 +181,7 @@ Steps::Depth Steps::plan_depth(IndexPack& pack, int64_t k, std::span<Sequence* c
     rows.push_back(std::move(r));
     q.cached[size_t(k)] = std::max<int64_t>(n - k, 0);
   }
-  depth.batch.emplace(pack, Attend::absorb, rows);
+  depth.batch.emplace(pack, Attend::absorb, rows, table_width());
   depth.window = pack.add(std::move(window));
   depth.last_rows = pack.add(std::move(last_rows));
   depth.positions = pack.add(std::move(positions));
@@ -205,6 +217,16 @@ void Steps::draft(const IndexPack& pack, const Depth& depth, std::span<Sequence*
   }
 }
 
+void Steps::run_recorded(DecodeKey key, const std::function<void()>& work) {
+  if (recorded_.size() >= kMostGraphs && !recorded_.contains(key)) recorded_.clear();
+  Recorded& r = recorded_[std::move(key)];
+  // The first time as it comes: libraries load their kernels then, which a recording could not.
+  if (r.met && !r.graph) r.graph = on(stream_).capture(work);
+  if (r.graph) on(stream_).replay(r.graph);
+  else work();
+  r.met = true;
+}
+
 std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   arena_.clear();
   IndexPack pack;
@@ -228,7 +250,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     append(positions, range(n, q->drafts + 1));
     rows.push_back(std::move(r));
   }
-  const CacheBatch verify(pack, Attend::absorb, rows);
+  const CacheBatch verify(pack, Attend::absorb, rows, table_width());
   const size_t window_handle = pack.add(std::move(window)), positions_handle = pack.add(std::move(positions));
   pack.upload(stream_, arena_);
 
@@ -241,23 +263,42 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     tokens.push_back(drawn.slice_cols(at + q->drafts, q->drafts + 1));
     at += 2 * q->drafts + 1;
   }
-  for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
-
-  const TokenBatch batch = verify.view(pack);
-  for (size_t i = 0; i < sequences.size(); ++i)
-    if (drafts[i].cols > 0)
-      on(stream_).cast(
-          {.x = drafts[i], .y = batch.tokens.slice_cols(verify.first_row(i) + 1, drafts[i].cols)});
-  const Tensor hidden = trunk(batch);
-  if (!windows_.empty())
-    on(stream_).scatter_rows({.x = hidden, .rows = pack.view(window_handle), .y = windows_[0]});
-  Tensor logits = arena_.take(recipe_.stat, batch.rows, config_.vocab_size);
-  model_.head().logits(stream_, hidden, logits);
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const int64_t row = verify.first_row(i), count = tokens[i].cols;
-    sample(sequences[i]->sampling, logits.slice_rows(row, count),
-           pack.view(positions_handle).slice_cols(row, count), tokens[i]);
+  // All that the work below depends on, besides what the upload brought.
+  DecodeKey key;
+  for (const Sequence* q : sequences) {
+    const Sampling sampling = plain(q->sampling);
+    key.insert(key.end(), {q->drafts, std::bit_cast<int64_t>(sampling.temperature),
+                           std::bit_cast<int64_t>(sampling.top_p), sampling.top_k,
+                           std::bit_cast<int64_t>(sampling.seed)});
   }
+  for (const Depth& depth : plan)
+    for (size_t m = 0; m < depth.members.size(); ++m) key.push_back(depth.batch->first_row(m + 1));
+
+  run_recorded(std::move(key), [&] {
+    for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
+
+    const TokenBatch batch = verify.view(pack);
+    for (size_t i = 0; i < sequences.size(); ++i)
+      if (drafts[i].cols > 0)
+        on(stream_).cast(
+            {.x = drafts[i], .y = batch.tokens.slice_cols(verify.first_row(i) + 1, drafts[i].cols)});
+    const Tensor hidden = trunk(batch);
+    if (!windows_.empty())
+      on(stream_).scatter_rows({.x = hidden, .rows = pack.view(window_handle), .y = windows_[0]});
+    Tensor logits = arena_.take(recipe_.stat, batch.rows, config_.vocab_size);
+    model_.head().logits(stream_, hidden, logits);
+    // Neighbours without drafts lie side by side: those with the same settings draw together.
+    for (size_t i = 0, end = 0; i < sequences.size(); i = end) {
+      const Sampling sampling = plain(sequences[i]->sampling);
+      for (end = i + 1; end < sequences.size() && sequences[end]->drafts == 0 &&
+                        sequences[end - 1]->drafts == 0 && equal(plain(sequences[end]->sampling), sampling);)
+        ++end;
+      const int64_t row = verify.first_row(i), count = verify.first_row(end) - row;
+      Tensor to = tokens[i];
+      to.cols = to.ld = count;
+      sample(sampling, logits.slice_rows(row, count), pack.view(positions_handle).slice_cols(row, count), to);
+    }
+  });
 
   const std::vector<int32_t> host = wait_for(drawn);
   std::vector<Drawn> result;

@@ -22,6 +22,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -86,11 +87,23 @@ class Steps {
   int64_t window_bytes() const { return window_buffer_.bytes(); }
 
  private:
+  // What a decoding step queues follows from a few numbers (decode_key). Where the device can record a graph,
+  // the second step with the same numbers is recorded and from then on replayed: the arena hands out the same
+  // addresses each time, and what changes from step to step travels in one upload before it.
+  struct Recorded {
+    bool met = false;
+    GraphPtr graph;
+  };
+  using DecodeKey = std::vector<int64_t>;
+  static constexpr size_t kMostGraphs = 64;
+  void run_recorded(DecodeKey key, const std::function<void()>& work);
+
   struct Depth;
   Depth plan_depth(IndexPack& pack, int64_t k, std::span<Sequence* const> sequences);
   // Runs a depth and draws its drafts into drafts[sequence], where those of the depths before are.
   void draft(const IndexPack& pack, const Depth& depth, std::span<Sequence* const> sequences,
              std::span<const Tensor> drafts);
+  int64_t table_width() const;  // pages of the longest sequence there may be
   int64_t window_row(const Sequence& sequence, int64_t position) const;
   // Window rows of positions first ... end-1, -1 for all but the last W.
   std::vector<int32_t> window_rows(const Sequence& sequence, int64_t first, int64_t end) const;
@@ -109,6 +122,7 @@ class Steps {
   Buffer window_buffer_;
   std::vector<Tensor> windows_;  // of h^0 ... h^(S-1): [max_sequences * W, D]
   Arena arena_;
+  std::map<DecodeKey, Recorded> recorded_;
 };
 
 }  // namespace cachalot

@@ -6,6 +6,7 @@ Block::State Block::forward_attention(Stream& s, Arena& arena, const TokenBatch&
                                       const Options& options) const {
   State state;
   state.x = x;
+  state.y = options.y;
   Tensor attention_in = arena.take_like(x), attention_out = arena.take_like(x);
   state.input_norm = input_norm.forward(s, arena, x, attention_in);
   state.attention = attention.forward(s, arena, batch, options.cache, attention_in, attention_out);
@@ -37,7 +38,7 @@ void Block::forward_mlp(Stream& s, Arena& arena, State& state) const {
 }
 
 void Block::forward_combine(Stream& s, Arena& arena, State& state) const {
-  state.y = arena.take_like(state.x);
+  if (!state.y) state.y = arena.take_like(state.x);
   if (experts)
     dispatch->combine(s, state.plan, state.expert_out, state.routing.weights, state.x1, state.mlp_out,
                       state.y);

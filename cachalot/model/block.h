@@ -56,6 +56,7 @@ struct Block {
     Tensor cache;               // this layer's latent cache, or absent
     Tensor replay;              // expert choices to follow, or absent
     bool with_balance = false;  // compute the sequence-wise balance loss
+    Tensor y = {};              // where the output goes; absent: into the arena
   };
 
   State forward_attention(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x,

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "backend/cuda/cuda.h"
 #include "backend/testing.h"
 #include "model/forward_results.h"
 #include "model/safetensors.h"
@@ -16,6 +17,14 @@ namespace {
 std::string source_root() {
   const char* root = std::getenv("CACHALOT_SOURCE");
   return root ? root : ".";
+}
+
+// The CPU, and a GPU where there is one.
+std::vector<std::string> devices() {
+  std::vector<std::string> names{"cpu"};
+  const CudaStatus status = probe_cuda();
+  if (!status.devices.empty() && status.devices[0].usable()) names.push_back("cuda");
+  return names;
 }
 
 class Golden : public TestWithParam<const char*> {
@@ -81,27 +90,37 @@ class Golden : public TestWithParam<const char*> {
 
 TEST_P(Golden, ForwardAndBackwardInF32) {
   request_.gradients = true;
-  const ForwardResults results = run("cpu", Precision::f32);
-  expect_routing(results);
-  EXPECT_EQ(expect_all(results, "logits", 1e-11), 1);
-  EXPECT_GE(expect_all(results, "hidden.", 1e-11), 3);
-  EXPECT_GE(expect_all(results, "router.", 1e-11), 1);
-  EXPECT_GE(expect_all(results, "mtp.", 1e-11), 2);
-  expect_losses(results, 1e-6);
-  EXPECT_GE(expect_all(results, "grad.", 1e-10), 30);
+  for (const std::string& device : devices()) {
+    SCOPED_TRACE(device);
+    const ForwardResults results = run(device, Precision::f32);
+    expect_routing(results);
+    EXPECT_EQ(expect_all(results, "logits", 1e-11), 1);
+    EXPECT_GE(expect_all(results, "hidden.", 1e-11), 3);
+    EXPECT_GE(expect_all(results, "router.", 1e-11), 1);
+    EXPECT_GE(expect_all(results, "mtp.", 1e-11), 2);
+    expect_losses(results, 1e-6);
+    EXPECT_GE(expect_all(results, "grad.", 1e-10), 30);
+  }
 }
 
 TEST_P(Golden, ForwardWithoutGradientsIsTheSameForward) {
-  const ForwardResults plain = run("cpu", Precision::f32);
-  request_.gradients = true;
-  const ForwardResults both = run("cpu", Precision::f32);
-  for (const NamedTensor& t : plain.tensors) EXPECT_EQ(t.values, both.at(t.name).values) << t.name;
-  EXPECT_EQ(plain.loss_total, both.loss_total);
+  for (const std::string& device : devices()) {
+    SCOPED_TRACE(device);
+    request_.gradients = false;
+    const ForwardResults plain = run(device, Precision::f32);
+    request_.gradients = true;
+    const ForwardResults both = run(device, Precision::f32);
+    for (const NamedTensor& t : plain.tensors) EXPECT_EQ(t.values, both.at(t.name).values) << t.name;
+    EXPECT_EQ(plain.loss_total, both.loss_total);
+  }
 }
 
 TEST_P(Golden, Fp8CheckpointInF32Arithmetic) {
-  const ForwardResults results = run("cpu", Precision::f32, "model_fp8");
-  EXPECT_METRIC(wide(results.at("logits")), expected("fp8.logits"), 1e-11);
+  for (const std::string& device : devices()) {
+    SCOPED_TRACE(device);
+    const ForwardResults results = run(device, Precision::f32, "model_fp8");
+    EXPECT_METRIC(wide(results.at("logits")), expected("fp8.logits"), 1e-11);
+  }
 }
 
 TEST_P(Golden, Bf16WithRoutingReplayed) {
@@ -123,11 +142,14 @@ TEST_P(Golden, Bf16WithRoutingReplayed) {
   fmt::print("  {}: free bf16 routing flips {} of {} choices; logits metric {:.2e}\n", GetParam(), flips,
              choices, metric(wide(free.at("logits")), expected("logits")));
   request_.gradients = true;
-  const ForwardResults results = run("cpu", Precision::bf16);
-  expect_routing(results);
-  EXPECT_EQ(expect_all(results, "logits", 2e-4), 1);
-  EXPECT_GE(expect_all(results, "hidden.", 2e-4), 3);
-  EXPECT_GE(expect_all(results, "mtp.", 2e-4), 2);
+  for (const std::string& device : devices()) {
+    SCOPED_TRACE(device);
+    const ForwardResults results = run(device, Precision::bf16);
+    expect_routing(results);
+    EXPECT_EQ(expect_all(results, "logits", 2e-4), 1);
+    EXPECT_GE(expect_all(results, "hidden.", 2e-4), 3);
+    EXPECT_GE(expect_all(results, "mtp.", 2e-4), 2);
+  }
 }
 
 TEST_P(Golden, FakeDeviceHasTheSameBits) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/rng.h"
+#include "base/thread_pool.h"
 
 namespace cachalot {
 
@@ -70,6 +71,7 @@ Tensor ParamSet::scales(size_t i) const {
 }
 
 void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed) {
+  ThreadPool threads(available_cpus());  // a number depends on its place only
   for (size_t i = 0; i < params.table().size(); ++i) {
     const Param& p = params.table()[i];
     const Tensor w = params.weight(i);
@@ -80,11 +82,13 @@ void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, ui
     }
     const auto fill = [&]<class T>(T) {
       std::vector<T> values(p.size());
-      for (int64_t k = 0; k < p.size(); ++k) {
-        const double x = config.initializer_range * random_normal(seed, i, k);
-        if constexpr (std::is_same_v<T, double>) values[k] = x;
-        else values[k] = T(float(x));
-      }
+      threads.parallel_ranges(p.size(), 1 << 14, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          const double x = config.initializer_range * random_normal(seed, i, k);
+          if constexpr (std::is_same_v<T, double>) values[k] = x;
+          else values[k] = T(float(x));
+        }
+      });
       on(s).upload(values.data(), w);
     };
     switch (w.dtype) {

@@ -101,7 +101,9 @@ Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatc
       x = state.blocks.back().y;
     } else {
       Arena::Scope scratch(arena);
-      on(s).cast({.x = blocks_[l].forward(s, arena, batch, x, block_options(int64_t(l), options)).y, .y = y});
+      Block::Options to_y = block_options(int64_t(l), options);
+      to_y.y = y;
+      blocks_[l].forward(s, arena, batch, x, to_y);
       std::swap(x, y);
     }
   }

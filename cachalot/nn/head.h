@@ -13,7 +13,7 @@ namespace cachalot {
 struct Head {
   Linear linear;
   Recipe recipe;
-  int64_t chunk_rows = 256;  // logits in memory: chunk_rows * V
+  int64_t chunk_rows = 256;  // logits in memory: chunk_rows * V; more of them when there are many rows
 
   void logits(Stream& s, Tensor x, Tensor y) const { linear.forward(s, x, y); }  // y [T, V] stat
   void losses(Stream& s, Arena& arena, Tensor x, Tensor targets, Tensor losses) const;

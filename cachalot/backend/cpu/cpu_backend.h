@@ -27,7 +27,7 @@ struct Context {
   ThreadPool pool;
   const Kernels& kernels;
   const Vectors& vectors;
-  const double worth_waking;  // nanoseconds of work (cpu_device.h)
+  double worth_waking;  // nanoseconds of work (cpu_device.h)
   std::mutex pool_in_use;
 
   // body(i) for i in [0, count). `nanoseconds` is a rough guess of all the work on one thread. When another

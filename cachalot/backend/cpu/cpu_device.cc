@@ -2,8 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/host_memory.h"
@@ -21,10 +26,36 @@ void ask_for_huge_pages(void* data, int64_t bytes) {
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// Twice the time until a second thread is at work, median of some wake-ups: then half of the work is still
+// there to share.
+double measure_worth_waking(ThreadPool& pool) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kTimes = 7;
+  constexpr double kLeast = 10e3, kMost = 200e3;
+  if (pool.threads() == 1) return kLeast;
+  std::array<double, kTimes> wakes{};
+  for (double& wake : wakes) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));  // until the threads sleep, too
+    const auto caller = std::this_thread::get_id();
+    const auto start = Clock::now();
+    const auto passed = [&] { return std::chrono::duration<double, std::nano>(Clock::now() - start).count(); };
+    std::atomic<double> other = kMost;
+    pool.parallel_for(2, [&](int64_t) {
+      if (std::this_thread::get_id() != caller) other = std::min(kMost, passed());
+      else while (other == kMost && passed() < kMost) {}  // leaves the second item to somebody else
+    });
+    wake = other;
+  }
+  std::nth_element(wakes.begin(), wakes.begin() + kTimes / 2, wakes.end());
+  return std::clamp(2 * wakes[kTimes / 2], kLeast, kMost);
+}
+
 class CpuDevice : public Device {
  public:
   CpuDevice(int threads, double worth_waking)
-      : context_(std::make_shared<cpu::Context>(threads, cpu::choose_kernels(), worth_waking)) {}
+      : context_(std::make_shared<cpu::Context>(threads, cpu::choose_kernels(), worth_waking)) {
+    if (worth_waking == kMeasured) context_->worth_waking = measure_worth_waking(context_->pool);
+  }
 
   std::string name() const override {
     return "cpu (" + std::to_string(context_->pool.threads()) +

@@ -38,9 +38,10 @@ struct FewRows {
   int64_t rows = 0, cols = 0, k = 0;
   Format format = Format::f32;  // of the weights [cols, k]
   Source weights{};
-  // What will be read next: rows of kFewRun bytes, weights.ld apart, as many bytes in all as this cut has.
+  // What will be read next: rows of kFewRun bytes, ahead_ld apart, as many bytes in all as this cut has.
   // nullptr: nothing that is known.
   const void* ahead = nullptr;
+  int64_t ahead_ld = 0;  // bytes between those rows: kFewRun makes one long run of them
   Sums sums{};  // c [rows, ldc >= cols rounded up to few_cols]
 };
 

@@ -150,16 +150,34 @@ bool is_few(const Product& p) {
   return p.m <= p.with->few && p.k > 0 && (p.g.trans_b ? p.with->few_along : p.with->few_across) > 0;
 }
 
-// What the kernel calls in while it works on `cut` of columns [j, j + cols): the same part of the next
-// kFewRun bytes of their rows, after the last ones the first of the next columns. nullptr where rows are no
-// multiple of such runs.
-const void* ahead_of(const Product& p, const Cut& cut, int64_t j, int64_t cols, int64_t end) {
+// What the kernel calls in while it works on `cut` of columns [j, j + cols). Rows of weights that follow each other
+// without a gap: as many bytes of the next columns' rows, which are one long run. Longer rows, whose next columns
+// would not fit the cache: the same part of the next kFewRun bytes of these rows, after the last ones the first of
+// the next columns. Nothing where neither goes.
+struct Ahead {
+  const void* data = nullptr;
+  int64_t ld = 0;  // bytes
+};
+constexpr int64_t kMostAhead = int64_t(1) << 18;
+
+bool one_run(const Product& p, int64_t cols) {
+  const Tensor& w = p.g.b;
+  return p.g.trans_b && w.ld == p.k && cols * p.k * size_of(w.dtype) <= kMostAhead;
+}
+
+Ahead ahead_of(const Product& p, const Cut& cut, int64_t j, int64_t cols, int64_t end) {
   const int64_t size = size_of(p.g.b.dtype), row = p.k * size, begin = cut.k * size, bytes = cut.depth * size;
-  if (!p.g.trans_b || row % kFewRun != 0 || kFewRun % bytes != 0) return nullptr;
+  if (one_run(p, cols)) {
+    // Up to the last whole row of the next columns, so that nothing behind them is asked for.
+    if (j + 2 * cols > end) return {};
+    return {static_cast<const uint8_t*>(at(p.g.b, j + cols, 0)) + cols * begin, kFewRun};
+  }
+  if (!p.g.trans_b || row % kFewRun != 0 || kFewRun % bytes != 0) return {};
   const int64_t first = begin % kFewRun / bytes * (cols * bytes / kFewRun);  // of the rows that share a run
   int64_t run = begin / kFewRun + 1;
   if ((run + 1) * kFewRun > row) run = 0, j += cols;
-  return j + cols <= end ? at(p.g.b, j + first, run * kFewRun / size) : nullptr;
+  if (j + cols > end) return {};
+  return {at(p.g.b, j + first, run * kFewRun / size), p.g.b.ld * size};
 }
 
 void compute_few(const FewWork& w, int64_t item) {
@@ -171,8 +189,13 @@ void compute_few(const FewWork& w, int64_t item) {
   float* scale = scratch.take<float>(w.block);
   for (int64_t j = begin; j < end; j += w.block) {
     const int64_t cols = std::min(w.block, end - j);
+    if (j == begin && one_run(p, cols)) {
+      const uint8_t* first = at(p.g.b, j, 0);
+      for (int64_t b = 0; b < cols * p.k * size_of(p.g.b.dtype); b += 64) __builtin_prefetch(first + b, 0, 2);
+    }
     for (int64_t c = 0; c < p.cut_count; ++c) {
       const Cut& cut = p.cuts[c];
+      const Ahead ahead = ahead_of(p, cut, j, cols, end);
       p.with->multiply_few({.x = w.x + cut.word * width,
                             .rows = p.m,
                             .cols = cols,
@@ -181,7 +204,8 @@ void compute_few(const FewWork& w, int64_t item) {
                             .weights = {.data = p.g.trans_b ? at(p.g.b, j, cut.k) : at(p.g.b, cut.k, j),
                                         .ld = p.g.b.ld,
                                         .lie = lie_of_b(p.g)},
-                            .ahead = ahead_of(p, cut, j, cols, end),
+                            .ahead = ahead.data,
+                            .ahead_ld = ahead.ld,
                             .sums = {.c = sums,
                                      .ldc = w.block,
                                      .scale = column_scales(p.g, cut, j, cols, scale, w.block),
@@ -198,7 +222,7 @@ void run_few(Context& context, const Product* const* products, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     bytes += double(products[i]->n) * double(products[i]->k) * double(size_of(products[i]->g.b.dtype));
   // Long runs, but something for every thread to do at the end.
-  const double item_bytes = std::clamp(bytes / double(4 * context.pool.threads()), 64e3, 1e6);
+  const double item_bytes = std::clamp(bytes / double(2 * context.pool.threads()), 128e3, 1e6);
   FewWork* works = scratch.take<FewWork>(count);
   int64_t items = 0;
   for (int64_t i = 0; i < count; ++i) {

@@ -1,5 +1,6 @@
-// Compiled instead of cuda.cu when CACHALOT_CUDA is off.
+// Compiled instead of the .cu files when CACHALOT_CUDA is off.
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/cuda_device.h"
 
 #include "base/error.h"
 
@@ -15,5 +16,11 @@ constexpr const char* kHint =
 CudaStatus probe_cuda() { return {.message = kMessage, .hint = kHint}; }
 
 CudaCopyTest test_cuda_copy(int, int64_t, int) { throw Error(kMessage).hint(kHint); }
+
+CudaCounters cuda_counters() { return {}; }
+
+std::unique_ptr<Device> open_cuda_device(int) {
+  throw Error(std::string("device cuda: ") + kMessage).hint(std::string(kHint) + "; or use the device cpu");
+}
 
 }  // namespace cachalot

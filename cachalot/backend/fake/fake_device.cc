@@ -78,6 +78,11 @@ struct Item {
   bool writes_host = false;
 };
 
+struct FakeGraph : Graph {  // of this device; run again as it was taken down
+  const void* device = nullptr;
+  std::vector<Item> items;
+};
+
 struct Queue {
   std::deque<Item> items;
   std::exception_ptr error;  // of the first item that failed; what follows is dropped until somebody hears
@@ -244,6 +249,7 @@ class FakeBackend final : public Backend {
   ~FakeBackend() override { device_->close_queue(&queue_); }
 
   void upload(const void* host, Tensor dst) override {
+    CHECK(!recording_, "an upload in a graph");
     device_->count_copy(true);
     const auto* bytes = static_cast<const uint8_t*>(host);
     std::vector<uint8_t> copy(bytes, bytes + dst.size() * size_of(dst.dtype));
@@ -252,6 +258,7 @@ class FakeBackend final : public Backend {
                            .addresses = words(dst)});
   }
   void download(Tensor src, void* host) override {
+    CHECK(!recording_, "a download in a graph");
     device_->count_copy(false);
     if (src.size() > 0)
       std::memset(host, 0xFF, size_t(src.size() * size_of(src.dtype)));  // who reads too early sees NaN
@@ -260,15 +267,41 @@ class FakeBackend final : public Backend {
                            .addresses = words(src),
                            .writes_host = true});
   }
-  void synchronize() override { device_->synchronize(queue_); }
+  void synchronize() override {
+    CHECK(!recording_, "waiting in a graph");
+    device_->synchronize(queue_);
+  }
+
+  GraphPtr capture(const std::function<void()>& work) override {
+    CHECK(!recording_, "a graph in a graph");
+    const auto graph = std::make_shared<FakeGraph>();
+    graph->device = device_.get();
+    recording_ = graph;
+    try {
+      work();
+    } catch (...) {
+      recording_ = nullptr;
+      throw;
+    }
+    recording_ = nullptr;
+    return graph;
+  }
+  void replay(const GraphPtr& graph) override {
+    CHECK(!recording_, "a graph in a graph");
+    const auto* recorded = dynamic_cast<const FakeGraph*>(graph.get());
+    CHECK(recorded && recorded->device == device_.get(), "a graph of another device");
+    for (const Item& item : recorded->items) device_->push(queue_, item);
+  }
 
   EventPtr record() override {
+    CHECK(!recording_, "an event in a graph");
     auto event = std::make_shared<FakeEvent>();
     event->device = device_.get();
     device_->push(queue_, {.name = "record", .reaches = event});
     return event;
   }
   void wait(const EventPtr& e) override {
+    CHECK(!recording_, "an event in a graph");
     auto event = std::dynamic_pointer_cast<FakeEvent>(e);
     CHECK(event, "waits for an event that was never recorded");
     CHECK(event->device == device_.get(), "waits for an event of another device");
@@ -278,16 +311,21 @@ class FakeBackend final : public Backend {
 #define CACHALOT_QUEUE(op, Args)                                                                             \
   void op(const Args& args) override {                                                                       \
     check(args);                                                                                             \
-    device_->push(                                                                                           \
-        queue_,                                                                                              \
+    operation(                                                                                               \
         {.name = #op, .run = [args](Backend& b) { b.op(args); }, .addresses = words(args), .counts = true}); \
   }
   CACHALOT_OPS(CACHALOT_QUEUE)
 #undef CACHALOT_QUEUE
 
  private:
+  void operation(Item item) {
+    if (recording_) recording_->items.push_back(std::move(item));
+    else device_->push(queue_, std::move(item));
+  }
+
   std::shared_ptr<FakeDevice::Queues> device_;
   Queue& queue_;
+  std::shared_ptr<FakeGraph> recording_;  // while capture() runs
 };
 
 }  // namespace

@@ -269,6 +269,32 @@ TEST(Fake, MemoryGivenBackAfterItsWorkIsFine) {
   EXPECT_EQ(device->blocks(), 0);
 }
 
+TEST(Fake, AGraphRunsWhatWasTakenDownOnWhatMemoryHoldsThen) {
+  const auto device = open_fake_device(ref_inside());
+  Stream s(*device);
+  TestTensors t(*device, s);
+  const Tensor x = t.values(DType::f32, 1, 1, {1}), y = t.zeros(DType::f32, 1, 1);
+  const GraphPtr graph = on(s).capture([&] { on(s).add({.a = x, .b = x, .y = y}); });
+  EXPECT_EQ(read_number(s, y), 0);  // not run yet
+  on(s).replay(graph);
+  EXPECT_EQ(read_number(s, y), 2);
+  on(s).fill({.y = x, .value = 5});
+  on(s).replay(graph);
+  EXPECT_EQ(read_number(s, y), 10);
+  const auto fails = [&](const std::function<void()>& work) {
+    EXPECT_THROW(on(s).capture(work), InternalError);
+    EXPECT_EQ(read_number(s, y), 10);  // and the stream works again
+  };
+  fails([&] { on(s).synchronize(); });
+  float number = 0;
+  fails([&] { on(s).upload(&number, x); });
+  fails([&] { on(s).download(x, &number); });
+  fails([&] { on(s).record(); });
+  const auto other = open_fake_device(ref_inside());
+  Stream o(*other);
+  EXPECT_THROW(on(o).replay(graph), InternalError);
+}
+
 TEST(Fake, OpensByName) {
   const auto device = open_device("fake", {.threads = 1, .fake_seed = 3});
   Stream s(*device);

@@ -62,7 +62,8 @@ TEST(GroupedGemm, AlignedRowsInBf16) {
                                     .offsets = b.t.indices(offsets),
                                     .experts = kExperts,
                                     .input_grad = input_grad});
-              for (const double value : read(b.s, y.slice_rows(owned, kOwnerless))) EXPECT_TRUE(std::isnan(value));
+              for (const double value : read(b.s, y.slice_rows(owned, kOwnerless)))
+                EXPECT_TRUE(std::isnan(value));
               return {y.slice_rows(0, owned)};
             },
             fmt::format("{} rows, {} x {}, {}", offsets.back(), out, in, input_grad));
@@ -122,7 +123,8 @@ TEST(GroupedWeightGrad, AlignedRowsInBf16) {
       expect_like_ref(
           [&](Bench& b) -> Outputs {
             const int64_t owned = offsets.back(), rows = owned + kOwnerless, out = 136, in = 264;
-            const Tensor dy = b.t.garbage(DType::bf16, rows, out, 8), x = b.t.garbage(DType::bf16, rows, in, 16);
+            const Tensor dy = b.t.garbage(DType::bf16, rows, out, 8),
+                         x = b.t.garbage(DType::bf16, rows, in, 16);
             on(b.s).cast({.x = b.t.normal(DType::f32, owned, out), .y = dy.slice_rows(0, owned)});
             on(b.s).cast({.x = b.t.normal(DType::f32, owned, in), .y = x.slice_rows(0, owned)});
             const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * out, in)

@@ -1,0 +1,354 @@
+// Contract: backend/ops/gemm.h. Which unit computes what:
+//   bf16 x bf16                 cuBLASLt on the tensor cores, f32 sums
+//   bf16 x f32 or scaled e4m3   the same, with the other operand as bf16 numbers: x = x1 + x2 + x3 to 24 bits
+//                               (two of them where C is bf16), one product each, added in f32
+//   everything else             cuBLASLt on the FFMA units (TF32 is never used), e4m3 made f32 before
+//   few rows (decoding)         skinny_products.cu
+//   rows that do not start on 16 bytes, f32 smaller than a tile: the plain kernel (product.h)
+// Operands that have to be converted are cut to fit the workspace.
+//
+// cuBLASLt's choice of algorithm is made once a shape and kept: the first call of a shape is slower, later
+// ones are a launch. Reductions across blocks only in f32 and in a fixed order, so the same shape gives the
+// same bits; another number of rows may take another algorithm and differ in the last bits.
+#include <algorithm>
+#include <array>
+#include <map>
+#include <string>
+
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/number.cuh"
+#include "backend/cuda/product.h"
+#include "backend/ops/check.h"
+
+namespace cachalot::cuda {
+
+namespace {
+
+constexpr int64_t kBlasWorkspace = int64_t(32) << 20;  // the rest is for converted operands
+
+void must_blas(cublasStatus_t code, const char* doing) {
+  if (code == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(std::string("cuBLASLt: ") + doing + ": " + cublasLtGetStatusString(code))
+      .hint("nvidia-smi shows the state of the card and who uses its memory");
+}
+
+cudaDataType type_of(DType t) { return t == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+bool starts_on_16_bytes(const Tensor& t, int64_t step = 0) {
+  const int64_t size = size_of(t.dtype);
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && (t.rows <= 1 || t.ld * size % 16 == 0) &&
+         t.cols * size % 16 == 0 && step * size % 16 == 0;
+}
+
+// y = x in f32, contiguous.
+__global__ void to_f32(const __grid_constant__ Tensor x, float* y) {
+  const int64_t n = x.rows * x.cols;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x)
+    y[i] = load_number(x, i / x.cols, i % x.cols);
+}
+
+// x = y[0] + y[1] + ..., each of bf16 and contiguous, to 8 bits more a part. What is not finite stays in
+// y[0].
+__device__ inline void split(float rest, int parts, int64_t n, int64_t i, bf16* y) {
+  for (int j = 0; j < parts; ++j) {
+    const bf16 part(rest);
+    y[j * n + i] = part;
+    rest = isfinite(float(part)) ? rest - float(part) : 0;
+  }
+}
+__global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
+  const int64_t n = x.rows * x.cols, stride = int64_t(gridDim.x) * blockDim.x;
+  const int64_t first = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (x.dtype == DType::f32 && x.ld == x.cols) {
+    for (int64_t i = first; i < n; i += stride) split(static_cast<const float*>(x.data)[i], parts, n, i, y);
+  } else {
+    for (int64_t i = first; i < n; i += stride) split(load_number(x, i / x.cols, i % x.cols), parts, n, i, y);
+  }
+}
+
+// c = or += x, x contiguous.
+__global__ void store_sums(const float* x, const __grid_constant__ Tensor c, bool add) {
+  const int64_t n = c.rows * c.cols;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t row = i / c.cols, col = i % c.cols;
+    store_number(c, row, col, add ? load_number(c, row, col) + x[i] : x[i]);
+  }
+}
+
+unsigned blocks_for(int64_t n) { return unsigned(std::clamp<int64_t>((n + 255) / 256, 1, 4096)); }
+
+struct Call {
+  cublasLtMatmulDesc_t what = nullptr;
+  cublasLtMatrixLayout_t left = nullptr, right = nullptr, out = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  bool possible = false;
+  Call() = default;
+  Call(const Call&) = delete;
+  ~Call() {
+    if (what) cublasLtMatmulDescDestroy(what);
+    for (const auto layout : {left, right, out})
+      if (layout) cublasLtMatrixLayoutDestroy(layout);
+  }
+};
+
+cublasLtMatrixLayout_t layout_of(const Tensor& t, int64_t count,
+                                 int64_t step) {  // rows of t are columns there
+  cublasLtMatrixLayout_t layout = nullptr;
+  must_blas(cublasLtMatrixLayoutCreate(&layout, type_of(t.dtype), uint64_t(t.cols), uint64_t(t.rows),
+                                       std::max(t.ld, t.cols)),
+            "a layout");
+  if (count > 1) {
+    const int32_t batch = int32_t(count);
+    must_blas(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
+        "a batch");
+    must_blas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step,
+                                               sizeof step),
+              "a batch");
+  }
+  return layout;
+}
+
+}  // namespace
+
+struct BlasCalls {
+  using Key = std::array<int64_t, 12>;
+  std::map<Key, Call> calls;
+};
+
+namespace {
+
+// One batch of products of equal formats, C f32 or that format. The tensors are of problem 0; problem z
+// begins `step` numbers further. False: cuBLASLt knows no way.
+struct Batch {
+  Tensor a, b, c;
+  bool trans_a = false, trans_b = false, add = false;
+  int64_t count = 1, a_step = 0, b_step = 0, c_step = 0;
+};
+
+bool blas(cublasLtHandle_t handle, std::shared_ptr<BlasCalls>& calls, cudaStream_t stream, void* workspace,
+          const Batch& p) {
+  const BlasCalls::Key key{
+      p.c.rows,
+      p.c.cols,
+      p.trans_a ? p.a.rows : p.a.cols,
+      int64_t(p.trans_a) + 2 * int64_t(p.trans_b) + 4 * int64_t(p.a.dtype) + 64 * int64_t(p.c.dtype),
+      p.a.ld,
+      p.b.ld,
+      p.c.ld,
+      p.count,
+      p.a_step,
+      p.b_step,
+      p.c_step,
+      int64_t(p.add)};
+  if (!calls) calls = std::make_shared<BlasCalls>();
+  const auto [it, fresh] = calls->calls.try_emplace(key);
+  Call& call = it->second;
+  if (fresh) {
+    // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T.
+    const cublasOperation_t left = p.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                            right = p.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    must_blas(cublasLtMatmulDescCreate(&call.what, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+    must_blas(cublasLtMatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left),
+              "a product");
+    must_blas(cublasLtMatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right),
+              "a product");
+    call.left = layout_of(p.b, p.count, p.b_step);
+    call.right = layout_of(p.a, p.count, p.a_step);
+    call.out = layout_of(p.c, p.count, p.c_step);
+    cublasLtMatmulPreference_t preference = nullptr;
+    must_blas(cublasLtMatmulPreferenceCreate(&preference), "a preference");
+    const size_t most = size_t(kBlasWorkspace);
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, alignment = 16;
+    must_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                   &most, sizeof most),
+              "a preference");
+    must_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                   &reductions, sizeof reductions),
+              "a preference");
+    for (const auto which :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      must_blas(cublasLtMatmulPreferenceSetAttribute(preference, which, &alignment, sizeof alignment),
+                "a preference");
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, call.what, call.left, call.right, call.out, call.out, preference, 1, &result, &found);
+    cublasLtMatmulPreferenceDestroy(preference);
+    call.possible = status == CUBLAS_STATUS_SUCCESS && found > 0;
+    call.algorithm = result.algo;
+  }
+  if (!call.possible) return false;
+  const float one = 1, before = p.add ? 1 : 0;
+  must_blas(cublasLtMatmul(handle, call.what, &one, p.b.data, call.left, p.a.data, call.right, &before,
+                           p.c.data, call.out, p.c.data, call.out, &call.algorithm, workspace,
+                           size_t(kBlasWorkspace), stream),
+            "a product");
+  return true;
+}
+
+}  // namespace
+
+namespace {
+
+Products products_of(const Gemm& g) {
+  return {.a = g.a,
+          .b = g.b,
+          .c = g.c,
+          .trans_a = g.trans_a,
+          .trans_b = g.trans_b,
+          .add = g.accumulate == Accumulate::add,
+          .m = g.c.rows,
+          .n = g.c.cols,
+          .k = g.trans_a ? g.a.rows : g.a.cols};
+}
+
+}  // namespace
+
+void CudaBackend::plain(const Gemm& g) { plain_products(stream_, context_->multiprocessors, products_of(g)); }
+
+void CudaBackend::gemm(const Gemm& g) {
+  check(g);
+  require_no_f64("gemm", {&g.a, &g.b, &g.c});
+  select();
+  const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
+  if (m == 0 || n == 0) return;
+  if (skinny_products(stream_, products_of(g))) return;
+  if (k == 0 || !starts_on_16_bytes(g.a) || !starts_on_16_bytes(g.b) || !starts_on_16_bytes(g.c) ||
+      // The packed rows of a converted operand must start on 16 bytes as well.
+      g.a.cols % 8 != 0 || g.b.cols % 8 != 0 || n % 8 != 0 ||
+      (g.a.dtype != DType::bf16 && g.b.dtype != DType::bf16 && (m < 64 || n < 64)))
+    return plain(g);
+
+  // What becomes of each operand: itself, f32, or parts of bf16.
+  const bool any_bf16 = g.a.dtype == DType::bf16 || g.b.dtype == DType::bf16;
+  const DType format = any_bf16 ? DType::bf16 : DType::f32;
+  const int parts = !any_bf16 ? 1 : g.c.dtype == DType::bf16 ? 2 : 3;
+  const bool convert_a = g.a.dtype != format, convert_b = g.b.dtype != format;
+  const bool sums_apart = g.c.dtype == DType::bf16 && (format == DType::f32 || convert_a || convert_b);
+  const auto converted = [&](const Tensor& t) {
+    return (t.size() * size_of(format) * parts + 255) / 256 * 256;
+  };
+  // Parts of A [K, M] lie behind each other: with B as often they are one product, which reads and writes C
+  // once: worth the copies where C is larger than B, as for the weight gradient of the head.
+  const bool one_product = convert_a && parts > 1 && g.trans_a && !g.trans_b && !convert_b && m > k;
+  const int64_t need = (convert_a ? converted(g.a) : 0) + (convert_b ? converted(g.b) : 0) +
+                       (one_product ? converted(g.b) : 0) + (sums_apart ? 4 * m * n + 256 : 0);
+  if (need > kWorkspace - kBlasWorkspace) {
+    Gemm first = g, second = g;
+    const auto cut = [](int64_t size) { return (size / 2 + 63) / 64 * 64; };
+    const bool by_row = !g.trans_a && m >= 128 && (!convert_b || converted(g.b) <= kWorkspace / 4);
+    if (by_row) {  // rows of A and C
+      const int64_t half = cut(m);
+      first.a = g.a.slice_rows(0, half), second.a = g.a.slice_rows(half, m - half);
+      first.c = g.c.slice_rows(0, half), second.c = g.c.slice_rows(half, m - half);
+    } else if (g.trans_b && n >= 128) {  // rows of B, columns of C
+      const int64_t half = cut(n);
+      first.b = g.b.slice_rows(0, half), second.b = g.b.slice_rows(half, n - half);
+      first.c = g.c.slice_cols(0, half), second.c = g.c.slice_cols(half, n - half);
+    } else if (g.trans_a && !g.trans_b && k >= 128 && g.c.dtype == DType::f32) {  // rows of A and B
+      const int64_t half = cut(k);
+      first.a = g.a.slice_rows(0, half), second.a = g.a.slice_rows(half, k - half);
+      first.b = g.b.slice_rows(0, half), second.b = g.b.slice_rows(half, k - half);
+      second.accumulate = Accumulate::add;
+    } else {
+      return plain(g);
+    }
+    gemm(first);
+    return gemm(second);
+  }
+
+  uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
+  const auto take = [&](int64_t bytes) {
+    uint8_t* taken = memory;
+    memory += (bytes + 255) / 256 * 256;
+    return taken;
+  };
+  // The operand as `parts` contiguous tensors, or as one where it has the format already.
+  const auto make = [&](const Tensor& t, bool convert) {
+    std::array<Tensor, 3> made{t, t, t};
+    if (!convert) return made;
+    uint8_t* data = take(converted(t));
+    if (format == DType::f32)
+      to_f32<<<blocks_for(t.size()), 256, 0, stream_>>>(t, reinterpret_cast<float*>(data));
+    else to_parts<<<blocks_for(t.size()), 256, 0, stream_>>>(t, parts, reinterpret_cast<bf16*>(data));
+    launched("gemm: converting an operand");
+    for (int i = 0; i < parts; ++i)
+      made[size_t(i)] = make_tensor(data + i * t.size() * size_of(format), format, t.rows, t.cols);
+    return made;
+  };
+  auto a = make(g.a, convert_a), b = make(g.b, convert_b);
+  if (one_product) {
+    const int64_t row = n * size_of(format);
+    uint8_t* copies = take(converted(g.b));
+    for (int i = 0; i < parts; ++i)
+      must(cudaMemcpy2DAsync(copies + i * k * row, size_t(row), g.b.data, size_t(g.b.ld * size_of(format)),
+                             size_t(row), size_t(k), cudaMemcpyDeviceToDevice, stream_),
+           "gemm: copying an operand");
+    a[0].rows = parts * k;
+    b[0] = make_tensor(copies, format, parts * k, n);
+  }
+  const Tensor sums = sums_apart ? make_tensor(take(4 * m * n), DType::f32, m, n) : g.c;
+  const int products = (convert_a || convert_b) && !one_product ? parts : 1;
+  for (int i = 0; i < products; ++i) {
+    const bool add = i > 0 || (!sums_apart && g.accumulate == Accumulate::add);
+    if (!blas(blas_, calls_, stream_, workspace_,
+              {.a = a[size_t(i)],
+               .b = b[size_t(i)],
+               .c = sums,
+               .trans_a = g.trans_a,
+               .trans_b = g.trans_b,
+               .add = add})) {
+      CHECK(i == 0, "cuBLASLt took the first part of a product and not the others");
+      return plain(g);
+    }
+  }
+  if (sums_apart) {
+    store_sums<<<blocks_for(m * n), 256, 0, stream_>>>(static_cast<const float*>(sums.data), g.c,
+                                                       g.accumulate == Accumulate::add);
+    launched("gemm: storing");
+  }
+}
+
+// Contract: backend/ops/head_gemm.h.
+void CudaBackend::head_gemm(const HeadGemm& g) {
+  check(g);
+  require_no_f64("head_gemm", {&g.x, &g.w, &g.y});
+  select();
+  if (g.x.rows == 0) return;
+  const int64_t x_width = g.trans_w ? g.w.cols : g.w_rows, y_width = g.trans_w ? g.w_rows : g.w.cols;
+  const Products p{.a = g.x,
+                   .b = g.w,
+                   .c = g.y,
+                   .trans_b = g.trans_w,
+                   .m = g.x.rows,
+                   .n = y_width,
+                   .k = x_width,
+                   .count = g.heads,
+                   .a_col_step = g.x_stride,
+                   .b_row_first = g.w_first,
+                   .b_row_step = g.w_stride,
+                   .c_col_step = g.y_stride};
+  if (x_width % 8 == 0 && skinny_products(stream_, p)) return;
+  const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),
+               w = g.w.slice_rows(g.w_first, g.w_rows);
+  const bool aligned = g.x.dtype == g.w.dtype && g.y.dtype == g.w.dtype &&
+                       starts_on_16_bytes(x, g.x_stride) && starts_on_16_bytes(w, g.w_stride * g.w.ld) &&
+                       starts_on_16_bytes(y, g.y_stride);
+  if (aligned && blas(blas_, calls_, stream_, workspace_,
+                      {.a = x,
+                       .b = w,
+                       .c = y,
+                       .trans_b = g.trans_w,
+                       .count = g.heads,
+                       .a_step = g.x_stride,
+                       .b_step = g.w_stride * g.w.ld,
+                       .c_step = g.y_stride}))
+    return;
+  plain_products(stream_, context_->multiprocessors, p);
+}
+
+}  // namespace cachalot::cuda
