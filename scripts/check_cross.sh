@@ -18,7 +18,7 @@ expect_kernels() {  # name of the kernels, command...
   local kernels=$1 out
   shift
   out=$("$@" doctor)
-  if ! grep -qE "kernels +$kernels( |$)" <<<"$out"; then
+  if ! grep -qE "products run on $kernels(,|$)" <<<"$out"; then
     printf '%s\nexpected the kernels %s of: %s\n' "$out" "$kernels" "$*" >&2
     return 1
   fi

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "backend/cuda/faults.h"
+#include "backend/cuda/faults.cuh"
 #include "backend/ops/attention.h"
 
 namespace cachalot::cuda {

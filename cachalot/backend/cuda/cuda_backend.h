@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cuda/faults.h"
+#include "backend/cuda/faults.cuh"
 #include "base/error.h"
 
 namespace cachalot::cuda {

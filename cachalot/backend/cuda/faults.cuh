@@ -32,7 +32,6 @@ enum class FaultOf : int {
 // Passed to kernels by value. `if (!faults.fine(FaultOf::rope, position, positions)) return;`
 struct Faults {
   unsigned long long* words = nullptr;  // [FaultOf::kCount]
-#ifdef __CUDACC__
   // Whether 0 <= index < bound; else takes it down. One store of 8 bytes: never half an index.
   __device__ bool fine(FaultOf op, int64_t index, int64_t bound) const {
     if (0 <= index && index < bound) [[likely]]
@@ -40,7 +39,6 @@ struct Faults {
     words[int(op)] = 1ull << 63 | (unsigned long long)(uint32_t(bound) & 0x7FFFFFFFu) << 32 | uint32_t(index);
     return false;
   }
-#endif
 };
 
 }  // namespace cachalot::cuda
