@@ -12,7 +12,7 @@ parts=("$@")
 ((${#parts[@]})) || parts=(x86 aarch64)
 scripts/setup.sh --cross
 # A product, an operation of each kind and the choice of kernels: emulation is some 20 times slower.
-small='Gemm.Small*:GroupedGemm.Small*:RmsNorm.*:Swiglu.*:CpuDevice.*'
+small='CpuDevice.*:CpuKernels.*:CpuIsa.*:CpuVectors.ProductsOfEveryShape:CpuVectors.Softened*:Gemm.NothingToSum*:Gemm.SlicesOf*:RmsNorm.*:Swiglu.*'
 
 expect_kernels() {  # name of the kernels, command...
   local kernels=$1 out
