@@ -24,7 +24,7 @@ namespace cachalot::cli {
 
 namespace {
 
-const std::vector<std::string> kParts{"gemm", "train", "prefill", "decode"};
+const std::vector<std::string> kParts{"gemm", "train", "forward", "backward", "prefill", "decode"};
 constexpr int64_t kCeilingBytes = int64_t(256) << 20;
 
 struct Options {
@@ -35,8 +35,10 @@ struct Options {
   GenerateBench generate;
   double seconds = 3;
 
+  // forward and backward are for models too large for an optimizer beside them: only where asked for.
   bool wants(const std::string& part) const {
-    return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
+    return (parts.empty() && part != "forward" && part != "backward") ||
+           std::find(parts.begin(), parts.end(), part) != parts.end();
   }
 };
 
@@ -173,7 +175,7 @@ void run(const Options& o) {
     if (std::find(kParts.begin(), kParts.end(), part) == kParts.end()) {
       const std::string close = nearest(part, kParts);
       throw Error(fmt::format("bench has no part \"{}\"", part))
-          .hint(close.empty() ? "gemm, train, prefill, decode" : "did you mean " + close + "?");
+          .hint(close.empty() ? "gemm, train, forward, backward, prefill, decode" : "did you mean " + close + "?");
     }
   RunConfig config = load_run_config(o.config, {});
   config.train.precision = o.generate.precision;
@@ -202,6 +204,11 @@ void run(const Options& o) {
     report["train"] = show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype,
                                 o.lines);
   std::fflush(stdout);
+  for (const auto& [name, pass] : {std::pair{"forward", Pass::forward}, {"backward", Pass::forward_backward}})
+    if (o.wants(name))
+      report[name] = show_step(name, bench_pass(*device, model, config.train, pass, o.seconds), ceilings, dtype,
+                               o.lines);
+  std::fflush(stdout);
   if (o.wants("prefill"))
     report["prefill"] = show_step("prefill", bench_prefill(*device, model, o.generate, o.seconds), ceilings,
                                   dtype, o.lines);
@@ -217,7 +224,7 @@ void run(const Options& o) {
 void add_bench(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* c = app.add_subcommand("bench", "measure this machine and how much of it cachalot uses");
-  c->add_option("PART", o->parts, "gemm, train, prefill, decode [all of them]");
+  c->add_option("PART", o->parts, "gemm, train, prefill, decode [these four]; forward, backward (a forward too): without an optimizer");
   c->add_option("--config", o->config, "training configuration whose model and batch are measured")
       ->capture_default_str();
   c->add_option("--precision", o->generate.precision, "f32 or bf16")->capture_default_str();

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <vector>
 
 #include "base/rng.h"
 #include "infer/engine.h"
+#include "model/training_pass.h"
 #include "train/trainer.h"
 
 namespace cachalot::cli {
@@ -42,15 +44,82 @@ StepTime repeat(double seconds, int64_t tokens, const std::function<double()>& r
           .profile = {}};
 }
 
+// Random weights in a moment: of a large parameter the first rows are drawn and the others are copies of them.
+void draw_weights(Stream& s, const ParamSet& params, const ModelConfig& config) {
+  constexpr int64_t kDrawn = int64_t(1) << 22;
+  for (size_t i = 0; i < params.table().size(); ++i) {
+    const Param& p = params.table()[i];
+    const Tensor w = params.weight(i);
+    if (p.is_vector()) {
+      on(s).fill({.y = w, .value = p.kind == ParamKind::norm ? 1.0 : 0.0});
+      continue;
+    }
+    const int64_t rows = std::clamp<int64_t>(kDrawn / w.cols, 1, w.rows);
+    const double width = config.initializer_range * std::sqrt(12.0);  // of a uniform with that deviation
+    const auto draw = [&]<class T>(T) {
+      std::vector<T> values(size_t(rows * w.cols));
+      for (size_t k = 0; k < values.size(); ++k)
+        values[k] = T(float(width * (random_uniform(kSeed, uint64_t(i), k) - 0.5)));
+      on(s).upload(values.data(), w.slice_rows(0, rows));
+    };
+    w.dtype == DType::f32 ? draw(float{}) : draw(bf16{});
+    for (int64_t r = rows; r < w.rows; r += rows) {
+      const int64_t n = std::min(rows, w.rows - r);
+      on(s).cast({.x = w.slice_rows(0, n), .y = w.slice_rows(r, n)});
+    }
+  }
+  on(s).synchronize();
+}
+
+std::vector<std::vector<int32_t>> random_sequences(const ModelConfig& model, const TrainSection& train) {
+  std::vector<std::vector<int32_t>> sequences;
+  for (int64_t i = 0; i < train.batch; ++i)
+    sequences.push_back(
+        random_tokens(train.seq_len + 1, model.vocab_size, uint64_t(i * (train.seq_len + 1))));
+  return sequences;
+}
+
+// A micro-batch through a model that has gradients but no optimizer.
+class PassRun {
+ public:
+  PassRun(Device& device, const ModelConfig& config, const TrainSection& train, int64_t arena)
+      : stream_(device),
+        params_(device, config, Recipe::of(parse_precision(train.precision)), {.gradients = true}),
+        model_(stream_, config, params_, train.seq_len),
+        arena_(device, arena, "activations of a micro-batch"),
+        scales_(LossScales::uniform(train.batch, train.seq_len, config.num_nextn_predict_layers,
+                                    train.mtp_lambda, 0)),
+        tokens_(random_sequences(config, train)) {
+    for (const auto& t : tokens_) sequences_.emplace_back(t);
+    draw_weights(stream_, params_, config);
+  }
+  void run(Pass pass) {
+    arena_.clear();
+    const TrainingBatch batch =
+        make_training_batch(stream_, arena_, sequences_, model_.config().num_nextn_predict_layers);
+    const Transformer::Options options{.caches = {}, .replay = {}};
+    if (pass == Pass::forward) forward_losses(stream_, arena_, model_, batch, options);
+    else forward_backward(stream_, arena_, model_, batch, scales_, options, Accumulate::overwrite);
+    on(stream_).synchronize();
+  }
+  int64_t arena_high_water() const { return arena_.high_water(); }
+
+ private:
+  Stream stream_;
+  ParamSet params_;
+  Transformer model_;
+  Arena arena_;
+  LossScales scales_;
+  std::vector<std::vector<int32_t>> tokens_;
+  std::vector<TokenSpan> sequences_;
+};
+
 // What training takes apart from the model: random sequences and a step on them.
 class TrainRun {
  public:
   TrainRun(Device& device, const ModelConfig& model, const TrainSection& train, int64_t arena)
-      : stream_(device), trainer_(stream_, model, train, arena) {
+      : stream_(device), trainer_(stream_, model, train, arena), tokens_(random_sequences(model, train)) {
     trainer_.init();
-    for (int64_t i = 0; i < train.batch; ++i)
-      tokens_.push_back(
-          random_tokens(train.seq_len + 1, model.vocab_size, uint64_t(i * (train.seq_len + 1))));
     for (const auto& t : tokens_) sequences_.emplace_back(t);
   }
   void step() { trainer_.step(sequences_, kLearningRate); }
@@ -68,8 +137,7 @@ class GenerateRun {
       : stream_(device),
         params_(device, model, Recipe::of(parse_precision(bench.precision)), {}),
         bench_(bench) {
-    initialize(stream_, params_, model, kSeed);
-    on(stream_).synchronize();
+    draw_weights(stream_, params_, model);
     engine_ = std::make_unique<Engine>(device, model, params_,
                                        EngineOptions{.max_context = bench.context + bench.new_tokens + 1,
                                                      .max_sequences = bench.sequences,
@@ -122,6 +190,29 @@ StepTime bench_train(Device& device, const ModelConfig& model, const TrainSectio
   run.step();
   time.profile.clear();
   run.step();
+  return time;
+}
+
+StepTime bench_pass(Device& device, const ModelConfig& model, const TrainSection& train, Pass pass,
+                    double seconds) {
+  const auto plan = open_device("plan");
+  PassRun planned(*plan, model, train, int64_t(1) << 50);
+  planned.run(pass);
+  const int64_t arena = planned.arena_high_water();
+  StepTime time;
+  {
+    PassRun run(device, model, train, arena);
+    time = repeat(seconds, train.tokens_per_step(), [&] {
+      const double begin = now();
+      run.run(pass);
+      return now() - begin;
+    });
+  }
+  const auto profiled = open_profile_device(device, time.profile);
+  PassRun run(*profiled, model, train, arena);
+  run.run(pass);
+  time.profile.clear();
+  run.run(pass);
   return time;
 }
 

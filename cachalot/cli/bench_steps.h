@@ -22,6 +22,12 @@ struct StepTime {
 // An optimizer step of train.batch sequences of train.seq_len tokens, AdamW and balancing included.
 StepTime bench_train(Device& device, const ModelConfig& model, const TrainSection& train, double seconds);
 
+// One micro-batch of all sequences without an optimizer and its memory: the forward alone, or forward and
+// backward with gradients overwritten. For single layers of large models.
+enum class Pass : uint8_t { forward, forward_backward };
+StepTime bench_pass(Device& device, const ModelConfig& model, const TrainSection& train, Pass pass,
+                    double seconds);
+
 struct GenerateBench {
   int64_t context = 512;  // tokens of the prompt
   int64_t sequences = 1;
