@@ -25,11 +25,13 @@ expect_kernels() {  # name of the kernels, command...
   echo "$kernels: $*"
 }
 
+cmake --preset cpu -Wno-dev >/dev/null
+cmake --build --preset cpu --target cachalot
+
 for part in "${parts[@]}"; do
   case $part in
     x86)
-      cmake --preset cpu -Wno-dev >/dev/null
-      cmake --build --preset cpu --target cachalot backend_test
+      cmake --build --preset cpu --target backend_test
       expect_kernels sse2 qemu-x86_64 -cpu Nehalem build/cpu/cachalot
       expect_kernels avx2 qemu-x86_64 -cpu Haswell build/cpu/cachalot
       for cpu in Nehalem Haswell; do
