@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 #include <vector>
+#include <nlohmann/json.hpp>
 
 #include "data/pre_tokenizer.h"
 
