@@ -111,7 +111,7 @@ TEST(ThreadPool, ShortJobsDoNotReachIntoTheNextOne) {
 // With as many threads as CPUs, every one of them has a CPU of its own.
 TEST(ThreadPool, ThreadsOfAJobSpreadOverTheCpus) {
   const int cpus = std::min(available_cpus(), 4);
-  if (cpus < 2) GTEST_SKIP() << "one CPU";
+  if (cpus < 2) GTEST_SKIP() << "runs on machines with two CPUs or more; this one gives us one";
   ThreadPool pool(cpus);
   int apart = 0;
   for (int round = 0; round < 20; ++round) {

@@ -137,7 +137,7 @@ TEST(DeepSeekScanner, ClassesAreThoseOfTheUnicodeTables) {
 // Every code point of the two planes in use, and samples of the others, whose runs are long; all classes are
 // checked above.
 TEST(DeepSeekScanner, EqualsPcre2OnCodePointsOfAllPlanes) {
-  if (!Regex::available()) GTEST_SKIP() << "needs PCRE2";
+  if (!Regex::available()) GTEST_SKIP() << "runs where libpcre2-dev is installed (scripts/setup.sh installs it)";
   for (uint32_t first = 0; first < 0x110000; first += 0x400) {
     std::string text;
     for (uint32_t c = first; c < first + 0x400; ++c) {
@@ -153,7 +153,7 @@ TEST(DeepSeekScanner, EqualsPcre2OnCodePointsOfAllPlanes) {
 }
 
 TEST(DeepSeekScanner, EqualsPcre2OnRandomTexts) {
-  if (!Regex::available()) GTEST_SKIP() << "needs PCRE2";
+  if (!Regex::available()) GTEST_SKIP() << "runs where libpcre2-dev is installed (scripts/setup.sh installs it)";
   for (uint64_t seed = 0; seed < 60'000; ++seed) {
     const std::string text = random_text(seed, seed % 3 ? 8 : 40);
     ASSERT_EQ(cut(by_hand(), text), cut(by_regex(), text)) << seed;
@@ -161,7 +161,7 @@ TEST(DeepSeekScanner, EqualsPcre2OnRandomTexts) {
 }
 
 TEST(DeepSeekScanner, EqualsPcre2OnRealText) {
-  if (!Regex::available()) GTEST_SKIP() << "needs PCRE2";
+  if (!Regex::available()) GTEST_SKIP() << "runs where libpcre2-dev is installed (scripts/setup.sh installs it)";
   const char* root = std::getenv("CACHALOT_SOURCE");
   for (const char* name : {"many_scripts.txt", "shakespeare.txt"}) {
     const std::string text = read_file(std::string(root ? root : ".") + "/tests/data/text/" + name);
@@ -200,7 +200,8 @@ TEST(DeepSeekScanner, StandsInOnlyForExactlyItsPatterns) {
   EXPECT_TRUE(PreTokenizer(json, "t").by_hand());
   json["pretokenizers"][3]["trim_offsets"] = false;  // offsets are not ours
   EXPECT_TRUE(PreTokenizer(json, "t").by_hand());
-  if (!Regex::available()) GTEST_SKIP() << "the rest needs PCRE2";
+  if (!Regex::available())
+    GTEST_SKIP() << "the rest runs where libpcre2-dev is installed (scripts/setup.sh installs it)";
   Json other = json;
   other["pretokenizers"][0]["pattern"]["Regex"] = "\\p{N}{1,2}";
   EXPECT_FALSE(PreTokenizer(other, "t").by_hand());

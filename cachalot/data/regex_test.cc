@@ -15,7 +15,7 @@ using Pieces = std::vector<std::string>;
 class RegexTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (!Regex::available()) GTEST_SKIP() << "needs PCRE2";
+    if (!Regex::available()) GTEST_SKIP() << "runs where libpcre2-dev is installed (scripts/setup.sh installs it)";
   }
 };
 

@@ -360,7 +360,8 @@ TEST(Engine, ADecodingStepWaitsOnceAndGivesTheSameTokensOnTheFakeDevice) {
 // The same of a real queue: the driver is asked for nothing in a step, and waited for once.
 TEST(Engine, ADecodingStepOnAGpuTakesNothingAndWaitsOnce) {
   const CudaStatus status = probe_cuda();
-  if (status.devices.empty() || !status.devices[0].usable()) GTEST_SKIP() << status.message;
+  if (status.devices.empty() || !status.devices[0].usable())
+    GTEST_SKIP() << "runs on machines with a GPU, in the preset cuda: " << status.message;
   Model m = Model::tiny(open_device("cuda"));
   const Request r{.prompt = {3, 0, 2, 2, 1, 4, 0}, .max_new_tokens = 30};
   for (const int64_t speculate : {0, 2}) {

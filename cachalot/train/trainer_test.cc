@@ -119,7 +119,8 @@ TEST(Trainer, AStepOnAQueueingDeviceWaitsOnceAndGivesTheSameBits) {
 // each time.
 TEST(Trainer, AStepOnAGpuTakesNothingWaitsOnceAndRepeatsItsBits) {
   const CudaStatus status = probe_cuda();
-  if (status.devices.empty() || !status.devices[0].usable()) GTEST_SKIP() << status.message;
+  if (status.devices.empty() || !status.devices[0].usable())
+    GTEST_SKIP() << "runs on machines with a GPU, in the preset cuda: " << status.message;
   for (const char* precision : {"f32", "bf16"}) {
     SCOPED_TRACE(precision);
     TrainSection train = tiny_training();

@@ -14,7 +14,8 @@ class CudaDevice : public Test {
  protected:
   void SetUp() override {
     const CudaStatus status = probe_cuda();
-    if (status.devices.empty() || !status.devices[0].usable()) GTEST_SKIP() << status.message;
+    if (status.devices.empty() || !status.devices[0].usable())
+      GTEST_SKIP() << "runs on machines with a GPU, in the preset cuda: " << status.message;
     device = open_device("cuda");
   }
   std::unique_ptr<Device> device;
