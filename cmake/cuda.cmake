@@ -37,5 +37,13 @@ set_target_properties(cachalot_cuda PROPERTIES
   CUDA_ARCHITECTURES "80-real;90-real;80-virtual"
   # The options of the C++ files are g++'s; nvcc passes them on only behind -Xcompiler.
   COMPILE_OPTIONS "--expt-relaxed-constexpr;-Werror;all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
-target_link_libraries(cachalot_cuda PUBLIC cachalot_base cachalot_tensor CUDA::cudart_static CUDA::cublasLt)
+# Hopper's own instructions (wgmma, setmaxnreg) exist for sm_90a alone.
+file(GLOB hopper_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backend/cuda/hopper/*.cu)
+add_library(cachalot_hopper STATIC ${hopper_sources})
+get_target_property(cuda_options cachalot_cuda COMPILE_OPTIONS)
+set_target_properties(cachalot_hopper PROPERTIES CUDA_ARCHITECTURES "90a-real" COMPILE_OPTIONS "${cuda_options}")
+# (Back to backend: the choice of tiles is plain C++ there, and tested without a GPU.)
+target_link_libraries(cachalot_hopper PUBLIC cachalot_base cachalot_tensor cachalot_backend CUDA::cudart_static)
+target_link_libraries(cachalot_cuda PUBLIC cachalot_hopper cachalot_base cachalot_tensor CUDA::cudart_static
+                      ${CMAKE_DL_LIBS})
 target_link_libraries(cachalot_backend PUBLIC cachalot_cuda)

@@ -1,9 +1,10 @@
-// Waiting, as Hopper does it: an mbarrier in shared memory counts arrivals (of threads) and bytes (of copies).
+// Waiting, as Hopper does it: an mbarrier in shared memory counts arrivals (of threads) and bytes (of
+// copies).
 //
 // A barrier is in a phase. The phase ends when `arrivals` threads have arrived and all expected bytes have
 // landed; then the next begins, by itself. wait(parity) blocks while the phase of that parity runs: the first
-// phase has parity 0, and waiting on parity 1 of a fresh barrier returns at once (the phase "before" is done),
-// which is how a producer finds its ring empty at the start.
+// phase has parity 0, and waiting on parity 1 of a fresh barrier returns at once (the phase "before" is
+// done), which is how a producer finds its ring empty at the start.
 //   PTX ISA 8.x, "Parallel Synchronization and Communication Instructions: mbarrier"
 #pragma once
 
@@ -39,6 +40,20 @@ __device__ __forceinline__ void arrive_at(Barrier* b, uint32_t rank) {
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}" ::"r"(shared_address(b)),
+      "r"(rank)
+      : "memory");
+}
+
+// The same by a thread that only read what the barrier guards: it publishes nothing, and so does not wait
+// (about a microsecond) until its writes are seen by the whole GPU, which is what a release to a cluster
+// costs.
+__device__ __forceinline__ void arrive_at_after_reading(Barrier* b, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(shared_address(b)),
       "r"(rank)
       : "memory");
@@ -131,6 +146,28 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_sync() { cluster_arrive(), cluster_wait(); }
+
+// All blocks are here; nothing is published (see arrive_at_after_reading) but initialised barriers, after
+// barrier_init_done.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_meet() { cluster_arrive_relaxed(), cluster_wait(); }
+
+// The address of `p` in block `rank` of the cluster, and a write of 16 bytes there that counts on a barrier
+// there.
+__device__ __forceinline__ uint32_t address_in(const void* p, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  return remote;
+}
+__device__ __forceinline__ void push(uint32_t to, uint32_t barrier, float a, float b, float c, float d) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(
+          to),
+      "r"(barrier), "f"(a), "f"(b), "f"(c), "f"(d)
+      : "memory");
+}
 
 // Programmatic dependent launch: a kernel may start while the one before it in the stream ends. Nothing that
 // kernel wrote may be read before previous_kernel_done(); next_kernel_may_start() is a hint, not a promise.

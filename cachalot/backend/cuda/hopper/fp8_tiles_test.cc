@@ -1,0 +1,68 @@
+#include "backend/cuda/hopper/fp8_tiles.h"
+
+#include <gtest/gtest.h>
+
+namespace cachalot::cuda::hopper {
+namespace {
+
+constexpr int kH200 = 132;
+
+TEST(Fp8Tiles, EveryKernelFitsTheMultiprocessor) {
+  const auto fits = [](std::span<const Fp8Choice> choices) {
+    for (const Fp8Choice& c : choices) {
+      const Fp8Kernel& k = c.kernel;
+      SCOPED_TRACE(testing::Message() << k.tile_m() << " x " << k.tile_n() << ", " << k.stages << " stages");
+      EXPECT_LE(k.shared() * k.blocks_per_sm, 232448 - 1024 * (k.blocks_per_sm - 1));
+      EXPECT_LE(k.cluster(), 8);  // what every Hopper card can place
+      EXPECT_EQ(k.columns % 16, 0);
+      EXPECT_TRUE(!k.aligned || k.tile_n() % 128 == 0 || 128 % k.tile_n() == 0);
+      EXPECT_LE(k.groups(), 32);               // one lane each
+      EXPECT_LE(k.tile_m() / k.share_n, 256);  // a copy's box
+      EXPECT_LE(k.tile_n() / k.share_m, 256);
+      EXPECT_FALSE(k.turns && k.overlap);
+      // Registers: sums and accumulators beside what a loop needs.
+      EXPECT_LE(k.width() / 2 + (k.overlap ? 2 : 1) * k.columns / 2 + 24,
+                (65536 / k.blocks_per_sm - 40 * 128) / (k.math() * 128));
+    }
+  };
+  fits(kFp8Dense), fits(kFp8DenseF32), fits(kFp8Grouped), fits(kFp8GroupedF32), fits(kFp8Masked),
+      fits(kFp8WeightGrad);
+}
+
+struct Expected {
+  int64_t m, n, k;
+  int tile_m, tile_n, splits;
+};
+
+TEST(Fp8Tiles, DeepSeekShapesTakeTheTileThatMeasuredFastest) {
+  const Expected all[] = {
+      {64, 2112, 7168, 64, 64, 4},      {64, 24576, 1536, 64, 96, 1},     {64, 32768, 512, 64, 128, 1},
+      {64, 7168, 16384, 64, 128, 4},    {64, 4096, 7168, 64, 64, 2},      {64, 7168, 2048, 64, 64, 1},
+      {128, 2112, 7168, 64, 64, 2},     {128, 24576, 1536, 128, 192, 1},  {128, 32768, 512, 128, 128, 1},
+      {128, 7168, 16384, 128, 112, 2},  {128, 4096, 7168, 128, 64, 2},    {128, 7168, 2048, 128, 64, 1},
+      {4096, 2112, 7168, 192, 128, 1},  {4096, 24576, 1536, 128, 256, 1}, {4096, 32768, 512, 128, 256, 1},
+      {4096, 7168, 16384, 128, 256, 1}, {4096, 4096, 7168, 128, 256, 1},  {4096, 7168, 2048, 128, 256, 1},
+  };
+  for (const Expected& e : all) {
+    SCOPED_TRACE(testing::Message() << e.m << " x " << e.n << " x " << e.k);
+    const Fp8Kernel& k = kFp8Dense[size_t(choose(kFp8Dense, {.m = e.m, .n = e.n, .k = e.k}, kH200))].kernel;
+    EXPECT_EQ(k.tile_m(), e.tile_m);
+    EXPECT_EQ(k.tile_n(), e.tile_n);
+    EXPECT_EQ(k.splits, e.splits);
+  }
+}
+
+TEST(Fp8Tiles, MoreWorkNeverTakesLess) {
+  for (const Fp8Choice& c : kFp8Dense)
+    for (const int64_t m : {1, 64, 128, 1000, 4096})
+      for (const int64_t n : {16, 2112, 7168})
+        for (const int64_t k : {16, 512, 7168}) {
+          const double time = predicted_time(c, {.m = m, .n = n, .k = k}, kH200);
+          EXPECT_GT(time, 0);
+          EXPECT_LE(time, 1.001 * predicted_time(c, {.m = m + 64, .n = n, .k = k}, kH200) + 40);
+          EXPECT_LE(time, predicted_time(c, {.m = m, .n = n, .k = 4 * k}, kH200) * 1.001);
+        }
+}
+
+}  // namespace
+}  // namespace cachalot::cuda::hopper
