@@ -9,7 +9,8 @@ set -euo pipefail
 needs=(
   "g++|g++" "cmake|cmake" "ninja-build|ninja" "ccache|ccache" "pkg-config|pkg-config" "python3|python3"
   "nlohmann-json3-dev|nlohmann/json.hpp" "libfmt-dev|fmt/format.h" "libcli11-dev|CLI/CLI.hpp"
-  "libpcre2-dev|pcre2.h" "libgtest-dev|gtest/gtest.h" "libgmock-dev|gmock/gmock.h"
+  "libpcre2-dev|pcre2.h" "zlib1g-dev|zlib.h" "libzstd-dev|zstd.h"
+  "libgtest-dev|gtest/gtest.h" "libgmock-dev|gmock/gmock.h"
 )
 checks=("clang-19|clang++-19" "clang-tidy-19|clang-tidy-19" "clang-format-19|clang-format-19"
         "libclang-rt-19-dev|/usr/lib/llvm-19/lib/clang/19/lib/linux/libclang_rt.fuzzer-$(uname -m).a")

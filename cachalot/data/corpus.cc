@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
+#include "data/document_encoder.h"
 
 namespace cachalot {
 
@@ -24,41 +25,38 @@ size_t training_bytes(std::string_view document, double held_out) {
   return cut;
 }
 
-Corpus::Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
-               ThreadPool* pool) {
+TokenData tokenize_files(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
+                         ThreadPool* pool) {
   if (!(held_out >= 0 && held_out < 1))
     throw Error(
         fmt::format("the held-out share of the text is {}; it must be at least 0 and below 1", held_out));
-  const auto eos = tokenizer.eos_id();
-  if (!eos)
-    throw Error("the tokenizer has no end-of-text token, which must stand between documents")
-        .hint("name it as \"eos_token\" in tokenizer_config.json beside tokenizer.json");
-  const auto append = [&](std::vector<int32_t>& stream, std::string_view text) {
-    if (text.empty()) return;
-    const std::vector<int32_t> ids = tokenizer.encode(text, {.parse_special = false, .pool = pool});
-    stream.insert(stream.end(), ids.begin(), ids.end());
-    stream.push_back(*eos);
-  };
+  const DocumentEncoder encoder(tokenizer, {});
+  ShardHeader header{.vocab_size = tokenizer.vocab_size(),
+                     .end_of_text = encoder.end_of_text(),
+                     .tokenizer = tokenizer_id(tokenizer),
+                     .part = "text",
+                     .source = ""};
+  ShardBuilder train(header);
+  header.held_out = true;
+  ShardBuilder kept(header);
   for (const std::string& file : files) {
     const std::string text = read_file(file);
     const size_t cut = training_bytes(text, held_out);
-    append(train_, std::string_view(text).substr(0, cut));
-    append(held_out_, std::string_view(text).substr(cut));
+    const auto add = [&](ShardBuilder& builder, std::string_view part) {
+      if (!part.empty())
+        builder.add(encoder.encode(part, {.plain = true, .pool = pool}), int64_t(part.size()));
+    };
+    add(train, std::string_view(text).substr(0, cut));
+    add(kept, std::string_view(text).substr(cut));
   }
-  if (train_.empty())
+  if (train.header().tokens == 0)
     throw Error(files.empty() ? "no text files to train on"
                               : fmt::format("{} holds no text to train on", fmt::join(files, ", ")))
         .hint("pass files with text");
-  bytes_.resize(size_t(tokenizer.vocab_size()));
-  for (size_t id = 0; id < bytes_.size(); ++id)
-    bytes_[id] = int32_t(tokenizer.token_bytes(int32_t(id)).size());
-  bytes_[size_t(*eos)] = 0;
-}
-
-int64_t Corpus::text_bytes(std::span<const int32_t> ids) const {
-  int64_t sum = 0;
-  for (const int32_t id : ids) sum += bytes_.at(size_t(id));
-  return sum;
+  std::vector<Shard> shards{Shard::from_bytes(shard_bytes(std::move(train)), "the training text")};
+  if (kept.header().tokens > 0)
+    shards.push_back(Shard::from_bytes(shard_bytes(std::move(kept)), "the held-out text"));
+  return token_data(std::move(shards));
 }
 
 }  // namespace cachalot

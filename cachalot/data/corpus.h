@@ -1,4 +1,6 @@
-// Text files as two streams of tokens for pre-training: one to train on, one held out.
+// Text files as training data without files of shards: tokenised at once, into shards in memory
+// (data/shard.h), so that a trainer reads them like any others. For corpora of some hundred megabytes; larger
+// ones go through `cachalot data tokenize`.
 //
 // Each file is a document; the end of it is held out. A stream is the tokens of its part of the first
 // document, the end-of-text token, the part of the second document, and so on, without padding, as
@@ -6,12 +8,11 @@
 // that token.
 #pragma once
 
-#include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "data/token_stream.h"
 #include "data/tokenizer.h"
 
 namespace cachalot {
@@ -21,23 +22,9 @@ namespace cachalot {
 // end of that character. A tokenizer trained on these bytes has not seen the others.
 size_t training_bytes(std::string_view document, double held_out);
 
-class Corpus {
- public:
-  // Files in the order given; empty ones are passed over. Error: a file that cannot be read, no text at all,
-  // a tokenizer without an end-of-text token, a held_out that is no share. `pool`: threads that tokenise.
-  Corpus(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
-         ThreadPool* pool = nullptr);
-
-  std::span<const int32_t> train() const { return train_; }
-  std::span<const int32_t> held_out() const { return held_out_; }
-
-  // Bytes of text that `ids` stand for; the end-of-text tokens stand for none. For bits per byte: the summed
-  // loss (in nats) of predicting exactly `ids`, over ln 2 times this.
-  int64_t text_bytes(std::span<const int32_t> ids) const;
-
- private:
-  std::vector<int32_t> train_, held_out_;
-  std::vector<int32_t> bytes_;  // by id
-};
+// One part, "text". Files in the order given; empty ones are passed over. Error: a file that cannot be read, no
+// text at all, a tokenizer without an end-of-text token, a held_out that is no share. `pool`: threads.
+TokenData tokenize_files(const std::vector<std::string>& files, const Tokenizer& tokenizer, double held_out,
+                         ThreadPool* pool = nullptr);
 
 }  // namespace cachalot

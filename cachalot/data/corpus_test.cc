@@ -32,31 +32,40 @@ class CorpusTest : public testing::Test {
   std::filesystem::path folder_ = std::filesystem::temp_directory_path() / "cachalot_corpus_test";
 };
 
+// The tokens of the only part.
+std::vector<int32_t> all(const std::vector<TokenStream>& parts) {
+  if (parts.empty()) return {};
+  EXPECT_EQ(parts.size(), 1u);
+  std::vector<int32_t> ids(size_t(parts[0].tokens()));
+  parts[0].read(0, ids);
+  return ids;
+}
+
 TEST_F(CorpusTest, DocumentsEndWithTheEndOfTextToken) {
   const Tokenizer t = tokenizer();
-  const Corpus corpus({file("a", "the king"), file("b", ""), file("c", "queen")}, t, 0);
+  const TokenData data = tokenize_files({file("a", "the king"), file("b", ""), file("c", "queen")}, t, 0);
   std::vector<int32_t> expected = t.encode("the king");
   expected.push_back(1);
   for (const int32_t id : t.encode("queen")) expected.push_back(id);
   expected.push_back(1);
-  EXPECT_EQ(std::vector<int32_t>(corpus.train().begin(), corpus.train().end()), expected);
-  EXPECT_TRUE(corpus.held_out().empty());
+  EXPECT_EQ(all(data.train), expected);
+  EXPECT_EQ(data.train[0].documents(), 2);
+  EXPECT_TRUE(data.held_out.empty());
 }
 
 TEST_F(CorpusTest, TheEndOfEveryDocumentIsHeldOutAndEveryByteIsInOnePart) {
   const Tokenizer t = tokenizer();
   std::string text;
   for (int i = 0; i < 200; ++i) text += "line " + std::to_string(i) + " of the play\n";
-  const Corpus corpus({file("a", text), file("b", text)}, t, 0.1);
-  const std::string train = t.decode(corpus.train(), {.skip_special = true});
-  const std::string held_out = t.decode(corpus.held_out(), {.skip_special = true});
+  const TokenData data = tokenize_files({file("a", text), file("b", text)}, t, 0.1);
+  const std::string train = t.decode(all(data.train), {.skip_special = true});
+  const std::string held_out = t.decode(all(data.held_out), {.skip_special = true});
   const size_t cut = training_bytes(text, 0.1);
   EXPECT_EQ(train, text.substr(0, cut) + text.substr(0, cut));
   EXPECT_EQ(held_out, text.substr(cut) + text.substr(cut));
   EXPECT_NEAR(double(held_out.size()), 0.2 * double(text.size()), 50);
-  // Bits per byte divide by these: the text's bytes exactly, nothing for the separators.
-  EXPECT_EQ(corpus.text_bytes(corpus.held_out()), int64_t(held_out.size()));
-  EXPECT_EQ(corpus.text_bytes(corpus.train()), int64_t(train.size()));
+  EXPECT_EQ(data.held_out[0].text_bytes(), int64_t(held_out.size()));
+  EXPECT_EQ(data.train[0].text_bytes(), int64_t(train.size()));
 }
 
 TEST_F(CorpusTest, CutsAtALineEndOrElseAtACharacter) {
@@ -72,21 +81,22 @@ TEST_F(CorpusTest, CutsAtALineEndOrElseAtACharacter) {
 
 TEST_F(CorpusTest, TextCannotSpellTheEndOfTextToken) {
   const Tokenizer t = tokenizer();
-  const Corpus corpus({file("a", "x" + std::string(kEosToken) + "y")}, t, 0);
-  EXPECT_EQ(std::count(corpus.train().begin(), corpus.train().end(), 1), 1);
-  EXPECT_EQ(corpus.text_bytes(corpus.train()), int64_t(kEosToken.size()) + 2);
+  const TokenData data = tokenize_files({file("a", "x" + std::string(kEosToken) + "y")}, t, 0);
+  const std::vector<int32_t> ids = all(data.train);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 1), 1);
 }
 
 TEST_F(CorpusTest, RefusesAnEmptyCorpusAndWhatCannotBe) {
   const Tokenizer t = tokenizer();
-  EXPECT_THROW(Corpus({}, t, 0.1), Error);
-  EXPECT_THROW(Corpus({file("a", ""), file("b", "")}, t, 0.1), Error);
-  EXPECT_THROW(Corpus({(folder_ / "missing").string()}, t, 0.1), Error);
-  EXPECT_THROW(Corpus({file("a", "x")}, t, 1.0), Error);
-  EXPECT_THROW(Corpus({file("a", "x")}, t, -0.1), Error);
+  EXPECT_THROW(tokenize_files({}, t, 0.1), Error);
+  EXPECT_THROW(tokenize_files({file("a", ""), file("b", "")}, t, 0.1), Error);
+  EXPECT_THROW(tokenize_files({(folder_ / "missing").string()}, t, 0.1), Error);
+  EXPECT_THROW(tokenize_files({file("a", "x")}, t, 1.0), Error);
+  EXPECT_THROW(tokenize_files({file("a", "x")}, t, -0.1), Error);
   BpeTrainer nameless({.vocab_size = 256, .special_tokens = {}});
   nameless.add_text("ab ab");
-  EXPECT_THROW(Corpus({file("a", "x")}, Tokenizer::parse(nameless.train().tokenizer_json, "t"), 0.1), Error);
+  EXPECT_THROW(tokenize_files({file("a", "x")}, Tokenizer::parse(nameless.train().tokenizer_json, "t"), 0.1),
+               Error);
 }
 
 }  // namespace
