@@ -12,6 +12,7 @@
 #include "backend/ops/head_gemm.h"
 #include "backend/ops/latent_attention.h"
 #include "backend/ops/permute.h"
+#include "backend/ops/quantize.h"
 #include "backend/ops/rmsnorm.h"
 #include "backend/ops/rope.h"
 #include "backend/ops/rows.h"
@@ -48,4 +49,9 @@
   X(cast, Cast)                             \
   X(add, Add)                               \
   X(sum_squares, SumSquares)                \
-  X(adamw, AdamW)
+  X(adamw, AdamW)                           \
+  X(quantize, Quantize)                     \
+  X(quantize_weight, QuantizeWeight)        \
+  X(pad_offsets, PadOffsets)                \
+  X(pack_e5m6, PackE5m6)                    \
+  X(unpack_e5m6, UnpackE5m6)

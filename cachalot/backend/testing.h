@@ -59,10 +59,12 @@ class HostTensor {
   double operator()(int64_t r, int64_t c) const {
     return get_number(view_.data, view_.dtype, r * view_.cols + c) * view_.scale(r, c);
   }
-  void set_scales(std::vector<float> scales, int64_t scale_ld, int64_t part_rows, int64_t first_row) {
+  // Scales that lie as those of `like` do, scale_ld apart.
+  void set_scales(std::vector<float> scales, int64_t scale_ld, const Tensor& like) {
     scales_ = std::move(scales);
     view_.scales = scales_.data();
-    view_.scale_ld = scale_ld, view_.part_rows = part_rows, view_.first_row = first_row;
+    view_.scale_ld = scale_ld, view_.part_rows = like.part_rows, view_.first_row = like.first_row;
+    view_.scale_tile = like.scale_tile;
   }
 
  private:
@@ -71,15 +73,27 @@ class HostTensor {
   Tensor view_;
 };
 
+// The scales of codes as a tensor: [block rows, block columns], or of row tiles [tile columns, rows].
+inline Tensor scales_of(const Tensor& t) {
+  CHECK(t.scales && t.size() > 0, t.describe());
+  const int64_t across = (t.cols + kScaleBlock - 1) / kScaleBlock;
+  const bool row = t.scale_tile == ScaleTile::row;
+  return {.data = t.scales,
+          .dtype = DType::f32,
+          .rows = row ? across : t.scale_row(t.rows - 1) + 1,
+          .cols = row ? t.rows : across,
+          .ld = t.scale_ld};
+}
+
 // Waits for what is queued on `s`.
 inline HostTensor download(Stream& s, const Tensor& t) {
   HostTensor host(t.dtype, t.rows, t.cols);
   if (t.size() > 0) on(s).download(t, host.data());
-  if (t.scales && t.rows > 0) {
-    const int64_t rows = t.scale_row(t.rows - 1) + 1;
-    std::vector<float> scales(size_t(rows * t.scale_ld));
-    on(s).download(make_tensor(const_cast<float*>(t.scales), DType::f32, rows, t.scale_ld), scales.data());
-    host.set_scales(std::move(scales), t.scale_ld, t.part_rows, t.first_row);
+  if (t.scales && t.size() > 0) {
+    const Tensor from = scales_of(t);
+    std::vector<float> scales(size_t(from.size()));
+    on(s).download(from, scales.data());
+    host.set_scales(std::move(scales), from.cols, t);
   }
   on(s).synchronize();
   return host;
@@ -135,7 +149,32 @@ class TestTensors {
     t.part_rows = part_rows;
     t.scale_ld = (cols + kScaleBlock - 1) / kScaleBlock;
     const int64_t scale_rows = rows == 0 ? 0 : t.scale_row(rows - 1) + 1;
-    t.scales = static_cast<const float*>(uniform(DType::f32, scale_rows, t.scale_ld, 0.01, 0.05).data);
+    t.scales = static_cast<float*>(uniform(DType::f32, scale_rows, t.scale_ld, 0.01, 0.05).data);
+    return t;
+  }
+  // The same with a scale for every 128 numbers of a row. Rows begin on 16 bytes, behind `padding` columns at
+  // least.
+  Tensor normal_row_tiles(int64_t rows, int64_t cols, int64_t padding = 0) {
+    Tensor t = normal(DType::e4m3, rows, cols, 20, (cols + padding + 15) / 16 * 16 - cols);
+    row_tile_scales(t);
+    const int64_t tiles = (cols + kScaleBlock - 1) / kScaleBlock, gap = t.scale_ld - rows;
+    t.scales = static_cast<float*>(uniform(DType::f32, tiles, rows, 0.01, 0.05, gap).data);
+    return t;
+  }
+  // Codes and scales of NaN: what quantisers must overwrite, row tiles and blocks.
+  Tensor garbage_row_tiles(int64_t rows, int64_t cols, int64_t padding = 0) {
+    Tensor t = garbage(DType::e4m3, rows, cols, (cols + padding + 15) / 16 * 16 - cols);
+    row_tile_scales(t);
+    t.scales = static_cast<float*>(
+        garbage(DType::f32, (cols + kScaleBlock - 1) / kScaleBlock, rows, t.scale_ld - rows).data);
+    return t;
+  }
+  Tensor garbage_e4m3(int64_t rows, int64_t cols, int64_t part_rows = 0, int64_t padding = 0) {
+    Tensor t = garbage(DType::e4m3, rows, cols, padding);
+    t.part_rows = part_rows;
+    t.scale_ld = (cols + kScaleBlock - 1) / kScaleBlock;
+    const int64_t scale_rows = rows == 0 ? 0 : t.scale_row(rows - 1) + 1;
+    t.scales = static_cast<float*>(garbage(DType::f32, scale_rows, t.scale_ld).data);
     return t;
   }
   Tensor zeros(DType dtype, int64_t rows, int64_t cols, int64_t padding = 0) {
@@ -160,8 +199,13 @@ class TestTensors {
     return make(t.dtype, t.rows, t.cols, read(from, t), padding);
   }
 
-  // Whether the columns behind each row of `t`, made above, still hold the bytes they were made with.
+  // Whether the columns behind each row of `t`, made above, still hold the bytes they were made with, and
+  // those of its scales.
   AssertionResult padding_intact(const Tensor& t) {
+    if (t.scales && t.size() > 0) {
+      const AssertionResult scales = padding_intact(scales_of(t));
+      if (!scales) return scales;
+    }
     Tensor whole = t;
     whole.cols = t.ld;
     whole.scales = nullptr;
@@ -176,6 +220,10 @@ class TestTensors {
   }
 
  private:
+  static void row_tile_scales(Tensor& t) {
+    t.scale_tile = ScaleTile::row;
+    t.scale_ld = (t.rows + 7) / 4 * 4;  // at least one more than rows
+  }
   // Bytes 0xFF are NaN in every floating format; empty `values`: nothing but those.
   Tensor make(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values, int64_t padding) {
     const int64_t ld = cols + padding, bytes = rows * ld * size_of(dtype);
@@ -238,9 +286,9 @@ inline std::vector<double> numeric_gradient(Stream& s, const Tensor& x, const st
   return gradient;
 }
 
-template <class A, class B>
-AssertionResult metric_at_most(const char* a_text, const char* b_text, const char*, const A& a, const B& b,
-                               double bound) {
+template <class A, class B> AssertionResult metric_at_most(const char* a_text, const char* b_text,
+                                                           const char*, const A& a, const B& b,
+                                                           double bound) {
   const double m = metric(a, b);
   if (m <= bound) return AssertionSuccess();
   AssertionResult failure = AssertionFailure();

@@ -84,6 +84,9 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view what) {
+  // The library takes a NUL for the end of its input and says nothing of what follows.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos)
+    throw Error(fmt::format("{}: not valid JSON at byte {}: a NUL", what, at + 1));
   StrictBuilder builder(what);
   try {
     Json::sax_parse(text.begin(), text.end(), &builder);

@@ -50,6 +50,12 @@ TEST(Json, RefusesWhatIsNotOneJsonValue) {
     EXPECT_NE(refusal(text), "") << text;
 }
 
+TEST(Json, RefusesANulAndWhateverStandsBehindIt) {
+  using namespace std::literals;
+  for (const auto text : {"{}\0"sv, "{}\0x"sv, "[1, 2]\0[3]"sv, "\"a\0b\""sv, "\0"sv})
+    EXPECT_NE(refusal(std::string(text)), "");
+}
+
 TEST(Json, RefusesDeepNestingBeforeTheStackDoes) {
   EXPECT_EQ(refusal(std::string(64, '[') + std::string(64, ']')), "");
   EXPECT_NE(refusal(std::string(65, '[') + std::string(65, ']')).find("nested deeper"), std::string::npos);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <fstream>
@@ -55,6 +56,34 @@ std::vector<int> cpus_of_several_nodes(const cpu_set_t& set) {
   return nodes > 1 ? cpus : std::vector<int>{};
 }
 
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+constexpr auto kLook = microseconds(100), kRest = 50 * kLook;  // without work, for the next job
+constexpr auto kLeave = microseconds(50);                      // for threads that finish the last items
+constexpr auto kTaken = microseconds(20);  // longer than any step of a look on a CPU of ours
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Looks until `found` or for `most` at most; false: in vain.
+template <class Found> bool look_until(const Found& found, Clock::duration most) {
+  const auto begin = Clock::now();
+  for (auto before = begin;;) {
+    for (int i = 0; i < 16; ++i) {
+      if (found()) return true;
+      pause();
+    }
+    const auto now = Clock::now();
+    if (now - begin > most || now - before > kTaken) return false;
+    before = now;
+  }
+}
+
 }  // namespace
 
 int available_cpus() {
@@ -76,7 +105,10 @@ struct ThreadPool::State {
   int64_t count = 0;
   std::atomic<int64_t> next{0};
   uint64_t generation = 0;
-  int inside = 0;  // threads of the pool that work on the open job
+  std::atomic<uint64_t> posted{0};  // the generation, for threads that look
+  std::atomic<int> inside{0};       // threads of the pool that work on the open job; changed under the mutex
+  std::atomic<int> looking{0};
+  bool may_look = false;
   bool stop = false;
   std::exception_ptr failure;
   std::vector<std::thread> threads;
@@ -113,19 +145,40 @@ struct ThreadPool::State {
     }
   }
 
+  // A thread that sleeps on a mutex is as late as one that sleeps without work.
+  std::unique_lock<std::mutex> lock_soon() {
+    for (int i = 0; may_look && i < 256; ++i) {
+      if (std::unique_lock lock(mutex, std::try_to_lock); lock) return lock;
+      pause();
+    }
+    return std::unique_lock(mutex);
+  }
+
   void serve(int index) {
     if (!homes.empty()) move_to(homes[size_t(index) % homes.size()]);
     uint64_t seen = 0;
+    auto rested = Clock::now();
     std::unique_lock lock(mutex);
     for (;;) {
-      work.wait(lock, [&] { return stop || (open && generation != seen); });
+      const auto called = [&] { return stop || (open && generation != seen); };
+      if (may_look && !called() && Clock::now() >= rested) {
+        const uint64_t known = generation;
+        lock.unlock();
+        looking.fetch_add(1, std::memory_order_relaxed);
+        const bool found = look_until([&] { return posted.load(std::memory_order_acquire) != known; }, kLook);
+        looking.fetch_sub(1, std::memory_order_relaxed);
+        if (!found) rested = Clock::now() + kRest;
+        lock = lock_soon();
+        if (found) continue;
+      }
+      work.wait(lock, called);
       if (stop) return;
       seen = generation;
       ++inside;
       lock.unlock();
       if (homes.empty()) spread(seen);
       drain();
-      lock.lock();
+      lock = lock_soon();
       if (--inside == 0) done.notify_one();
     }
   }
@@ -134,6 +187,7 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   CHECK(threads >= 1);
   if (threads > 1) state_->homes = cpus_of_several_nodes(affinity());
+  state_->may_look = threads <= available_cpus();
   for (int i = 1; i < threads; ++i) state_->threads.emplace_back([s = state_.get(), i] { s->serve(i); });
 }
 
@@ -141,12 +195,14 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard lock(state_->mutex);
     state_->stop = true;
+    state_->posted = ++state_->generation;
   }
   state_->work.notify_all();
   for (auto& t : state_->threads) t.join();
 }
 
 int ThreadPool::threads() const { return int(state_->threads.size()) + 1; }
+bool ThreadPool::awake() const { return state_->looking.load(std::memory_order_relaxed) > 0; }
 
 void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
   State& s = *state_;
@@ -154,25 +210,32 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
+  uint64_t job = 0;
   {
-    std::lock_guard lock(s.mutex);
+    const auto lock = s.lock_soon();
     CHECK(!s.busy, "parallel_for called from inside parallel_for, or from two threads");
     s.busy = s.open = true;
     s.body = &body;
     s.count = count;
     s.next = 0;
     s.failure = nullptr;
-    ++s.generation;
-    if (s.homes.empty()) s.claim(sched_getcpu(), s.generation);
+    job = ++s.generation;
+    if (s.homes.empty()) s.claim(sched_getcpu(), job);
   }
+  s.posted.store(job, std::memory_order_release);  // not under the mutex, which those that see it want next
   if (count > int64_t(s.threads.size())) s.work.notify_all();
   else
     for (int64_t i = 1; i < count; ++i) s.work.notify_one();
   s.drain();
   std::exception_ptr failure;
   {
-    std::unique_lock lock(s.mutex);
+    auto lock = s.lock_soon();
     s.open = false;
+    if (s.may_look && s.inside > 0) {
+      lock.unlock();
+      look_until([&] { return s.inside == 0; }, kLeave);
+      lock = s.lock_soon();
+    }
     s.done.wait(lock, [&] { return s.inside == 0; });
     s.busy = false;
     failure = s.failure;

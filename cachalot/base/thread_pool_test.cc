@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <ctime>
 #include <mutex>
 #include <set>
 #include <stdexcept>
@@ -79,7 +81,7 @@ TEST(ThreadPool, ReallyRunsOnSeveralThreads) {
   EXPECT_EQ(ids.size(), 3u);
 }
 
-// Many more threads than CPUs, and several pools at once: nobody spins, so all of them get on.
+// Many more threads than CPUs, and several pools at once: nobody spins for long, so all of them get on.
 TEST(ThreadPool, ManyPoolsOfManyThreadsShareTheMachine) {
   constexpr int kPools = 4, kRounds = 300, kItems = 37;
   std::vector<std::thread> callers;
@@ -127,6 +129,30 @@ TEST(ThreadPool, ThreadsOfAJobSpreadOverTheCpus) {
     apart += int(used.size()) == cpus;
   }
   EXPECT_GT(apart, 0);  // the kernel may move a thread in between
+}
+
+// Awake between the jobs of a step, asleep soon after it: an idle pool costs next to nothing.
+TEST(ThreadPool, IdleThreadsFallAsleep) {
+  ThreadPool pool(available_cpus());
+  const auto cpu_seconds = [] { return double(std::clock()) / CLOCKS_PER_SEC; };
+  double worst = 0;
+  for (int round = 0; round < 5; ++round) {
+    for (int job = 0; job < 50; ++job) pool.parallel_for(64, [](int64_t) {});
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_FALSE(pool.awake());
+    const double before = cpu_seconds();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    worst = std::max(worst, cpu_seconds() - before);
+  }
+  EXPECT_LT(worst, 0.01);
+}
+
+TEST(ThreadPool, WithMoreThreadsThanCpusNobodyLooksForWork) {
+  ThreadPool pool(available_cpus() + 1);
+  for (int job = 0; job < 1000; ++job) {
+    pool.parallel_for(8, [](int64_t) {});
+    ASSERT_FALSE(pool.awake());
+  }
 }
 
 TEST(ThreadPool, RefusesToBeReentered) {

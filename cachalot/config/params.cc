@@ -70,11 +70,13 @@ class Table {
     add_in(l, "mlp.gate", ParamKind::gate, e, d, "mlp.gate.weight");
     add_in(l, "mlp.gate_bias", ParamKind::gate_bias, 1, e, "mlp.gate.e_score_correction_bias");
     Param& up = add_stacked(l, "mlp.experts.gate_up", e * 2 * i, d, i);
+    up.experts = e;
     for (int64_t x = 0; x < e; ++x) {
       up.views.push_back(view(l, fmt::format("mlp.experts.{}.gate_proj.weight", x), x * 2 * i, i));
       up.views.push_back(view(l, fmt::format("mlp.experts.{}.up_proj.weight", x), x * 2 * i + i, i));
     }
     Param& down = add_stacked(l, "mlp.experts.down", e * d, i, d);
+    down.experts = e;
     for (int64_t x = 0; x < e; ++x)
       down.views.push_back(view(l, fmt::format("mlp.experts.{}.down_proj.weight", x), x * d, d));
     if (c_.n_shared_experts > 0) mlp(l, "mlp.shared", "mlp.shared_experts", c_.shared_width());

@@ -12,13 +12,13 @@ namespace cachalot {
 
 // What is kept in which precision and treated how by the optimizer.
 enum class ParamKind : uint8_t {
-  linear,      // a matrix that FP8 checkpoints store as E4M3; decayed
-  eh_proj,     // the MTP projection: a decayed matrix that stays BF16 in FP8 checkpoints
-  embedding,   // token embedding: decayed, BF16 in FP8 checkpoints
-  head,        // output head: decayed, BF16 in FP8 checkpoints
-  gate,        // router weight [E, D]: decayed, FP32 in every recipe, BF16 in FP8 checkpoints
-  gate_bias,   // e_score_correction_bias [1, E]: FP32, no gradient, moved by the balancing rule
-  norm,        // RMSNorm gain [1, n]: FP32 in every recipe, not decayed
+  linear,     // a matrix that FP8 checkpoints store as E4M3; decayed
+  eh_proj,    // the MTP projection: a decayed matrix that stays BF16 in FP8 checkpoints
+  embedding,  // token embedding: decayed, BF16 in FP8 checkpoints
+  head,       // output head: decayed, BF16 in FP8 checkpoints
+  gate,       // router weight [E, D]: decayed, FP32 in every recipe, BF16 in FP8 checkpoints
+  gate_bias,  // e_score_correction_bias [1, E]: FP32, no gradient, moved by the balancing rule
+  norm,       // RMSNorm gain [1, n]: FP32 in every recipe, not decayed
 };
 
 // One Hugging Face tensor inside a parameter: `rows` rows from `first_row`.
@@ -35,15 +35,18 @@ struct ParamView {
 struct Param {
   std::string name;  // "layers.3.mlp.experts.gate_up": ours, unique
   ParamKind kind = ParamKind::linear;
-  int64_t layer = -1;  // -1: outside the layers
+  int64_t layer = -1;          // -1: outside the layers
   int64_t rows = 0, cols = 0;  // vectors are [1, n]
-  int64_t part_rows = 0;  // rows of one stacked matrix (Tensor::part_rows); rows if nothing is stacked
+  int64_t part_rows = 0;       // rows of one stacked matrix (Tensor::part_rows); rows if nothing is stacked
+  int64_t experts = 1;  // matrices of different inputs that are stacked: gate and up of an expert are one
   std::vector<ParamView> views;
 
   bool is_vector() const { return kind == ParamKind::norm || kind == ParamKind::gate_bias; }
   bool trained() const { return kind != ParamKind::gate_bias; }
   bool decayed() const { return kind != ParamKind::norm && kind != ParamKind::gate_bias; }
   bool can_be_fp8() const { return kind == ParamKind::linear; }
+  // A linear layer, which the fp8 recipe multiplies in E4M3; the router's and the head's products are not.
+  bool is_linear() const { return kind == ParamKind::linear || kind == ParamKind::eh_proj; }
   int64_t size() const { return rows * cols; }
 };
 

@@ -7,9 +7,15 @@
 
 namespace cachalot {
 
-enum class Precision { f32, bf16, f64 };  // f64: the oracle's own, for finite differences (device "ref" only)
+enum class Precision {
+  f32,
+  bf16,
+  fp8,  // bf16, with linear layers multiplied in E4M3 (V3 report, section 3.3)
+  f64,  // the oracle's own, for finite differences (device "ref" only)
+};
+inline constexpr const char* kPrecisions = "f32, bf16 or fp8";
 
-Precision parse_precision(const std::string& name);  // "f32" or "bf16"; else Error
+Precision parse_precision(const std::string& name);  // one of kPrecisions; else Error
 const char* name_of(Precision precision);
 
 }  // namespace cachalot

@@ -226,16 +226,17 @@ TEST(Engine, SpeculationGivesThePlainTokensAtAnyTemperature) {
   EXPECT_NE(plain->generate(one).tokens, plain->generate(two).tokens);
 }
 
-TEST(Engine, Bf16SpeculationGivesThePlainBf16Tokens) {
-  for (auto& device : devices()) {
-    SCOPED_TRACE(device->name());
-    Model m = Model::tiny(std::move(device), Precision::bf16);
-    const Request r{.prompt = {3, 0, 2, 2, 1}, .max_new_tokens = 60};
-    const Tokens plain = m.engine({.max_context = 80})->generate(r).tokens;
-    EXPECT_EQ(plain.size(), 60u);
-    for (const int64_t depth : {1, 2})
-      EXPECT_EQ(m.engine({.max_context = 80, .speculate = depth})->generate(r).tokens, plain);
-  }
+TEST(Engine, SpeculationInFewBitsGivesThePlainTokensOfTheSamePrecision) {
+  for (const Precision precision : {Precision::bf16, Precision::fp8})
+    for (auto& device : devices()) {
+      SCOPED_TRACE(device->name() + " " + name_of(precision));
+      Model m = Model::tiny(std::move(device), precision);
+      const Request r{.prompt = {3, 0, 2, 2, 1}, .max_new_tokens = 60};
+      const Tokens plain = m.engine({.max_context = 80})->generate(r).tokens;
+      EXPECT_EQ(plain.size(), 60u);
+      for (const int64_t depth : {1, 2})
+        EXPECT_EQ(m.engine({.max_context = 80, .speculate = depth})->generate(r).tokens, plain);
+    }
 }
 
 TEST(Engine, SequencesDecodedTogetherDoNotSeeEachOther) {

@@ -84,8 +84,8 @@ Tensor Steps::trunk(const TokenBatch& batch) {
 Tensor Steps::mtp(int64_t depth, const TokenBatch& batch, Tensor previous) {
   Tensor hidden = arena_.take_like(previous);
   Arena::Scope scratch(arena_);
-  const auto state =
-      model_.forward_mtp(stream_, arena_, batch, depth, previous, {.caches = cache_.layers(), .replay = {}});
+  const auto state = model_.forward_mtp(stream_, arena_, batch, depth, previous,
+                                        {.caches = cache_.layers(), .replay = {}, .keep_states = false});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
 }

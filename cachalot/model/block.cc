@@ -7,13 +7,18 @@ Block::State Block::forward_attention(Stream& s, Arena& arena, const TokenBatch&
   State state;
   state.x = x;
   state.y = options.y;
-  Tensor attention_in = arena.take_like(x), attention_out = arena.take_like(x);
-  state.input_norm = input_norm.forward(s, arena, x, attention_in);
-  state.attention = attention.forward(s, arena, batch, options.cache, attention_in, attention_out);
+  state.keep = options.keep;
+  Tensor attention_in = recipe.fp8 ? take_row_tiles(arena, x.rows, x.cols) : arena.take_like(x);
+  state.input_norm = recipe.fp8 ? input_norm.forward(s, arena, x, {}, attention_in, recipe.power_of_two)
+                                : input_norm.forward(s, arena, x, attention_in);
   state.x1 = arena.take_like(x);
-  on(s).add({.a = x, .b = attention_out, .y = state.x1});
-  state.normed = arena.take_like(x);
-  state.post_norm = post_norm.forward(s, arena, state.x1, state.normed);
+  state.attention = attention.forward(s, arena, batch, options.cache, attention_in, state.x1, options.keep);
+  on(s).add({.a = x, .b = state.x1, .y = state.x1});
+  if (gate || !recipe.fp8) state.normed = arena.take_like(x);  // the router reads more than codes
+  state.mlp_in = recipe.fp8 ? take_row_tiles(arena, x.rows, x.cols) : state.normed;
+  state.post_norm =
+      recipe.fp8 ? post_norm.forward(s, arena, state.x1, state.normed, state.mlp_in, /*power_of_two=*/true)
+                 : post_norm.forward(s, arena, state.x1, state.normed);
   if (gate)
     state.routing = gate->forward(s, arena, batch, state.normed, options.replay, options.with_balance);
   return state;
@@ -22,27 +27,25 @@ Block::State Block::forward_attention(Stream& s, Arena& arena, const TokenBatch&
 void Block::forward_dispatch(Stream& s, Arena& arena, State& state) const {
   if (!experts) return;
   state.plan = dispatch->plan(s, arena, state.routing.indices);
-  state.rows = arena.take(recipe.act, state.routing.indices.size(), state.x.cols);
-  dispatch->dispatch(s, state.plan, state.normed, state.rows);
+  const int64_t rows = state.routing.indices.size(), cols = state.x.cols;
+  state.rows = recipe.fp8 ? take_row_tiles(arena, rows, cols) : arena.take(recipe.act, rows, cols);
+  dispatch->dispatch(s, state.plan, state.mlp_in, state.rows);
 }
 
 void Block::forward_mlp(Stream& s, Arena& arena, State& state) const {
-  if (mlp) {
-    state.mlp_out = arena.take_like(state.x);
-    state.mlp = mlp->forward(s, arena, state.normed, state.mlp_out);
-  }
+  if (!state.y) state.y = arena.take_like(state.x);
+  if (mlp) state.mlp = mlp->forward(s, arena, state.mlp_in, state.y, state.keep);
   if (experts) {
-    state.expert_out = arena.take_like(state.rows);
-    state.experts = experts->forward(s, arena, state.rows, state.plan.offsets, state.expert_out);
+    state.expert_out = arena.take(recipe.act, state.rows.rows, state.rows.cols);
+    state.experts = experts->forward(s, arena, state.rows, state.plan.offsets, state.expert_out, state.keep);
   }
 }
 
-void Block::forward_combine(Stream& s, Arena& arena, State& state) const {
-  if (!state.y) state.y = arena.take_like(state.x);
+void Block::forward_combine(Stream& s, Arena&, State& state) const {
+  const Tensor mlp_out = mlp ? state.y : Tensor{};
   if (experts)
-    dispatch->combine(s, state.plan, state.expert_out, state.routing.weights, state.x1, state.mlp_out,
-                      state.y);
-  else on(s).add({.a = state.x1, .b = state.mlp_out, .y = state.y});
+    dispatch->combine(s, state.plan, state.expert_out, state.routing.weights, state.x1, mlp_out, state.y);
+  else on(s).add({.a = state.x1, .b = mlp_out, .y = state.y});
 }
 
 void Block::backward_combine(Stream& s, Arena& arena, State& state, Tensor dy) const {
@@ -58,7 +61,7 @@ void Block::backward_mlp(Stream& s, Arena& arena, State& state) const {
   state.d_normed = arena.take_like(state.x);
   if (mlp) mlp->backward_input(s, arena, state.mlp, state.dy, state.d_normed, Accumulate::overwrite);
   if (experts) {
-    state.d_rows = arena.take_like(state.rows);
+    state.d_rows = arena.take_like(state.expert_out);
     experts->backward_input(s, arena, state.experts, state.d_expert_out, state.d_rows);
   }
 }
@@ -76,17 +79,17 @@ void Block::backward_attention(Stream& s, Arena& arena, const TokenBatch& batch,
   post_norm.backward(s, state.post_norm, state.d_normed, state.dy, state.dx1, mode);
   Tensor d_attention_in = arena.take_like(state.x);
   attention.backward_input(s, arena, batch, state.attention, state.dx1, d_attention_in, mode);
-  state.dx = arena.take_like(state.x);
+  if (!state.dx) state.dx = arena.take_like(state.x);
   input_norm.backward(s, state.input_norm, d_attention_in, state.dx1, state.dx, mode);
 }
 
-void Block::weight_mlp(Stream& s, const State& state, Accumulate mode) const {
-  if (mlp) mlp->backward_weight(s, state.mlp, mode);
-  if (experts) experts->backward_weight(s, state.experts, mode);
+void Block::weight_mlp(Stream& s, Arena& arena, const State& state, Accumulate mode) const {
+  if (mlp) mlp->backward_weight(s, arena, state.mlp, mode);
+  if (experts) experts->backward_weight(s, arena, state.experts, mode);
 }
 
-void Block::weight_attention(Stream& s, const State& state, Accumulate mode) const {
-  attention.backward_weight(s, state.attention, mode);
+void Block::weight_attention(Stream& s, Arena& arena, const State& state, Accumulate mode) const {
+  attention.backward_weight(s, arena, state.attention, mode);
 }
 
 Block::State Block::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x,
@@ -102,10 +105,10 @@ void Block::backward(Stream& s, Arena& arena, const TokenBatch& batch, State& st
                      double balance_factor, Accumulate mode) const {
   backward_combine(s, arena, state, dy);
   backward_mlp(s, arena, state);
-  weight_mlp(s, state, mode);
+  weight_mlp(s, arena, state, mode);
   backward_dispatch(s, arena, state);
   backward_attention(s, arena, batch, state, balance_factor, mode);
-  weight_attention(s, state, mode);
+  weight_attention(s, arena, state, mode);
 }
 
 }  // namespace cachalot

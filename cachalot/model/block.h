@@ -11,6 +11,9 @@
 // streams differ). The gate belongs to the attention phase, the shared expert to the MLP phase. Published
 // order of one forward beside one backward (profile-data, train.json): combine(B) attn(F) mlp(B) dispatch(F)
 // dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F).
+//
+// fp8: the norms hand codes to what follows them, and the dispatch moves codes, with scales that are powers
+// of two (V3 report, section 3.3.3); the combination of both directions stays bf16.
 #pragma once
 
 #include <optional>
@@ -37,15 +40,17 @@ struct Block {
 
   // One micro-batch in this block. All tensors live in its arena. [T, D] unless said otherwise.
   struct State {
-    Tensor x, x1, normed, y;
+    Keep keep = Keep::for_backward;
+    Tensor x, x1, normed;
+    Tensor y;       // holds the MLP's output until the combination
+    Tensor mlp_in;  // what the experts and the MLP take: `normed`, or its codes (fp8)
     RmsNorm::Saved input_norm, post_norm;
     Mla::Saved attention;
     SwigluMlp::Saved mlp;
-    Tensor mlp_out;
     Gate::Routing routing;
     ExpertDispatch::Plan plan;
     Experts::Saved experts;
-    Tensor rows, expert_out;  // [R, D]
+    Tensor rows, expert_out;  // [R, D]; fp8: rows are codes
     // Backward.
     Tensor dy, d_normed, dx1, dx;
     Tensor d_expert_out, d_rows;  // [R, D]
@@ -57,6 +62,7 @@ struct Block {
     Tensor replay;              // expert choices to follow, or absent
     bool with_balance = false;  // compute the sequence-wise balance loss
     Tensor y = {};              // where the output goes; absent: into the arena
+    Keep keep = Keep::for_backward;
   };
 
   State forward_attention(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x,
@@ -68,11 +74,12 @@ struct Block {
   void backward_combine(Stream& s, Arena& arena, State& state, Tensor dy) const;
   void backward_mlp(Stream& s, Arena& arena, State& state) const;
   void backward_dispatch(Stream& s, Arena& arena, State& state) const;
-  // state.dx is the gradient for the block's input. balance_factor: see GateBackward.
+  // state.dx is the gradient for the block's input: where the caller put it, or in the arena.
+  // balance_factor: see GateBackward.
   void backward_attention(Stream& s, Arena& arena, const TokenBatch& batch, State& state,
                           double balance_factor, Accumulate mode) const;
-  void weight_mlp(Stream& s, const State& state, Accumulate mode) const;
-  void weight_attention(Stream& s, const State& state, Accumulate mode) const;
+  void weight_mlp(Stream& s, Arena& arena, const State& state, Accumulate mode) const;
+  void weight_attention(Stream& s, Arena& arena, const State& state, Accumulate mode) const;
 
   // All phases one after the other on one stream.
   State forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, const Options& options) const;

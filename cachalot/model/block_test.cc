@@ -81,13 +81,13 @@ std::string interleaved(Device& device, Precision precision) {
   on(comm).wait(mlp_back);
   b.backward_dispatch(comm, r.arenas[1], B);
   const EventPtr dispatched_back = on(comm).record();
-  b.weight_mlp(compute, B, mode);
+  b.weight_mlp(compute, r.arenas[1], B, mode);
   on(compute).wait(dispatched);
   b.forward_mlp(compute, r.arenas[0], F);
   const EventPtr mlp_done = on(compute).record();
   on(compute).wait(dispatched_back);
   b.backward_attention(compute, r.arenas[1], r.batches[1], B, kBalance, mode);
-  b.weight_attention(compute, B, mode);
+  b.weight_attention(compute, r.arenas[1], B, mode);
   on(comm).wait(mlp_done);
   b.forward_combine(comm, r.arenas[0], F);
   on(compute).wait(on(comm).record());
@@ -96,7 +96,7 @@ std::string interleaved(Device& device, Precision precision) {
 }
 
 TEST(Block, InterleavedPhasesOfTwoMicroBatchesHaveTheSequentialBits) {
-  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8}) {
     auto cpu = open_device("cpu");
     const std::string expected = sequential(*cpu, precision);
     EXPECT_EQ(interleaved(*cpu, precision), expected);

@@ -44,17 +44,22 @@ LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Pre
   for (size_t i = 0; i < model.params->table().size(); ++i) {
     const Param& p = model.params->table()[i];
     const Tensor w = model.params->weight(i);
-    if (w.dtype == DType::e4m3) {
+    if (w.dtype == DType::e4m3 && checkpoint.is_fp8(p)) {
       const Tensor scales = model.params->scales(i);
       std::vector<uint8_t> codes(size_t(p.size()));
       std::vector<float> scale(size_t(scales.size()));
       checkpoint.read_fp8(p, codes.data(), scale.data());
       on(s).upload(codes.data(), w);
       on(s).upload(scale.data(), scales);
+      transpose_weight(s, *model.params, i);
       continue;
     }
     std::vector<float> values(size_t(p.size()));
     checkpoint.read_f32(p, values.data());
+    if (w.dtype == DType::e4m3) {
+      upload_quantised(s, *model.params, i, values);
+      continue;
+    }
     if (w.dtype == DType::f32) {
       on(s).upload(values.data(), w);
     } else if (w.dtype == DType::bf16) {

@@ -17,8 +17,9 @@ std::string resolve_model_directory(const std::string& path);
 struct LoadOptions {
   bool gradients = false;  // room for gradients too
   bool drop_mtp = false;   // leave the MTP layers of the checkpoint alone
-  bool keep_fp8 =
-      true;  // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format
+  // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format. In the fp8 recipe
+  // they always stay, and other weights of linear layers are quantised.
+  bool keep_fp8 = true;
 };
 
 struct LoadedModel {

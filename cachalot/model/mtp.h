@@ -12,11 +12,11 @@ namespace cachalot {
 struct Mtp {
   RmsNorm enorm, hnorm, head_norm;
   Linear eh_proj;  // [D, 2D]
-  Block block;
+  Block block;     // its recipe is the projection's too
   const Embedding* embedding = nullptr;
 
   struct State {
-    Tensor embedded, concatenated;  // [T, D], [T, 2D]
+    Tensor embedded, concatenated;  // [T, D], [T, 2D]; fp8: codes of the latter
     RmsNorm::Saved enorm, hnorm, head_norm;
     Block::State block;  // block.y is what `mtp.K.hidden` shows
     Tensor hidden;       // h^k [T, D]

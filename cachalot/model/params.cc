@@ -4,6 +4,7 @@
 
 #include "base/rng.h"
 #include "base/thread_pool.h"
+#include "model/fp8_weights.h"
 
 namespace cachalot {
 
@@ -20,42 +21,59 @@ int64_t scale_rows(const Param& p) { return p.rows / p.part_rows * blocks(p.part
 DType weight_dtype(const Param& p, Recipe recipe, const std::function<bool(const Param&)>& fp8) {
   if (p.kind == ParamKind::gate_bias) return DType::f32;
   if (p.kind == ParamKind::norm || p.kind == ParamKind::gate) return recipe.stat;
+  if (recipe.fp8 && p.is_linear()) return DType::e4m3;
   return fp8 && p.can_be_fp8() && fp8(p) ? DType::e4m3 : recipe.weight;
 }
+
+// Tensors one after the other in one block of memory: counted first, then placed.
+class Layout {
+ public:
+  explicit Layout(void* memory = nullptr) : data_(static_cast<uint8_t*>(memory)) {}
+  Tensor take(DType dtype, int64_t rows, int64_t cols) {
+    Tensor t = make_tensor(data_ ? data_ + bytes_ : nullptr, dtype, rows, cols);
+    bytes_ += aligned(t.size() * size_of(dtype));
+    return t;
+  }
+  // E4M3 with scales of blocks, `part_rows` rows a matrix.
+  Tensor take_blocks(int64_t rows, int64_t cols, int64_t part_rows) {
+    Tensor t = take(DType::e4m3, rows, cols);
+    const Tensor scales = take(DType::f32, rows / part_rows * blocks(part_rows), blocks(cols));
+    t.scales = static_cast<float*>(scales.data);
+    t.scale_ld = scales.cols;
+    t.part_rows = part_rows;
+    return t;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* data_;
+  int64_t bytes_ = 0;
+};
 
 }  // namespace
 
 ParamSet::ParamSet(Device& device, const ModelConfig& config, Recipe recipe, const Options& options)
     : table_(parameter_table(config)), recipe_(recipe) {
-  int64_t weight_bytes = 0, gradient_bytes = 0;
-  for (size_t i = 0; i < table_.size(); ++i) {
-    const Param& p = table_[i];
-    index_[p.name] = i;
-    const DType dtype = weight_dtype(p, recipe, options.fp8);
-    weight_bytes += aligned(p.size() * size_of(dtype));
-    if (dtype == DType::e4m3) weight_bytes += aligned(scale_rows(p) * blocks(p.cols) * 4);
-    if (p.trained()) gradient_bytes += aligned(p.size() * size_of(recipe.stat));
-  }
+  if (recipe_.fp8) recipe_.power_of_two = config.fp8_power_of_two_scales;
+  const auto place = [&](Layout weights, Layout gradients) {
+    weights_.clear(), transposed_.clear(), gradients_.clear();
+    for (const Param& p : table_) {
+      const DType dtype = weight_dtype(p, recipe, options.fp8);
+      const bool e4m3 = dtype == DType::e4m3, turned = e4m3 && recipe.fp8 && options.gradients;
+      weights_.push_back(e4m3 ? weights.take_blocks(p.rows, p.cols, p.part_rows)
+                              : weights.take(dtype, p.rows, p.cols));
+      transposed_.push_back(turned ? weights.take_blocks(p.experts * p.cols, p.rows / p.experts, p.cols)
+                                   : Tensor{});
+      if (options.gradients)
+        gradients_.push_back(p.trained() ? gradients.take(recipe.stat, p.rows, p.cols) : Tensor{});
+    }
+    return std::pair{weights.bytes(), gradients.bytes()};
+  };
+  const auto [weight_bytes, gradient_bytes] = place(Layout(), Layout());
   weight_buffer_ = Buffer(device, weight_bytes, "weights");
   if (options.gradients) gradient_buffer_ = Buffer(device, gradient_bytes, "gradients");
-
-  auto* w = static_cast<uint8_t*>(weight_buffer_.data());
-  auto* g = static_cast<uint8_t*>(gradient_buffer_.data());
-  for (const Param& p : table_) {
-    const DType dtype = weight_dtype(p, recipe, options.fp8);
-    Tensor t = make_tensor(w, dtype, p.rows, p.cols);
-    w += aligned(p.size() * size_of(dtype));
-    if (dtype == DType::e4m3) {
-      t.scales = reinterpret_cast<const float*>(w);
-      t.scale_ld = blocks(p.cols);
-      t.part_rows = p.part_rows;
-      w += aligned(scale_rows(p) * t.scale_ld * 4);
-    }
-    weights_.push_back(t);
-    if (!options.gradients) continue;
-    gradients_.push_back(p.trained() ? make_tensor(g, recipe.stat, p.rows, p.cols) : Tensor{});
-    if (p.trained()) g += aligned(p.size() * size_of(recipe.stat));
-  }
+  place(Layout(weight_buffer_.data()), Layout(gradient_buffer_.data()));
+  for (size_t i = 0; i < table_.size(); ++i) index_[table_[i].name] = i;
 }
 
 size_t ParamSet::index(const std::string& name) const {
@@ -67,34 +85,83 @@ size_t ParamSet::index(const std::string& name) const {
 Tensor ParamSet::scales(size_t i) const {
   const Tensor& t = weights_[i];
   CHECK(t.scales != nullptr, table_[i].name + " has no scales");
-  return make_tensor(const_cast<float*>(t.scales), DType::f32, scale_rows(table_[i]), t.scale_ld);
+  return make_tensor(t.scales, DType::f32, scale_rows(table_[i]), t.scale_ld);
 }
 
-void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed) {
+void quantise_weight(Stream& s, const ParamSet& params, size_t i, const Tensor& numbers) {
+  on(s).quantize_weight({.x = numbers,
+                         .y = params.weight(i),
+                         .transposed = params.transposed(i),
+                         .experts = params.table()[i].experts,
+                         .power_of_two = params.recipe().power_of_two});
+}
+
+void transpose_weight(Stream& s, const ParamSet& params, size_t i) {
+  if (!params.transposed(i)) return;
+  on(s).quantize_weight({.x = params.weight(i),
+                         .transposed = params.transposed(i),
+                         .experts = params.table()[i].experts,
+                         .power_of_two = params.recipe().power_of_two});
+}
+
+void upload_quantised(Stream& s, const ParamSet& params, size_t i, const std::vector<float>& numbers) {
+  const Param& p = params.table()[i];
+  const Tensor scale_tensor = params.scales(i);
+  std::vector<uint8_t> codes(size_t(p.size()));
+  std::vector<float> scales(size_t(scale_tensor.size()));
+  ThreadPool threads(available_cpus());
+  const QuantiseOptions options{
+      .format = params.recipe().power_of_two ? ScaleFormat::power_of_two : ScaleFormat::float32,
+      .stored_as_bf16 = true,  // no trace of older scales is looked for
+      .pool = &threads,
+      .name = p.name};
+  for (int64_t row = 0; row < p.rows; row += p.part_rows) {
+    const float* x = numbers.data() + row * p.cols;
+    float* scale = scales.data() + row / p.part_rows * blocks(p.part_rows) * scale_tensor.cols;
+    choose_scales(x, p.part_rows, p.cols, options, scale);
+    quantise(x, scale, p.part_rows, p.cols, options, codes.data() + row * p.cols);
+  }
+  on(s).upload(codes.data(), params.weight(i));
+  on(s).upload(scales.data(), scale_tensor);
+  transpose_weight(s, params, i);
+}
+
+void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed,
+                const std::function<Tensor(size_t param)>& masters) {
   ThreadPool threads(available_cpus());  // a number depends on its place only
   for (size_t i = 0; i < params.table().size(); ++i) {
     const Param& p = params.table()[i];
     const Tensor w = params.weight(i);
-    CHECK(w.dtype != DType::e4m3, "random weights are not quantised");
     if (p.is_vector()) {
       on(s).fill({.y = w, .value = p.kind == ParamKind::norm ? 1.0 : 0.0});
       continue;
     }
-    const auto fill = [&]<class T>(T) {
+    const auto draw = [&]<class T>(const auto& round) {
       std::vector<T> values(p.size());
       threads.parallel_ranges(p.size(), 1 << 14, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) {
-          const double x = config.initializer_range * random_normal(seed, i, k);
-          if constexpr (std::is_same_v<T, double>) values[k] = x;
-          else values[k] = T(float(x));
-        }
+        for (int64_t k = begin; k < end; ++k)
+          values[k] = round(config.initializer_range * random_normal(seed, i, k));
       });
-      on(s).upload(values.data(), w);
+      return values;
     };
+    const auto to_double = [](double x) { return x; };
+    const auto to_float = [](double x) { return float(x); };
+    const auto to_bf16 = [](double x) { return bf16(float(x)); };
+    const auto through_bf16 = [](double x) { return float(bf16(float(x))); };
     switch (w.dtype) {
-      case DType::f64: fill(double{}); break;
-      case DType::f32: fill(float{}); break;
-      default: fill(bf16{}); break;
+      case DType::f64: on(s).upload(draw.operator()<double>(to_double).data(), w); break;
+      case DType::f32: on(s).upload(draw.operator()<float>(to_float).data(), w); break;
+      case DType::e4m3: {
+        const std::vector<float> values = draw.operator()<float>(through_bf16);
+        if (masters) {
+          on(s).upload(values.data(), masters(i));
+          quantise_weight(s, params, i, masters(i));
+        } else {
+          upload_quantised(s, params, i, values);
+        }
+        break;
+      }
+      default: on(s).upload(draw.operator()<bf16>(to_bf16).data(), w); break;
     }
   }
 }

@@ -17,7 +17,9 @@ class ParamSet {
  public:
   struct Options {
     bool gradients = false;
-    // Which linear weights stay E4M3 with scales (an FP8 checkpoint, inference); empty: none.
+    // Which linear weights stay E4M3 with scales beside a recipe of more bits (an FP8 checkpoint, inference);
+    // empty: none. In the fp8 recipe all are E4M3, and those of linear layers have a transpose with
+    // gradients.
     std::function<bool(const Param&)> fp8 = {};
   };
   ParamSet(Device& device, const ModelConfig& config, Recipe recipe, const Options& options);
@@ -30,6 +32,9 @@ class ParamSet {
   }                                             // absent: not trained
   size_t index(const std::string& name) const;  // CHECKs that it exists
   Tensor weight(const std::string& name) const { return weight(index(name)); }
+  // fp8 recipe with gradients: the transpose of each expert's matrix, E4M3 blocks; absent elsewhere.
+  Tensor transposed(size_t i) const { return transposed_.empty() ? Tensor{} : transposed_[i]; }
+  Tensor transposed(const std::string& name) const { return transposed(index(name)); }
   Tensor gradient(const std::string& name) const { return gradient(index(name)); }
   // The scales of an E4M3 weight as a tensor, [block rows of all parts, ceil(cols / 128)] f32.
   Tensor scales(size_t i) const;
@@ -42,11 +47,21 @@ class ParamSet {
   Recipe recipe_;
   std::unordered_map<std::string, size_t> index_;
   Buffer weight_buffer_, gradient_buffer_;
-  std::vector<Tensor> weights_, gradients_;
+  std::vector<Tensor> weights_, transposed_, gradients_;
 };
 
+// Queues: E4M3 weight i and its transpose from numbers of the same shape (a master).
+void quantise_weight(Stream& s, const ParamSet& params, size_t i, const Tensor& numbers);
+// Queues: the transpose of E4M3 weight i, where there is one, from its codes.
+void transpose_weight(Stream& s, const ParamSet& params, size_t i);
+// Sets E4M3 weight i and its transpose from numbers in host memory, rows after rows; returns when it is done.
+void upload_quantised(Stream& s, const ParamSet& params, size_t i, const std::vector<float>& numbers);
+
 // Random weights: normal with standard deviation initializer_range (V3 report section 4.2), norm gains 1,
-// router bias 0. Element i of parameter p is a pure function of (seed, p, i).
-void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed);
+// router bias 0. Element i of parameter p is a pure function of (seed, p, i). In the fp8 recipe they are
+// rounded to bf16, as in that recipe, and then quantised; `masters` (f32, of E4M3 weights only) get them
+// before that.
+void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed,
+                const std::function<Tensor(size_t param)>& masters = {});
 
 }  // namespace cachalot

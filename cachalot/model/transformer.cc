@@ -18,7 +18,8 @@ Transformer::Transformer(Stream& s, const ModelConfig& config, const ParamSet& p
     mtp_.push_back({.enorm = norm(p + "enorm"),
                     .hnorm = norm(p + "hnorm"),
                     .head_norm = norm(p + "head_norm"),
-                    .eh_proj = {params.weight(p + "eh_proj"), params.gradient(p + "eh_proj")},
+                    .eh_proj = {params.weight(p + "eh_proj"), params.gradient(p + "eh_proj"),
+                                params.transposed(p + "eh_proj")},
                     .block = make_block(params, config_.num_hidden_layers + k),
                     .embedding = &embedding_});
   }
@@ -28,7 +29,7 @@ Block Transformer::make_block(const ParamSet& params, int64_t layer) const {
   const ModelConfig& c = config_;
   const std::string p = fmt::format("layers.{}.", layer);
   const auto linear = [&](const std::string& name) {
-    return Linear{params.weight(p + name), params.gradient(p + name)};
+    return Linear{params.weight(p + name), params.gradient(p + name), params.transposed(p + name)};
   };
   const auto norm = [&](const std::string& name) {
     return RmsNorm{params.weight(p + name), params.gradient(p + name), c.rms_norm_eps};
@@ -77,6 +78,8 @@ Block Transformer::make_block(const ParamSet& params, int64_t layer) const {
                       .d_gate_up = params.gradient(p + "mlp.experts.gate_up"),
                       .down = params.weight(p + "mlp.experts.down"),
                       .d_down = params.gradient(p + "mlp.experts.down"),
+                      .gate_up_transposed = params.transposed(p + "mlp.experts.gate_up"),
+                      .down_transposed = params.transposed(p + "mlp.experts.down"),
                       .recipe = recipe_};
   if (c.n_shared_experts > 0) b.mlp = swiglu("mlp.shared");
   return b;
@@ -85,7 +88,9 @@ Block Transformer::make_block(const ParamSet& params, int64_t layer) const {
 Block::Options Transformer::block_options(int64_t layer, const Options& options) const {
   return {.cache = options.caches.empty() ? Tensor{} : options.caches[layer],
           .replay = options.replay.empty() ? Tensor{} : options.replay[layer],
-          .with_balance = options.with_balance};
+          .with_balance = options.with_balance,
+          .y = {},
+          .keep = options.keep_states ? Keep::for_backward : Keep::nothing};
 }
 
 Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatch& batch,
@@ -114,11 +119,13 @@ Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatc
 
 void Transformer::backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden,
                            double balance_factor, Accumulate mode, Accumulate embedding_mode) const {
-  Tensor dy = arena.take_like(dhidden);
+  Tensor dy = arena.take_like(dhidden), dx = arena.take_like(dhidden);
   norm_.backward(s, state.norm, dhidden, {}, dy, mode);
   for (size_t l = blocks_.size(); l-- > 0;) {
+    Arena::Scope scratch(arena);  // of a block's backward nothing but dx is needed after it
+    state.blocks[l].dx = dx;
     blocks_[l].backward(s, arena, batch, state.blocks[l], dy, balance_factor, mode);
-    dy = state.blocks[l].dx;
+    std::swap(dy, dx);
   }
   state.dembedded = dy;
   embedding_.backward_weight(s, batch.tokens, dy, embedding_mode);

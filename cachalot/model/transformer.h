@@ -36,7 +36,8 @@ class Transformer {
     Tensor dembedded;
   };
   State forward(Stream& s, Arena& arena, const TokenBatch& batch, const Options& options) const;
-  // `dhidden` [T, D]: gradient for h^0. Writes or adds the gradients of all parameters but the head's.
+  // `dhidden` [T, D]: gradient for h^0. Writes or adds the gradients of all parameters but the head's. Of
+  // what the blocks' backwards leave in `state`, only the memory of dembedded is not used again.
   void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dhidden,
                 double balance_factor, Accumulate mode, Accumulate embedding_mode) const;
 

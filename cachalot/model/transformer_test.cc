@@ -79,7 +79,7 @@ TEST(Transformer, MicroBatchesAccumulate) {
 }
 
 TEST(Transformer, ATrainingStepOnFakeNeverSynchronisesInside) {
-  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8}) {
     auto device = open_device("fake"), plain = open_device("cpu");
     ModelRun run(*device, tiny_config(), precision), expected(*plain, tiny_config(), precision);
     on(run.s).synchronize();
@@ -96,6 +96,36 @@ TEST(Transformer, ATrainingStepOnFakeNeverSynchronisesInside) {
         const std::string bits = read_bits(expected.s, expected.params.gradient(p));
         EXPECT_EQ(read_bits(run.s, run.params.gradient(p)), bits) << run.params.table()[p].name;
       }
+  }
+}
+
+// Checkpoints with "scale_fmt": "ue8m0": the scales of weights, activations and kept codes are powers of two.
+TEST(Transformer, PowersOfTwoAsScalesAreTheCheckpointsChoice) {
+  for (const bool power_of_two : {false, true}) {
+    auto device = open_device("cpu");
+    ModelConfig config = tiny_config();
+    config.fp8_power_of_two_scales = power_of_two;
+    ModelRun run(*device, config, Precision::fp8);
+    EXPECT_EQ(run.model.recipe().power_of_two, power_of_two);
+    const TrainingBatch batch = run.batch();
+    TrainingPass pass = forward_backward(run.s, run.arena, run.model, batch, ModelRun::scales(),
+                                         {.with_balance = true}, Accumulate::overwrite);
+    const Block::State& block = pass.trunk.blocks[1];
+    int64_t others = 0;
+    const auto count = [&](const Tensor& t) {
+      int64_t n = 0;
+      for (const double scale : read(run.s, scales_of(t)))
+        n += std::exp2(std::round(std::log2(scale))) != scale;
+      others += n;
+      return n;
+    };
+    for (const Tensor& t :
+         {run.params.weight("layers.1.attn.o"), run.params.transposed("layers.1.attn.o"), block.attention.x,
+          block.attention.cq, block.experts.hidden, pass.trunk.blocks[0].mlp.dhidden})
+      count(t);
+    EXPECT_EQ(others == 0, power_of_two) << others;
+    EXPECT_EQ(count(block.mlp_in), 0) << "what the dispatch moves has them in any case";
+    EXPECT_EQ(count(block.rows), 0);
   }
 }
 

@@ -5,11 +5,10 @@
 namespace cachalot::testing {
 namespace {
 
-// Four experts with 3, 0, 5 and 1 rows: one is empty, and its gradient must be zero when overwriting.
-TEST(Experts, GradientsContractsBackends) {
-  expect_layer([](LayerContext& c) {
-    const int64_t e = 4, d = 6, width = 5, rows = 9;
-    const auto gate_up = c.weight(e * 2 * width, d), down = c.weight(e * d, width);
+MakeLayer experts_case(const std::vector<int32_t>& offset_values, int64_t d, int64_t width) {
+  return [=](LayerContext& c) {
+    const int64_t e = int64_t(offset_values.size()) - 1, rows = offset_values.back();
+    const auto gate_up = c.weight(e * 2 * width, d, e, width), down = c.weight(e * d, width, e);
     LayerCase l{.x = c.act(rows, d),
                 .y = c.act_garbage(rows, d),
                 .dy = c.act(rows, d),
@@ -22,17 +21,23 @@ TEST(Experts, GradientsContractsBackends) {
                           .d_gate_up = gate_up.dw,
                           .down = down.w,
                           .d_down = down.dw,
+                          .gate_up_transposed = gate_up.w_transposed,
+                          .down_transposed = down.w_transposed,
                           .recipe = c.recipe};
-    Tensor offsets = c.t.indices({0, 3, 3, 8, 9});
+    Tensor offsets = c.t.indices(offset_values);
     auto saved = std::make_shared<Experts::Saved>();
     l.forward = [=, &s = c.s, &arena = c.arena] { *saved = experts.forward(s, arena, l.x, offsets, l.y); };
     l.backward = [=, &s = c.s, &arena = c.arena](Accumulate mode) {
       experts.backward_input(s, arena, *saved, l.dy, l.dx);
-      experts.backward_weight(s, *saved, mode);
+      experts.backward_weight(s, arena, *saved, mode);
     };
     return l;
-  });
+  };
 }
+
+// Four experts with 3, 0, 5 and 1 rows: one is empty, and its gradient must be zero when overwriting.
+TEST(Experts, GradientsContractsBackends) { expect_layer(experts_case({0, 3, 3, 8, 9}, 6, 5)); }
+TEST(Experts, InFp8) { expect_fp8(experts_case({0, 30, 30, 159, 160}, 40, 70)); }
 
 }  // namespace
 }  // namespace cachalot::testing

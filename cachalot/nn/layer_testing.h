@@ -2,6 +2,8 @@
 //   expect_gradients   finite differences in double on the oracle, for the input and for every parameter
 //   expect_contracts   input gradients overwrite, weight gradients overwrite or add
 //   expect_backends    cpu against ref in f32 and bf16; fake (queued) has cpu's bits
+//   expect_fp8         the fp8 recipe: the same contracts and bits, and results that differ from bf16's by
+//   its errors
 #pragma once
 
 #include <functional>
@@ -14,7 +16,7 @@ namespace cachalot::testing {
 struct LayerCase {
   Tensor x, y, dy, dx;
   struct Parameter {
-    Tensor w, dw;
+    Tensor w, dw, w_transposed;  // fp8: codes
   };
   std::vector<Parameter> parameters;
   std::function<void()> forward;
@@ -29,12 +31,18 @@ struct LayerContext {
 
   Tensor act(int64_t rows, int64_t cols) { return t.normal(recipe.act, rows, cols); }
   Tensor act_garbage(int64_t rows, int64_t cols) { return t.garbage(recipe.act, rows, cols); }
-  LayerCase::Parameter weight(int64_t rows, int64_t cols) {
-    return {t.normal(recipe.weight, rows, cols, 1 / std::sqrt(double(cols))),
-            t.garbage(recipe.stat, rows, cols)};
+  // Of a linear layer: `experts` matrices, cut into parts of `part_rows` rows (0: an expert is one).
+  LayerCase::Parameter weight(int64_t rows, int64_t cols, int64_t experts = 1, int64_t part_rows = 0) {
+    const Tensor numbers = t.normal(recipe.weight, rows, cols, 1 / std::sqrt(double(cols)));
+    LayerCase::Parameter p{numbers, t.garbage(recipe.stat, rows, cols), {}};
+    if (!recipe.fp8) return p;
+    p.w = t.garbage_e4m3(rows, cols, part_rows ? part_rows : rows / experts);
+    p.w_transposed = t.garbage_e4m3(experts * cols, rows / experts, cols);
+    on(s).quantize_weight({.x = numbers, .y = p.w, .transposed = p.w_transposed, .experts = experts});
+    return p;
   }
   LayerCase::Parameter gain(int64_t n) {
-    return {t.uniform(recipe.stat, 1, n, 0.5, 1.5), t.garbage(recipe.stat, 1, n)};
+    return {t.uniform(recipe.stat, 1, n, 0.5, 1.5), t.garbage(recipe.stat, 1, n), {}};
   }
 };
 using MakeLayer = std::function<LayerCase(LayerContext&)>;
@@ -105,8 +113,8 @@ inline void expect_gradients(const MakeLayer& make) {
     check(c.parameters[p].w, c.parameters[p].dw, "parameter " + std::to_string(p));
 }
 
-inline void expect_contracts(const MakeLayer& make) {
-  LayerRun run("cpu", Precision::f32, make);
+inline void expect_contracts(const MakeLayer& make, Precision precision = Precision::f32) {
+  LayerRun run("cpu", precision, make);
   const LayerCase& c = run.layer;
   c.forward();
   c.backward(Accumulate::overwrite);  // over garbage
@@ -139,6 +147,33 @@ inline void expect_backends(const MakeLayer& make) {
     for (size_t p = 0; p < oracle.layer.parameters.size(); ++p)
       compare([p](LayerRun& r) { return r.layer.parameters[p].dw; }, "parameter " + std::to_string(p));
   }
+}
+
+// A number that is rounded another way on the way to a quantiser may get the code beside: cpu and ref are
+// close by the standards of FP8, not of bf16.
+inline void expect_fp8(const MakeLayer& make) {
+  expect_contracts(make, Precision::fp8);
+  LayerRun oracle("ref", Precision::fp8, make), cpu("cpu", Precision::fp8, make),
+      fake("fake", Precision::fp8, make), bf16("cpu", Precision::bf16, make);
+  for (LayerRun* run : {&oracle, &cpu, &fake, &bf16}) {
+    run->layer.forward();
+    run->layer.backward(Accumulate::overwrite);
+  }
+  const auto compare = [&](auto member, const std::string& name, bool quantised) {
+    SCOPED_TRACE(name);
+    const auto got = read(cpu.s, member(cpu));
+    EXPECT_METRIC(got, read(oracle.s, member(oracle)), 1e-3);
+    EXPECT_EQ(read_bits(fake.s, member(fake)), read_bits(cpu.s, member(cpu)));
+    EXPECT_METRIC(got, read(bf16.s, member(bf16)), 2e-2);
+    if (quantised) {
+      EXPECT_GT(metric(got, read(bf16.s, member(bf16))), 1e-5) << "as precise as bf16: not computed in FP8";
+    }
+  };
+  compare([](LayerRun& r) { return r.layer.y; }, "y", true);
+  compare([](LayerRun& r) { return r.layer.dx; }, "dx", true);
+  for (size_t p = 0; p < oracle.layer.parameters.size(); ++p)
+    compare([p](LayerRun& r) { return r.layer.parameters[p].dw; }, "parameter " + std::to_string(p),
+            bool(cpu.layer.parameters[p].w_transposed));
 }
 
 inline void expect_layer(const MakeLayer& make) {

@@ -13,19 +13,21 @@ AttentionShape Mla::shape(const TokenBatch& batch, Tensor key_starts) const {
           .k_starts = key_starts};
 }
 
-Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x,
-                        Tensor y) const {
+Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y,
+                        Keep keep) const {
   const int64_t t = x.rows, qk = nope + rope;
+  const bool two = recipe.power_of_two;
   Saved saved;
-  saved.x = x;
+  saved.x = operand(s, arena, x, recipe);
 
   // Query.
-  Tensor q_in = x;
+  Tensor q_in = saved.x;
   if (q_a) {
     Tensor compressed = arena.take(recipe.act, t, q_a->out());
-    q_a->forward(s, x, compressed);
-    saved.cq = arena.take_like(compressed);
-    saved.q_norm = q_a_norm.forward(s, arena, compressed, saved.cq);
+    q_a->forward(s, saved.x, compressed);
+    saved.cq = recipe.fp8 ? take_row_tiles(arena, t, q_a->out()) : arena.take_like(compressed);
+    saved.q_norm = recipe.fp8 ? q_a_norm.forward(s, arena, compressed, {}, saved.cq, two)
+                              : q_a_norm.forward(s, arena, compressed, saved.cq);
     q_in = saved.cq;
   }
   saved.q = arena.take(recipe.act, t, heads * qk);
@@ -34,33 +36,56 @@ Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor
 
   // Latent and rotary key: the numbers that the cache keeps.
   Tensor kva = arena.take(recipe.act, t, latent + rope);
-  kv_a.forward(s, x, kva);
+  kv_a.forward(s, saved.x, kva);
   saved.cached = arena.take(recipe.act, t, latent + rope);
-  saved.kv_norm = kv_a_norm.forward(s, arena, kva.slice_cols(0, latent), saved.cached.slice_cols(0, latent));
+  if (recipe.fp8 && batch.attend == Attend::self) saved.latent = take_row_tiles(arena, t, latent);
+  saved.kv_norm = kv_a_norm.forward(s, arena, kva.slice_cols(0, latent), saved.cached.slice_cols(0, latent),
+                                    saved.latent, two);
   on(s).cast({.x = kva.slice_cols(latent, rope), .y = saved.cached.slice_cols(latent, rope)});
   table->apply(s, saved.cached, batch.positions, 1, 0, latent);
   if (batch.attend != Attend::self) on(s).scatter_rows({.x = saved.cached, .rows = batch.slots, .y = cache});
 
-  saved.attended = arena.take(recipe.act, t, heads * value);
-  switch (batch.attend) {
-    case Attend::self: attend_expanded(s, arena, batch, saved.cached, batch.starts, saved); break;
-    case Attend::expand: {
-      Tensor keys = arena.take(recipe.act, batch.key_rows, latent + rope);
-      on(s).gather_rows({.x = cache, .rows = batch.key_slots, .y = keys});
-      attend_expanded(s, arena, batch, keys, batch.key_starts, saved);
-      break;
-    }
-    case Attend::absorb: attend_absorbed(s, arena, batch, cache, saved); break;
+  Tensor keys = saved.cached, key_starts = batch.starts;
+  if (batch.attend == Attend::expand) {
+    keys = arena.take(recipe.act, batch.key_rows, latent + rope);
+    key_starts = batch.key_starts;
+    on(s).gather_rows({.x = cache, .rows = batch.key_slots, .y = keys});
   }
-  o.forward(s, saved.attended, y);
+  if (batch.attend != Attend::absorb) {
+    saved.kv = arena.take(recipe.act, keys.rows, heads * (nope + value));
+    saved.lse = arena.take(recipe.stat, t, heads);
+  }
+  const bool pack = recipe.fp8 && keep == Keep::for_backward;
+  if (pack) {
+    const int64_t n = heads * value;
+    saved.packed = arena.take(DType::i32, t, (n + 7) / 8 * 3);
+    saved.packed_scales = arena.take(DType::f32, (n + kScaleBlock - 1) / kScaleBlock, t);
+  }
+  std::optional<Arena::Scope> scratch;
+  if (recipe.fp8) scratch.emplace(arena);
+  saved.attended = arena.take(recipe.act, t, heads * value);
+  if (batch.attend == Attend::absorb) {
+    attend_absorbed(s, arena, batch, cache, saved);
+  } else {
+    // The cache's numbers quantised: the same codes whether they come from the norm or from the cache.
+    const Tensor kv_in = saved.latent ? saved.latent : operand(s, arena, keys.slice_cols(0, latent), recipe);
+    attend_expanded(s, batch, keys, kv_in, key_starts, saved);
+  }
+  if (!recipe.fp8) {
+    o.forward(s, saved.attended, y);
+    return saved;
+  }
+  Tensor codes = take_row_tiles(arena, t, heads * value);
+  on(s).quantize({.x = saved.attended, .y = codes, .power_of_two = true});
+  o.forward(s, codes, y);
+  if (pack) on(s).pack_e5m6({.x = saved.attended, .packed = saved.packed, .scales = saved.packed_scales});
+  saved.attended = {};
   return saved;
 }
 
-void Mla::attend_expanded(Stream& s, Arena& arena, const TokenBatch& batch, Tensor latents, Tensor key_starts,
-                          Saved& saved) const {
-  saved.kv = arena.take(recipe.act, latents.rows, heads * (nope + value));
-  kv_b.forward(s, latents.slice_cols(0, latent), saved.kv);
-  saved.lse = arena.take(recipe.stat, saved.q.rows, heads);
+void Mla::attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor kv_in, Tensor key_starts,
+                          const Saved& saved) const {
+  kv_b.forward(s, kv_in, saved.kv);
   on(s).attention_forward({.shape = shape(batch, key_starts),
                            .q = saved.q,
                            .kv = saved.kv,
@@ -113,54 +138,84 @@ void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved
                          Accumulate mode) const {
   CHECK(batch.attend == Attend::self, "only whole sequences have a backward");
   const int64_t t = dy.rows, qk = nope + rope;
-  saved.dy = dy;
-  saved.dq = arena.take_like(saved.q);
-  saved.dkv = arena.take_like(saved.kv);
-  saved.dkva = arena.take(recipe.act, t, latent + rope);
-  if (q_a) saved.dcq = arena.take_like(saved.cq);
+  const bool fp8 = recipe.fp8;
+  // What backward_weight needs of a gradient: itself, or the codes of its transpose.
+  const auto take_saved = [&](int64_t cols) {
+    return fp8 ? take_columns(arena, t, cols) : arena.take(recipe.act, t, cols);
+  };
+  saved.dy = fp8 ? take_columns(arena, t, dy.cols) : dy;
+  saved.dq = take_saved(heads * qk);
+  saved.dkv = take_saved(heads * (nope + value));
+  saved.dkva = take_saved(latent + rope);
+  if (q_a) saved.dcq = take_saved(q_a->out());
+  if (fp8) saved.attended = take_columns(arena, t, heads * value);
   Arena::Scope scratch(arena);
 
-  Tensor d_attended = arena.take_like(saved.attended);
-  o.backward_input(s, dy, d_attended);
-  Tensor d_rope =
-      saved.dkva.slice_cols(latent, rope);  // the rotary key skips the norm: its gradient is final
+  // The gradient itself while it is made, and what the input gradient's product takes of it.
+  const auto take_gradient = [&](Tensor kept, int64_t cols) {
+    return fp8 ? arena.take(recipe.act, t, cols) : kept;
+  };
+  const auto finished = [&](Tensor gradient, Tensor kept) {
+    if (!fp8) return gradient;
+    Tensor codes = take_row_tiles(arena, t, gradient.cols);
+    on(s).quantize({.x = gradient, .y = codes, .transposed = kept, .power_of_two = recipe.power_of_two});
+    return codes;
+  };
+
+  Tensor attended = saved.attended;
+  if (fp8) {
+    attended = arena.take(recipe.act, t, heads * value);
+    on(s).unpack_e5m6({.packed = saved.packed, .scales = saved.packed_scales, .y = attended});
+    on(s).quantize({.x = attended, .transposed = saved.attended, .power_of_two = true});
+  }
+  Tensor d_attended = arena.take(recipe.act, t, heads * value);
+  o.backward_input(s, finished(dy, saved.dy), d_attended);
+  Tensor dq = take_gradient(saved.dq, heads * qk), dkv = take_gradient(saved.dkv, heads * (nope + value)),
+         dkva = take_gradient(saved.dkva, latent + rope);
+  Tensor d_rope = dkva.slice_cols(latent, rope);  // the rotary key skips the norm: its gradient is final
   on(s).attention_backward({.shape = shape(batch, batch.starts),
                             .q = saved.q,
                             .kv = saved.kv,
                             .k_rope = saved.cached.slice_cols(latent, rope),
-                            .o = saved.attended,
+                            .o = attended,
                             .lse = saved.lse,
                             .d_o = d_attended,
-                            .dq = saved.dq,
-                            .dkv = saved.dkv,
+                            .dq = dq,
+                            .dkv = dkv,
                             .dk_rope = d_rope});
-  table->apply_inverse(s, saved.dq, batch.positions, heads, qk, nope);
-  table->apply_inverse(s, saved.dkva, batch.positions, 1, 0, latent);
+  table->apply_inverse(s, dq, batch.positions, heads, qk, nope);
+  table->apply_inverse(s, dkva, batch.positions, 1, 0, latent);
 
   Tensor d_latent = arena.take(recipe.act, t, latent);
-  kv_b.backward_input(s, saved.dkv, d_latent);
-  kv_a_norm.backward(s, saved.kv_norm, d_latent, {}, saved.dkva.slice_cols(0, latent), mode);
-  kv_a.backward_input(s, saved.dkva, dx);
+  kv_b.backward_input(s, finished(dkv, saved.dkv), d_latent);
+  kv_a_norm.backward(s, saved.kv_norm, d_latent, {}, dkva.slice_cols(0, latent), mode);
+  kv_a.backward_input(s, finished(dkva, saved.dkva), dx);
 
+  const Tensor dq_operand = finished(dq, saved.dq);
   if (q_a) {
-    Tensor d_normed = arena.take_like(saved.cq);
-    q_b.backward_input(s, saved.dq, d_normed);
-    q_a_norm.backward(s, saved.q_norm, d_normed, {}, saved.dcq, mode);
-    q_a->backward_input(s, saved.dcq, dx, Accumulate::add);
+    Tensor d_normed = arena.take(recipe.act, t, q_a->out()), dcq = take_gradient(saved.dcq, q_a->out());
+    q_b.backward_input(s, dq_operand, d_normed);
+    q_a_norm.backward(s, saved.q_norm, d_normed, {}, dcq, mode);
+    q_a->backward_input(s, finished(dcq, saved.dcq), dx, Accumulate::add);
   } else {
-    q_b.backward_input(s, saved.dq, dx, Accumulate::add);
+    q_b.backward_input(s, dq_operand, dx, Accumulate::add);
   }
 }
 
-void Mla::backward_weight(Stream& s, const Saved& saved, Accumulate mode) const {
+void Mla::backward_weight(Stream& s, Arena& arena, const Saved& saved, Accumulate mode) const {
+  const auto kept = [&](Tensor rows, Tensor codes) {
+    return recipe.fp8 ? columns(s, arena, codes, recipe.power_of_two) : rows;
+  };
   o.backward_weight(s, saved.dy, saved.attended, mode);
-  kv_b.backward_weight(s, saved.dkv, saved.cached.slice_cols(0, latent), mode);
-  kv_a.backward_weight(s, saved.dkva, saved.x, mode);
+  Arena::Scope scratch(arena);
+  kv_b.backward_weight(s, saved.dkv, kept(saved.cached.slice_cols(0, latent), saved.latent), mode);
+  const Tensor x = kept(saved.x, saved.x);
+  kv_a.backward_weight(s, saved.dkva, x, mode);
   if (q_a) {
-    q_b.backward_weight(s, saved.dq, saved.cq, mode);
-    q_a->backward_weight(s, saved.dcq, saved.x, mode);
+    q_b.backward_weight(s, saved.dq, kept(saved.cq, saved.cq), mode);
+    q_a->backward_weight(s, saved.dcq, x, mode);
   } else {
-    q_b.backward_weight(s, saved.dq, saved.x, mode);
+    q_b.backward_weight(s, saved.dq, x, mode);
   }
 }
 

@@ -12,12 +12,17 @@
 // read:
 //   q_nope . (W_UK latent) = (q_nope W_UK) . latent
 //     sum_j p_j (W_UV latent_j) = W_UV (sum_j p_j latent_j)
+//
+// fp8: the five projections multiply codes; attention itself, the cache and the absorbed products stay bf16.
+// What the projection behind attention needs again for its weight gradient, and attention for its own
+// backward, is kept in E5M6 (ops/quantize.h; V3 report, section 3.3.3).
 #pragma once
 
 #include <optional>
 
 #include "config/model.h"
 #include "nn/linear.h"
+#include "nn/operand.h"
 #include "nn/recipe.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
@@ -40,26 +45,30 @@ struct Mla {
   Linear o;     // W_o [D, H U]
 
   struct Saved {
-    Tensor x;  // input [T, D]
+    Tensor x;  // input [T, D]; fp8: codes
     RmsNorm::Saved q_norm, kv_norm;
-    Tensor cq, q;              // [T, Q], [T, H (N + P)] rotated
-    Tensor cached;             // [T, C + P]: what the cache gets
-    Tensor kv, attended, lse;  // [T, H (N + U)], [T, H U], [T, H]
-    // Written by backward_input for backward_weight:
+    Tensor cq, q;                  // [T, Q] (fp8: codes), [T, H (N + P)] rotated
+    Tensor cached;                 // [T, C + P]: what the cache gets
+    Tensor latent;                 // fp8: codes of cached[:C]
+    Tensor kv, attended, lse;      // [T, H (N + U)], [T, H U], [T, H]
+    Tensor packed, packed_scales;  // fp8: `attended` in E5M6
+    // Written by backward_input for backward_weight. fp8: codes of the transpose, and so is `attended`.
     Tensor dy, dq, dcq, dkv, dkva;
   };
 
   // y [T, D]. `cache` [slots, C + P] is this layer's, or absent (Attend::self).
-  Saved forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y) const;
+  Saved forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y,
+                Keep keep = Keep::for_backward) const;
   // dx = gradient with respect to x (Attend::self only); overwrites. Norm gains' gradients: `mode`.
   void backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved, Tensor dy, Tensor dx,
                       Accumulate mode) const;
-  void backward_weight(Stream& s, const Saved& saved, Accumulate mode) const;
+  void backward_weight(Stream& s, Arena& arena, const Saved& saved, Accumulate mode) const;
 
  private:
   AttentionShape shape(const TokenBatch& batch, Tensor key_starts) const;
-  void attend_expanded(Stream& s, Arena& arena, const TokenBatch& batch, Tensor latents, Tensor key_starts,
-                       Saved& saved) const;
+  // `kv_in`: what kv_b multiplies, the latents or their codes.
+  void attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor kv_in, Tensor key_starts,
+                       const Saved& saved) const;
   void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
                        const Saved& saved) const;
 };

@@ -12,14 +12,27 @@ struct Recipe {
   DType stat;    // norm gains, router, softmax statistics, logits, losses, all weight gradients and masters
   DType moment;  // AdamW's moments
 
+  // Linear layers multiply codes: activations and gradients with a scale for 1 x 128 numbers, weights for
+  // 128 x 128, in forward and both products of the backward; they are quantised from act (ops/quantize.h).
+  bool fp8 = false;
+  bool power_of_two = false;  // all scales are powers of two: checkpoints with scale_fmt ue8m0
+
   static Recipe of(Precision p) {
     switch (p) {
       case Precision::f32: return {DType::f32, DType::f32, DType::f32, DType::bf16};
       case Precision::bf16: return {DType::bf16, DType::bf16, DType::f32, DType::bf16};
+      case Precision::fp8: {
+        Recipe r = of(Precision::bf16);
+        r.fp8 = true;
+        return r;
+      }
       case Precision::f64: return {DType::f64, DType::f64, DType::f64, DType::f64};
     }
     CHECK(false);
   }
 };
+
+// What a forward keeps in memory: everything that the backward needs, or nothing (inference).
+enum class Keep : bool { nothing = false, for_backward = true };
 
 }  // namespace cachalot

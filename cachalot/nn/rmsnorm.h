@@ -14,9 +14,17 @@ struct RmsNorm {
   struct Saved {
     Tensor x, r;  // the input [T, D] act, 1 / rms [1, T] stat
   };
-  Saved forward(Stream& s, Arena& arena, Tensor x, Tensor y) const {
+  // `codes` (fp8): y quantised, with which y may be absent.
+  Saved forward(Stream& s, Arena& arena, Tensor x, Tensor y, Tensor codes = {},
+                bool power_of_two = false) const {
     Saved saved{x, arena.take_vector(gain.dtype, x.rows)};
-    on(s).rmsnorm_forward({.x = x, .gain = gain, .y = y, .r = saved.r, .eps = eps});
+    on(s).rmsnorm_forward({.x = x,
+                           .gain = gain,
+                           .y = y,
+                           .r = saved.r,
+                           .eps = eps,
+                           .quantized = codes,
+                           .power_of_two = power_of_two});
     return saved;
   }
   // dx = residual + gradient (residual may be absent, or dx itself); dgain = or += .

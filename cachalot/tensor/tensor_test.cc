@@ -70,7 +70,31 @@ TEST(Tensor, ScaleBlocksStartAnewWithEveryPart) {
   EXPECT_EQ(second.slice_rows(128, 2).scale(1, 128), 7);
   t.part_rows = 0;  // one part: blocks of 128 rows throughout
   EXPECT_EQ(t.scale_row(390 - 1), 3);
-  EXPECT_THROW(t.slice_cols(0, 128), InternalError);
+  EXPECT_THROW(t.slice_cols(64, 128), InternalError);
+  EXPECT_EQ(t.slice_cols(128, 72).scale(127, 0), 1);
+}
+
+// Tiles of 1 x 128: the scales of one tile column of all rows, then those of the next.
+TEST(Tensor, ScaleTilesOfRowsFollowTheirRows) {
+  std::vector<float> scales(2 * 8);
+  std::iota(scales.begin(), scales.end(), 0.0f);
+  std::vector<e4m3> codes(5 * 208);
+  const Tensor t{.data = codes.data(),
+                 .dtype = DType::e4m3,
+                 .rows = 5,
+                 .cols = 200,
+                 .ld = 208,
+                 .scales = scales.data(),
+                 .scale_ld = 8,
+                 .scale_tile = ScaleTile::row};
+  EXPECT_EQ(t.scale(0, 0), 0);
+  EXPECT_EQ(t.scale(4, 127), 4);
+  EXPECT_EQ(t.scale(3, 128), 11);
+  const Tensor rows = t.slice_rows(2, 3), block = rows.slice_cols(128, 72);
+  EXPECT_EQ(rows.scale(1, 0), 3);
+  EXPECT_EQ(rows.slice_rows(1, 2).scale(1, 199), 12);
+  EXPECT_EQ(block.scale(1, 71), 11);
+  EXPECT_THROW(t.slice_cols(100, 100), InternalError);
 }
 
 TEST(Tensor, WithoutScalesTheFactorIsOne) {
@@ -104,7 +128,7 @@ TEST(ErrorMetric, ComparesAcrossFormatsAndReadsScales) {
   std::vector<bf16> rounded{bf16(1.5f), bf16(-2.0f), bf16(0.25f)};
   std::vector<e4m3> codes{e4m3(3.0f), e4m3(-4.0f), e4m3(0.5f)};
   std::vector<int32_t> whole{1, -2, 0};
-  const float half = 0.5f;
+  float half = 0.5f;
   Tensor quantised = vector_of(codes);
   quantised.scales = &half, quantised.scale_ld = 1;
   EXPECT_EQ(error_metric(vector_of(exact), vector_of(rounded)), 0);

@@ -127,14 +127,44 @@ void assign(ModelSection& field, const Json& value, const std::string& where) {
   field.json = value.dump();
 }
 
+void assign(PartNumbers& field, const Json& value, const std::string& where) {
+  if (!value.is_object()) fields::wrong_kind(value, where, "an object such as {\"en\": 0.7}");
+  field.of.clear();
+  for (const auto& [part, number] : value.items()) fields::assign(field.of[part], number, where + "." + part);
+}
+
+void to_json(Json& json, const PartNumbers& numbers) {
+  json = Json::object();
+  for (const auto& [part, number] : numbers.of) json[part] = number;
+}
+
 void to_json(Json& json, const ModelSection& section) { json = parse_json(section.json, "model"); }
 
 void RunConfig::validate(const std::string& where) const {
   const Checker c(where);
-  if (data.files.empty())
-    c.fail("data.files names no file", "give text files: \"files\": [\"data/shakespeare/input.txt\"]");
+  if (data.files.empty() && data.shards.empty())
+    c.fail("data.files names no file, and data.shards no folder",
+           "give text files, \"files\": [\"data/shakespeare/input.txt\"], or \"shards\" that cachalot data "
+           "tokenize made");
+  if (!data.files.empty() && !data.shards.empty())
+    c.fail(fmt::format("data.files names {} files and data.shards {} folders", data.files.size(),
+                       data.shards.size()),
+           "a run reads text or shards: leave out one of the two");
   c.below("data.held_out", data.held_out, 1, "it is a share of the text: 0 or more, below 1");
-  if (tokenizer.path.empty()) {
+  for (const auto& [key, numbers] :
+       {std::pair("data.weights", &data.weights), std::pair("data.epochs", &data.epochs)})
+    for (const auto& [part, number] : numbers->of)
+      c.not_negative(fmt::format("{}.{}", key, part).c_str(), number);
+  c.not_negative("data.max_epochs", data.max_epochs);
+  if (data.packing != "concatenate" && data.packing != "best_fit")
+    c.fail(fmt::format("data.packing \"{}\" is not known", data.packing), "concatenate or best_fit");
+  if (!data.shards.empty()) {
+    if (tokenizer.vocab_size != 0)
+      c.fail(
+          fmt::format("data.shards are given and tokenizer.vocab_size {}", tokenizer.vocab_size),
+          "the tokens of shards are made: leave vocab_size out; the tokenizer beside the shards is used, or "
+          "tokenizer.path");
+  } else if (tokenizer.path.empty()) {
     if (tokenizer.vocab_size == 0)
       c.fail(
           "tokenizer gives neither path nor vocab_size",
@@ -214,6 +244,15 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
   Json json = read_json_file(path);
   if (!json.is_object()) fields::wrong_kind(json, path, "an object");
   for (const auto& [key, text] : overrides) {
+    // Shards instead of the file's text, or text instead of its shards; likewise the tokenizer goes with them.
+    if ((key == "data.files" || key == "data.shards") && json.contains("data") && json["data"].is_object()) {
+      const char* other = key == "data.files" ? "shards" : "files";
+      const bool both = std::any_of(overrides.begin(), overrides.end(),
+                                    [&](const auto& o) { return o.first == std::string("data.") + other; });
+      if (!both) json["data"].erase(other);
+      if (key == "data.shards" && json.contains("tokenizer") && json["tokenizer"].is_object())
+        json["tokenizer"].erase("vocab_size");
+    }
     // The budget is tokens or steps: who gives one on the command line means it instead of the file's.
     if (key == "train.tokens" || key == "train.steps") {
       const char* other = key == "train.tokens" ? "steps" : "tokens";
@@ -223,9 +262,10 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
     }
     fields::override_key(json, key, text);
   }
-  if (json.contains("data") && json["data"].is_object() && json["data"].contains("files") &&
-      json["data"]["files"].is_string())
-    json["data"]["files"] = Json::array({json["data"]["files"]});  // one file: --data.files input.txt
+  for (const char* list : {"files", "shards"})  // one file: --data.files input.txt
+    if (json.contains("data") && json["data"].is_object() && json["data"].contains(list) &&
+        json["data"][list].is_string())
+      json["data"][list] = Json::array({json["data"][list]});
   RunConfig config;
   read_fields(config, json, path);
   config.validate(path);

@@ -2,11 +2,12 @@
 // overridden on the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
 //   "model"      the model's hyper-parameters under their Hugging Face names, as in a config.json
 //   "tokenizer"  a tokenizer.json, or the size of one to train on the training text
-//   "data"       text files and the share of them that is held out
+//   "data"       text files and the share of them that is held out, or token shards and their mixture
 //   "train"      everything else
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,12 +38,28 @@ struct TokenizerSection {
   }
 };
 
+// A number for each of some parts of the data: {"en": 0.7, "code": 0.3}.
+struct PartNumbers {
+  std::map<std::string, double> of;
+};
+void assign(PartNumbers& field, const Json& value, const std::string& where);
+void to_json(Json& json, const PartNumbers& numbers);
+
 struct DataSection {
   std::vector<std::string> files;
   double held_out = 0.1;
+  std::vector<std::string> shards;
+  PartNumbers weights, epochs;
+  double max_epochs = 0;
+  std::string packing = "concatenate";
   template <class V> void visit(V& v) {
     v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
     v("held_out", held_out, "share of each file, its end, that is never trained on; 0: none");
+    v("shards", shards, "instead of files: folders that `cachalot data tokenize` wrote");
+    v("weights", weights, "of the shards' parts in the mixture: {\"en\": 0.7}; none: by size");
+    v("epochs", epochs, "of parts passed that often in the run: {\"code\": 2}; weights share the rest");
+    v("max_epochs", max_epochs, "a mixture that passes a part more often is refused; 0: any");
+    v("packing", packing, "concatenate, or best_fit: documents are not cut where a row ends");
   }
 };
 
@@ -77,7 +94,7 @@ struct TrainSection {
     v("mtp_lambda", mtp_lambda, "weight of the multi-token prediction losses");
     v("balance_alpha", balance_alpha, "weight of the sequence-wise balance loss");
     v("bias_gamma", bias_gamma, "step of the router biases that balance the experts' load");
-    v("precision", precision, "f32 or bf16");
+    v("precision", precision, "f32, bf16 or fp8");
     v("threads", threads, "of the cpu device; 0: all that the machine and the container allow");
     v("eval_every", eval_every, "steps between held-out evaluations; 0: at the end only");
     v("eval_sequences", eval_sequences,

@@ -54,6 +54,16 @@ TEST_F(RunConfigTest, ReadsTheFileKeepsDefaultsAndTakesOverrides) {
   EXPECT_EQ(load({{"data.files", "one.txt"}}).data.files, std::vector<std::string>{"one.txt"});
 }
 
+TEST_F(RunConfigTest, ShardsOnTheCommandLineReplaceTheTextAndTheTokenizerOfTheFile) {
+  const RunConfig c = load({{"data.shards", "tokens"}, {"data.weights", "{\"en\": 0.7, \"code\": 3}"}});
+  EXPECT_EQ(c.data.shards, std::vector<std::string>{"tokens"});
+  EXPECT_TRUE(c.data.files.empty());
+  EXPECT_EQ(c.tokenizer.vocab_size, 0);
+  EXPECT_EQ(c.data.weights.of, (std::map<std::string, double>{{"code", 3}, {"en", 0.7}}));
+  write_file_atomic(folder_ / "resolved.json", write_fields(c).dump());
+  EXPECT_EQ(write_fields(load_run_config(folder_ / "resolved.json", {})).dump(), write_fields(c).dump());
+}
+
 TEST_F(RunConfigTest, ABudgetOnTheCommandLineReplacesTheOneInTheFile) {
   EXPECT_EQ(load({{"train.steps", "7"}}).train.total_steps(), 7);
   EXPECT_TRUE(contains(error({{"train.steps", "7"}, {"train.tokens", "9000"}}),
@@ -92,11 +102,22 @@ TEST_F(RunConfigTest, EveryRefusalNamesTheKeyTheValuesAndAWayOut) {
       {{{"train.seq_len", "9000000"}, {"train.batch", "1000"}},
        "are 9000000000 in one micro-batch, more than 262144",
        "lower train.micro_batch"},
-      {{{"train.precision", "fp4"}}, "train.precision \"fp4\" is not known", "f32 or bf16"},
+      {{{"train.precision", "fp4"}}, "train.precision \"fp4\" is not known", "f32, bf16 or fp8"},
       {{{"train.clip", "-0.5"}}, "train.clip is -0.5", "0 or more"},
       {{{"train.log_every", "0"}}, "train.log_every is 0", "1 or more"},
       {{{"data.held_out", "1"}}, "data.held_out is 1", "below 1"},
       {{{"data.files", "[]"}}, "data.files names no file", "files"},
+      {{{"data.files", "[\"a\"]"}, {"data.shards", "[\"b\"]"}},
+       "data.files names 1 files and data.shards 1 folders",
+       "leave out one"},
+      {{{"data.shards", "s"}, {"tokenizer.vocab_size", "300"}},
+       "data.shards are given and tokenizer.vocab_size 300",
+       "leave vocab_size out"},
+      {{{"data.packing", "worst_fit"}}, "data.packing \"worst_fit\" is not known", "concatenate or best_fit"},
+      {{{"data.weights", "{\"en\": -1}"}}, "data.weights.en is -1", "0 or more"},
+      {{{"data.weights", "{\"en\": \"x\"}"}}, "data.weights.en is \"x\" (string), not a number", ""},
+      {{{"data.epochs", "3"}}, "data.epochs is 3", "an object"},
+      {{{"data.max_epochs", "-4"}}, "data.max_epochs is -4", "0 or more"},
       {{{"tokenizer.vocab_size", "0"}}, "neither path nor vocab_size", "--tokenizer.vocab_size"},
       {{{"tokenizer.vocab_size", "100"}}, "tokenizer.vocab_size is 100", "258 or more"},
       {{{"tokenizer.path", "t.json"}},

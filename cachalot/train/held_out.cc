@@ -5,15 +5,25 @@
 
 namespace cachalot {
 
-HeldOut::HeldOut(const Corpus& corpus, int64_t seq_len) {
+HeldOut::HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len) {
   CHECK(seq_len >= 1);
-  if (corpus.held_out().empty()) return;
-  if (!corpus.train().empty()) tokens_.push_back(corpus.train().back());
-  tokens_.insert(tokens_.end(), corpus.held_out().begin(), corpus.held_out().end());
+  if (held_out.empty()) return;
+  const int32_t end_of_text = int32_t(held_out[0].shards()[0].header().end_of_text);
+  tokens_.push_back(end_of_text);
+  for (const TokenStream& part : held_out) {
+    const size_t begin = tokens_.size();
+    tokens_.resize(begin + size_t(part.tokens()));
+    part.read(0, std::span(tokens_).subspan(begin));
+  }
+  const auto text_bytes = [&](TokenSpan ids) {  // exactly the text's: an end-of-text token stands for none
+    int64_t bytes = 0;
+    for (const int32_t id : ids) bytes += id == end_of_text ? 0 : int64_t(tokenizer.token_bytes(id).size());
+    return bytes;
+  };
   const TokenSpan all(tokens_);
   for (size_t first = 0; first + 1 < all.size(); first += size_t(seq_len)) {
     windows_.push_back(all.subspan(first, std::min(size_t(seq_len) + 1, all.size() - first)));
-    bytes_.push_back(corpus.text_bytes(windows_.back().subspan(1)));
+    bytes_.push_back(text_bytes(windows_.back().subspan(1)));
   }
 }
 

@@ -6,18 +6,19 @@
 #include <span>
 #include <vector>
 
-#include "data/corpus.h"
+#include "data/token_stream.h"
+#include "data/tokenizer.h"
 #include "train/trainer.h"
 
 namespace cachalot {
 
 class HeldOut {
  public:
-  // The held-out tokens, preceded by the end-of-text token that ends the trained ones, in windows of up to
-  // seq_len targets: window i holds tokens [i T, i T + T], so that neighbours share a token and every
-  // held-out token is a target exactly once, its context what its window holds before it. Empty when the
-  // corpus holds nothing out.
-  HeldOut(const Corpus& corpus, int64_t seq_len);
+  // The held-out tokens of all parts, preceded by an end-of-text token, in windows of up to seq_len targets:
+  // window i holds tokens [i T, i T + T], so that neighbours share a token and every held-out token is a target
+  // exactly once, its context what its window holds before it. Empty when nothing is held out. Keeps 4 bytes a
+  // token in memory.
+  HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len);
 
   struct Result {
     double nats = 0;  // sum of -log p

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "data/bpe_trainer.h"
+#include "data/corpus.h"
 #include "train/testing.h"
 
 namespace cachalot {
@@ -23,30 +24,33 @@ class HeldOutTest : public ::testing::Test {
     trainer.add_text(text);
     save_tokenizer(trainer.train(), folder_.path());
   }
-  Corpus corpus(double held_out) const {
-    return Corpus({folder_ / "text.txt"}, Tokenizer::load(folder_.path()), held_out);
+  Tokenizer tokenizer() const { return Tokenizer::load(folder_.path()); }
+  std::vector<TokenStream> held_out_of(double share) const {
+    return tokenize_files({folder_ / "text.txt"}, tokenizer(), share).held_out;
   }
   TemporaryFolder folder_;
   int64_t bytes_ = 0;
 };
 
 TEST_F(HeldOutTest, EveryHeldOutTokenIsATargetOnce) {
-  const Corpus c = corpus(0.2);
+  const std::vector<TokenStream> kept = held_out_of(0.2);
+  std::vector<int32_t> expected(size_t(kept[0].tokens()));
+  kept[0].read(0, expected);
   for (const int64_t t : {1, 7, 32, 100000}) {
-    const HeldOut held_out(c, t);
+    const HeldOut held_out(kept, tokenizer(), t);
     std::vector<int32_t> targets;
     for (const TokenSpan& w : held_out.windows()) {
       ASSERT_GE(w.size(), 2u);
       ASSERT_LE(int64_t(w.size()), t + 1);
-      EXPECT_EQ(w[0], targets.empty() ? c.train().back() : targets.back());  // its context
+      EXPECT_EQ(w[0], targets.empty() ? 1 : targets.back());  // its context
       targets.insert(targets.end(), w.begin() + 1, w.end());
     }
-    EXPECT_EQ(targets, std::vector<int32_t>(c.held_out().begin(), c.held_out().end())) << "windows of " << t;
+    EXPECT_EQ(targets, expected) << "windows of " << t;
   }
 }
 
 TEST_F(HeldOutTest, AModelThatKnowsNothingPaysTheLogarithmOfTheVocabularyForEveryToken) {
-  const Corpus c = corpus(0.2);
+  const std::vector<TokenStream> kept = held_out_of(0.2);
   ModelConfig model = tiny_model();
   model.vocab_size = 280;
   TrainSection train = tiny_training();
@@ -55,11 +59,11 @@ TEST_F(HeldOutTest, AModelThatKnowsNothingPaysTheLogarithmOfTheVocabularyForEver
   Trainer trainer(s, model, train, Trainer::plan(model, train).arena);
   trainer.init();
   on(s).fill({.y = trainer.params().weight("head"), .value = 0});  // all logits equal
-  const HeldOut held_out(c, train.seq_len);
+  const HeldOut held_out(kept, tokenizer(), train.seq_len);
   const std::atomic<bool> go{false}, halt{true};
   const auto all = held_out.score(trainer, 0, go);
   ASSERT_TRUE(all);
-  EXPECT_EQ(all->tokens, int64_t(c.held_out().size()));
+  EXPECT_EQ(all->tokens, kept[0].tokens());
   EXPECT_EQ(all->bytes, bytes_);
   EXPECT_NEAR(all->loss(), std::log(280.0), 1e-5);
   EXPECT_NEAR(all->bits_per_byte(), std::log2(280.0) * double(all->tokens) / double(bytes_), 1e-5);
@@ -72,8 +76,7 @@ TEST_F(HeldOutTest, AModelThatKnowsNothingPaysTheLogarithmOfTheVocabularyForEver
 }
 
 TEST_F(HeldOutTest, NothingHeldOutGivesNoScore) {
-  const Corpus c = corpus(0);
-  EXPECT_TRUE(HeldOut(c, 8).windows().empty());
+  EXPECT_TRUE(HeldOut(held_out_of(0), tokenizer(), 8).windows().empty());
 }
 
 }  // namespace

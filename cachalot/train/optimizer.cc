@@ -38,7 +38,8 @@ Optimizer::Optimizer(Device& device, const ParamSet& params, const AdamWOptions&
 
 void Optimizer::init(Stream& s) {
   for (size_t i = 0; i < states_.size(); ++i) {
-    if (states_[i].master) on(s).cast({.x = params_->weight(i), .y = states_[i].master});
+    if (states_[i].master && params_->weight(i).dtype != DType::e4m3)
+      on(s).cast({.x = params_->weight(i), .y = states_[i].master});
     if (!states_[i].m) continue;
     on(s).fill({.y = states_[i].m, .value = 0});
     on(s).fill({.y = states_[i].v, .value = 0});
@@ -52,11 +53,12 @@ void Optimizer::step(Stream& s, double lr, int64_t update) {
   for (size_t i = 0; i < states_.size(); ++i) {
     const State& state = states_[i];
     if (!state.m) continue;
+    const bool codes = params_->weight(i).dtype == DType::e4m3;
     on(s).adamw({.master = master(i),
                  .grad = params_->gradient(i),
                  .m = state.m,
                  .v = state.v,
-                 .weight = state.master ? params_->weight(i) : Tensor{},
+                 .weight = state.master && !codes ? params_->weight(i) : Tensor{},
                  .grad_norm_squared = grad_norm_squared_,
                  .lr = lr,
                  .beta1 = options_.beta1,
@@ -65,6 +67,7 @@ void Optimizer::step(Stream& s, double lr, int64_t update) {
                  .weight_decay = params_->table()[i].decayed() ? options_.weight_decay : 0.0,
                  .max_norm = options_.max_norm,
                  .step = update});
+    if (codes) quantise_weight(s, *params_, i, state.master);
   }
 }
 

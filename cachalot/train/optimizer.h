@@ -18,13 +18,14 @@ struct AdamWOptions {
 
 class Optimizer {
  public:
-  // `params`, with gradients, must outlive it. Masters start as the weights are when init() is queued.
+  // `params`, with gradients, must outlive it. Masters start as the weights are when init() is queued; those
+  // of E4M3 weights, which know more than the weights, are left to initialize().
   Optimizer(Device& device, const ParamSet& params, const AdamWOptions& options);
   void init(Stream& s);
 
   // Queues: the squared norm of all gradients (parameter after parameter, in double), then the update of
-  // every parameter. A norm that is not finite changes nothing. `update` counts the updates that took place:
-  // 1 for the first.
+  // every parameter; E4M3 weights and their transposes are quantised from their masters, once a step. A norm
+  // that is not finite changes nothing. `update` counts the updates that took place: 1 for the first.
   void step(Stream& s, double lr, int64_t update);
 
   // The squared norm that the last step() used, f64 [1, 1] on the device.

@@ -93,6 +93,43 @@ TEST_P(OptimizerTest, TwoUpdatesAreAdamWWithDecayOnMatricesOnlyAndOneGlobalNorm)
   }
 }
 
+// The fp8 recipe: the masters know more than the codes, which are made from them after every update.
+TEST_P(OptimizerTest, QuantisesEveryLinearWeightAndItsTransposeFromTheMaster) {
+  Fixture f(GetParam(), Precision::fp8), apart(GetParam(), Precision::fp8);
+  Optimizer optimizer(*f.device, f.params, {});
+  initialize(f.s, f.params, tiny_model(), 3, [&](size_t i) { return optimizer.master(i); });
+  optimizer.init(f.s);
+  int linears = 0;
+  for (int64_t update = 0; update <= 2; ++update) {
+    if (update > 0) {
+      f.set_gradients(uint64_t(update), 0.1);
+      optimizer.step(f.s, 0.01, update);
+    }
+    for (size_t i = 0; i < f.params.table().size(); ++i) {
+      const Param& p = f.params.table()[i];
+      const Tensor w = f.params.weight(i);
+      ASSERT_EQ(w.dtype == DType::e4m3, p.is_linear()) << p.name;
+      if (!p.is_linear()) continue;
+      ++linears;
+      const std::vector<double> master = read(f.s, optimizer.master(i));
+      EXPECT_METRIC(read(f.s, w), master, 2e-3) << p.name;
+      upload_quantised(apart.s, apart.params, i, {master.begin(), master.end()});
+      EXPECT_EQ(read_bits(f.s, w), read_bits(apart.s, apart.params.weight(i))) << p.name;
+      EXPECT_EQ(read(f.s, f.params.scales(i)), read(apart.s, apart.params.scales(i))) << p.name;
+      const Tensor turned = f.params.transposed(i);
+      const std::vector<double> columns = read(f.s, turned);
+      std::vector<double> upright(columns.size());
+      const int64_t outputs = p.rows / p.experts;
+      for (int64_t r = 0; r < p.rows; ++r)
+        for (int64_t c = 0; c < p.cols; ++c)
+          upright[size_t(r * p.cols + c)] =
+              columns[size_t((r / outputs * p.cols + c) * outputs + r % outputs)];
+      EXPECT_METRIC(upright, master, 2e-3) << p.name;
+    }
+  }
+  EXPECT_GE(linears, 3 * 20);
+}
+
 TEST_P(OptimizerTest, TheRouterBiasIsNotItsBusiness) {
   Fixture f(GetParam(), Precision::f32);
   Optimizer optimizer(*f.device, f.params, {});

@@ -12,7 +12,6 @@
 #include "base/thread_pool.h"
 #include "config/fields.h"
 #include "config/params.h"
-#include "data/batch_sampler.h"
 #include "data/bpe_trainer.h"
 #include "data/corpus.h"
 #include "model/load.h"
@@ -20,6 +19,7 @@
 #include "train/schedule.h"
 #include "train/telemetry.h"
 #include "train/trainer.h"
+#include "train/training_data.h"
 
 namespace cachalot {
 
@@ -43,7 +43,9 @@ TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
 // it until then, which is gone when the run does not come about.
 class RunTokenizer {
  public:
-  RunTokenizer(const RunConfig& config, const std::string& run_dir, ThreadPool& pool) : path_(config.tokenizer.path) {
+  RunTokenizer(const RunConfig& config, const std::string& run_dir, ThreadPool& pool)
+      : path_(config.tokenizer.path) {
+    if (path_.empty() && !config.data.shards.empty()) path_ = tokenizer_of_shards(config.data.shards);
     if (!path_.empty()) {
       tokenizer_.emplace(Tokenizer::load(path_));
       return;
@@ -54,6 +56,7 @@ class RunTokenizer {
     tokenizer_.emplace(Tokenizer::load(path_));
   }
   const Tokenizer& get() const { return *tokenizer_; }
+  const std::string& path() const { return path_; }
   void move_to(const std::string& directory) {
     const fs::path from(path_), json = fs::is_directory(from) ? from / "tokenizer.json" : from;
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
@@ -69,6 +72,15 @@ class RunTokenizer {
   std::optional<Tokenizer> tokenizer_;
 };
 
+// Trained tokens of each part so far, when there are several.
+std::vector<std::pair<std::string, int64_t>> part_tokens(const Loader& loader, const TrainSection& t) {
+  std::vector<std::pair<std::string, int64_t>> tokens;
+  if (loader.parts().size() == 1) return tokens;
+  const std::vector<int64_t> rows = loader.part_rows(loader.cursor().next_row);
+  for (size_t i = 0; i < rows.size(); ++i) tokens.emplace_back(loader.parts()[i].name(), rows[i] * t.seq_len);
+  return tokens;
+}
+
 std::string resolved_json(RunConfig config, const ModelConfig& model) {
   config.model.json =
       model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16").dump();
@@ -77,18 +89,37 @@ std::string resolved_json(RunConfig config, const ModelConfig& model) {
 }
 
 void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model,
-                 const Tokenizer& tokenizer, const Corpus& corpus, const BatchSampler& sampler,
+                 const Tokenizer& tokenizer, const TokenData& data, const PlannedData& planned,
                  const HeldOut& held_out, const Device& device, const MemoryPlan& plan,
                  const std::string& run_dir) {
   const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
   const auto count = [](int64_t n) { return human_count(double(n)); };
   const TrainSection& t = config.train;
-  const double bytes_per_token = double(corpus.text_bytes(corpus.train())) / double(corpus.train().size());
+  const auto tokens = [](const std::vector<TokenStream>& parts) {
+    int64_t sum = 0;
+    for (const TokenStream& p : parts) sum += p.tokens();
+    return sum;
+  };
+  int64_t text_bytes = 0;
+  for (const TokenStream& p : data.train) text_bytes += p.text_bytes();
   fmt::print(out, "text       {} tokens to train on, {:.2f} bytes each; {} held out\n",
-             count(int64_t(corpus.train().size())), bytes_per_token,
-             count(int64_t(corpus.held_out().size())));
+             count(tokens(data.train)), double(text_bytes) / double(tokens(data.train)),
+             count(tokens(data.held_out)));
+  const auto& mixture = planned.mixture.parts;
+  for (size_t i = 0; i < mixture.size() && mixture.size() > 1; ++i)
+    fmt::print(out, "           {:<16} {:>6} tokens, {:5.1f} % of the run, passed {:.3g} times\n",
+               mixture[i].name, count(planned.loader->parts()[i].tokens()), 100 * mixture[i].share,
+               mixture[i].epochs);
+  if (config.data.packing == "best_fit") {
+    double fill = 0;
+    for (size_t i = 0; i < mixture.size(); ++i) fill += mixture[i].share * planned.loader->sampler(i).fill();
+    fmt::print(out, "           whole documents share rows (best fit), which are {:.2f} % full\n",
+               100 * fill);
+  }
   fmt::print(out, "tokenizer  {} tokens, {}\n", tokenizer.vocab_size(),
-             config.tokenizer.path.empty() ? "learned from the text" : config.tokenizer.path);
+             !config.tokenizer.path.empty() ? config.tokenizer.path
+             : config.data.shards.empty()   ? "learned from the text"
+                                            : "the one of the shards");
   std::string parts = fmt::format("{} layers", model.num_hidden_layers);
   if (model.has_experts(model.layers_with_mtp() - 1))
     parts += fmt::format(" ({} dense), {} of {} experts{}",
@@ -98,10 +129,11 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   if (model.num_nextn_predict_layers) parts += fmt::format(", MTP depth {}", model.num_nextn_predict_layers);
   fmt::print(out, "model      {} parameters, {} active a token\n           {}\n",
              count(parameter_count(parameter_table(model))), count(active_parameter_count(model)), parts);
+  int64_t rows = 0;  // of one pass over everything
+  for (size_t i = 0; i < mixture.size(); ++i) rows += planned.loader->sampler(i).rows_per_epoch();
   fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
              t.total_steps(), t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
-             double(t.total_steps() * t.batch) / double(sampler.windows_per_epoch()), t.precision,
-             device.name());
+             double(t.total_steps() * t.batch) / double(rows), t.precision, device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
                held_out.windows().size(), t.seq_len);
@@ -121,23 +153,22 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   const TrainSection& t = config.train;
   RunDirectory::require_usable(options.run_dir, options.overwrite);
   // What is wrong with the model should show before the minutes that a tokenizer may take.
-  if (config.tokenizer.path.empty()) resolve_model(config, 258, 1, options.config_path);
+  if (config.tokenizer.path.empty() && config.data.shards.empty())
+    resolve_model(config, 258, 1, options.config_path);
 
   ThreadPool threads(t.threads ? int(t.threads) : available_cpus());  // of the text
   RunTokenizer run_tokenizer(config, options.run_dir, threads);
   const Tokenizer& tokenizer = run_tokenizer.get();
-  const Corpus corpus(config.data.files, tokenizer, config.data.held_out, &threads);
+  const TokenData data = load_training_data(config.data, tokenizer, run_tokenizer.path(), &threads);
   const ModelConfig model =
       resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
-  const BatchSampler sampler({.tokens = int64_t(corpus.train().size()),
-                              .seq_len = t.seq_len,
-                              .batch_rows = t.batch,
-                              .seed = uint64_t(t.seed)});
-  const HeldOut held_out(corpus, t.seq_len);
+  const PlannedData planned = plan_data(data, config.data, t, model.num_nextn_predict_layers);
+  Loader& loader = *planned.loader;
+  const HeldOut held_out(data.held_out, tokenizer, t.seq_len);
 
   const auto device = open_device(options.device, {.threads = int(t.threads)});
   const MemoryPlan plan = Trainer::plan(model, t);
-  print_start(out, config, model, tokenizer, corpus, sampler, held_out, *device, plan, options.run_dir);
+  print_start(out, config, model, tokenizer, data, planned, held_out, *device, plan, options.run_dir);
   plan.require_fit(*device, t);
 
   if (stop) {
@@ -169,7 +200,8 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
   while (result.steps < t.total_steps() && (result.steps == 0 || !stop)) {
     const int64_t step = result.steps + 1;
     telemetry.step_begins();
-    const StepMetrics m = trainer.step(sampler.rows(corpus.train(), step - 1), schedule.at(step));
+    const LoadedBatch batch = loader.next();
+    const StepMetrics m = trainer.step(batch.rows, schedule.at(step));
     telemetry.step_ends();
     result.steps = step;
     result.last_loss = m.loss;
@@ -180,7 +212,7 @@ PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options,
     if (last || (t.eval_every > 0 && step % t.eval_every == 0))
       score = held_out.score(trainer, last ? 0 : t.eval_sequences, stop);
     if (last) result.held_out = score;
-    telemetry.step(step, m, score);
+    telemetry.step(step, m, score, part_tokens(loader, t));
 
     skipped = m.updated ? 0 : skipped + 1;
     if (skipped == kMostSkippedSteps) {

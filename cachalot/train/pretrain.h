@@ -1,4 +1,4 @@
-// `cachalot pretrain`: text files in, a run directory with a Hugging Face checkpoint out.
+// `cachalot pretrain`: text files or token shards in, a run directory with a Hugging Face checkpoint out.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,6 @@
 #include "train/pretrain.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -7,6 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "data/bpe_trainer.h"
+#include "data/corpus.h"
+#include "data/tokenize.h"
 #include "model/load.h"
 #include "train/testing.h"
 
@@ -93,7 +97,7 @@ TEST_F(PretrainTest, ARunLeavesItsConfigurationMetricsTokenizerAndTheLastTwoChec
   const LoadedModel loaded = load_model(s, folder_ / "r", Precision::f32, {});
   const Tokenizer tokenizer = Tokenizer::load(folder_ / "r/model");
   EXPECT_EQ(loaded.config.vocab_size, tokenizer.vocab_size());
-  const HeldOut held_out(Corpus(config_.data.files, tokenizer, 0.1), 9);
+  const HeldOut held_out(tokenize_files(config_.data.files, tokenizer, 0.1).held_out, tokenizer, 9);
   const Transformer model(s, loaded.config, *loaded.params, 9);
   Arena arena(*device, int64_t{64} << 20, "test");
   const TrainingBatch batch = make_training_batch(s, arena, held_out.windows(), 0);
@@ -204,6 +208,98 @@ TEST_F(PretrainTest, ARunIsNotOverwrittenUnlessAskedFor) {
   o.overwrite = true;
   EXPECT_EQ(pretrain(config_, o, out_, stop_).steps, 2);
   EXPECT_EQ(metrics("r").size(), 2u);
+}
+
+// The shards of a folder, and the parts that they belong to, instead of text.
+class PretrainShardsTest : public PretrainTest {
+ protected:
+  PretrainShardsTest() {
+    BpeTrainer trainer({.vocab_size = 290});
+    for (const char* part : {"code", "en"}) {
+      std::string lines;
+      for (int i = 0; i < 300; ++i)
+        lines += Json{{"text", fmt::format("{} text {} of the part\n", part, i * i)}}.dump() + "\n";
+      trainer.add_text(lines);
+      fs::create_directory(folder_ / "in");
+      write_file_atomic(folder_ / ("in/" + std::string(part) + ".jsonl"), lines);
+    }
+    save_tokenizer(trainer.train(), folder_ / "tokenizer");
+    tokenize(
+        Tokenizer::load(folder_ / "tokenizer"),
+        {.inputs = find_inputs({folder_ / "in/code.jsonl", folder_ / "in/en.jsonl"}),
+         .reading = {},
+         .recipe = {},
+         .held_out = 0.1,
+         .shard_tokens = 1000,
+         .tokenizer_path = folder_ / "tokenizer",
+         .out = folder_ / "shards",
+         .command = "cachalot data tokenize"},
+        [](const TokenizeProgress&) {}, std::atomic<bool>(false));
+    config_.data = {};
+    config_.data.shards = {folder_ / "shards"};
+    config_.tokenizer = {};
+  }
+  std::string message() {
+    return error_of([&] { run("refused"); });
+  }
+};
+
+TEST_F(PretrainShardsTest, TrainsOnAMixtureAndKeepsCountOfItsParts) {
+  config_.data.weights.of = {{"code", 1}, {"en", 3}};
+  const PretrainResult result = run("r");
+  EXPECT_EQ(result.steps, 10);
+  ASSERT_TRUE(result.held_out);
+  EXPECT_GT(result.held_out->tokens, 100);
+  const std::vector<Json> lines = metrics("r");
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const Json& parts = lines[i]["parts"];
+    EXPECT_EQ(parts["code"].get<int64_t>(), (i + 1) * 36 / 4);
+    EXPECT_EQ(parts["en"].get<int64_t>(), (i + 1) * 36 * 3 / 4);
+  }
+  EXPECT_TRUE(contains(out_.str(), "75.0 % of the run"));
+  EXPECT_EQ(read_file(folder_ / "r/tokenizer.json"), read_file(folder_ / "tokenizer/tokenizer.json"));
+  // And again, from what it wrote, to the same bits.
+  config_ = load_run_config(folder_ / "r/config.json", {});
+  EXPECT_TRUE(weights(run("again").checkpoint) == weights(result.checkpoint));
+}
+
+TEST_F(PretrainShardsTest, RowsOfWholeDocumentsTrainTheSameModelToOtherBits) {
+  config_.data.epochs.of = {{"code", 0}, {"en", 0.1}};
+  config_.data.weights.of = {{"code", 1}};
+  const std::string cut = weights(run("cut").checkpoint);
+  config_.data.packing = "best_fit";
+  const PretrainResult whole = run("whole");
+  EXPECT_EQ(whole.steps, 10);
+  EXPECT_TRUE(contains(out_.str(), "(best fit)"));
+  EXPECT_FALSE(weights(whole.checkpoint) == cut);
+}
+
+TEST_F(PretrainShardsTest, MixturesThatCannotBeAndForeignShardsAreRefused) {
+  config_.data.weights.of = {{"cod", 1}, {"en", 3}};
+  EXPECT_TRUE(contains(message(),
+                       "data.weights has \"cod\", but the data's parts are code, en | did you mean code?"));
+  config_.data.weights.of = {{"en", 3}};
+  EXPECT_TRUE(contains(message(), "part \"code\" has"));
+  EXPECT_TRUE(contains(message(), "\"code\": 0"));
+  config_.data.weights.of = {{"code", 0}, {"en", 0}};
+  EXPECT_TRUE(contains(message(), "every part of the data has weight 0"));
+  config_.data.weights.of = {{"code", 0.5}, {"en", 0.5}};
+  config_.data.max_epochs = 0.001;
+  EXPECT_TRUE(contains(message(), "data.max_epochs is 0.001"));
+  config_.data.max_epochs = 0;
+  BpeTrainer trainer({.vocab_size = 280});
+  trainer.add_text("another text for another tokenizer another text");
+  save_tokenizer(trainer.train(), folder_ / "other");
+  config_.tokenizer.path = folder_ / "other";
+  EXPECT_TRUE(contains(message(), "holds tokens of tokenizer"));
+  EXPECT_TRUE(contains(message(), "make them anew with --tokenizer " + (folder_ / "other")));
+  config_.tokenizer.path = "";
+  fs::remove(folder_ / "shards/tokenizer.json");
+  EXPECT_TRUE(contains(message(), "there is no tokenizer.json beside the shards"));
+  config_.tokenizer.path = folder_ / "tokenizer";
+  fs::remove(folder_ / "shards/en-00000.tok");
+  EXPECT_TRUE(contains(message(), "en-00000.tok is missing"));
+  EXPECT_FALSE(fs::exists(folder_ / "refused"));
 }
 
 TEST_F(PretrainTest, WithNothingHeldOutThereIsNoScore) {

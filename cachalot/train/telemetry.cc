@@ -48,7 +48,8 @@ void Telemetry::step_ends() {
   recent_ = recent_ == 0 ? last_ : 0.9 * recent_ + 0.1 * last_;
 }
 
-void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out) {
+void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out,
+                     const std::vector<std::pair<std::string, int64_t>>& part_tokens) {
   const int64_t tokens = step * train_.tokens_per_step();
 
   Json line = Json::object();
@@ -63,6 +64,7 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   if (!m.max_vio.empty()) line["max_vio"] = m.max_vio;
   line["seconds"] = seconds();
   line["tokens_per_second"] = double(train_.tokens_per_step()) / std::max(last_, 1e-9);
+  for (const auto& [part, trained] : part_tokens) line["parts"][part] = trained;
   if (held_out) {
     line["held_out"] = {{"bits_per_byte", held_out->bits_per_byte()},
                         {"loss", held_out->loss()},

@@ -5,7 +5,8 @@
 //   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, grad_norm
 //   (before clipping; null when not finite), updated (false: the norm was not finite and the step changed
 //   nothing), max_vio [one a layer with experts], seconds (since the first step began), tokens_per_second (of
-//   this step), and after an evaluation held_out {bits_per_byte, loss, tokens, bytes}
+//   this step), parts {name: tokens trained so far} when the data has several, and after an evaluation held_out
+//   {bits_per_byte, loss, tokens, bytes}
 // The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some
 // steps.
 #pragma once
@@ -15,6 +16,7 @@
 #include <iosfwd>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/progress.h"
@@ -30,7 +32,8 @@ class Telemetry {
             const TrainSection& train);
 
   // Steps count from 1. Error when metrics.jsonl cannot be written.
-  void step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out);
+  void step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out,
+            const std::vector<std::pair<std::string, int64_t>>& part_tokens = {});
   void note(const std::string& line);  // a line of its own, at once
   void finish();                       // the last state of the progress line
 

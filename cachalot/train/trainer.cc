@@ -79,7 +79,8 @@ Trainer::Trainer(Stream& s, const ModelConfig& model, const TrainSection& train,
              "activations of a micro-batch") {}
 
 void Trainer::init() {
-  initialize(*stream_, params_, model_.config(), uint64_t(train_.seed));
+  initialize(*stream_, params_, model_.config(), uint64_t(train_.seed),
+             [this](size_t i) { return optimizer_.master(i); });
   optimizer_.init(*stream_);
   updates_ = 0;
 }
@@ -108,9 +109,15 @@ StepMetrics Trainer::step(std::span<const TokenSpan> sequences, double lr) {
   Stream& s = *stream_;
   const int64_t depths = model_.config().num_nextn_predict_layers, micro = train_.micro_batch_sequences();
   CHECK(int64_t(sequences.size()) == train_.batch, fmt::format("{} sequences", sequences.size()));
-  for (const TokenSpan& q : sequences) CHECK(int64_t(q.size()) == train_.seq_len + 1);
-  const LossScales scales =
-      LossScales::uniform(train_.batch, train_.seq_len, depths, train_.mtp_lambda, train_.balance_alpha);
+  std::vector<int64_t> targets(size_t(depths) + 1, 0);  // of the step, by depth; 0: of the main model
+  for (const TokenSpan& q : sequences) {
+    CHECK(int64_t(q.size()) >= depths + 2 && int64_t(q.size()) <= train_.seq_len + 1);
+    for (int64_t k = 0; k <= depths; ++k) targets[size_t(k)] += int64_t(q.size()) - 1 - k;
+  }
+  LossScales scales{
+      .main = 1.0 / double(targets[0]), .mtp = {}, .balance = train_.balance_alpha / double(train_.batch)};
+  for (int64_t k = 1; k <= depths; ++k)
+    scales.mtp.push_back(train_.mtp_lambda / double(depths) / double(targets[size_t(k)]));
 
   std::vector<HostCopy> losses, balance;
   std::vector<std::vector<HostCopy>> mtp_losses{size_t(depths)};
@@ -135,7 +142,7 @@ StepMetrics Trainer::step(std::span<const TokenSpan> sequences, double lr) {
   on(s).synchronize();  // the step's only one
 
   StepMetrics m{.lr = lr,
-                .loss = sum(losses) / double(train_.batch * train_.seq_len),
+                .loss = sum(losses) / double(targets[0]),
                 .mtp_losses = {},
                 .balance = sum(balance) / double(train_.batch),
                 .grad_norm = std::sqrt(norm_squared),
@@ -143,7 +150,7 @@ StepMetrics Trainer::step(std::span<const TokenSpan> sequences, double lr) {
                 .max_vio = balance_.max_violation(),
                 .counts = balance_.counts()};
   for (int64_t k = 0; k < depths; ++k)
-    m.mtp_losses.push_back(sum(mtp_losses[size_t(k)]) / double(train_.batch * (train_.seq_len - k - 1)));
+    m.mtp_losses.push_back(sum(mtp_losses[size_t(k)]) / double(targets[size_t(k) + 1]));
   if (m.updated) {  // a step that AdamW refused moves no bias either; queued before the next step's first
                     // operation
     balance_.update(s, train_.bias_gamma);

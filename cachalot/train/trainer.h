@@ -55,7 +55,8 @@ class Trainer {
   // Runs a micro-batch and an evaluation on the "plan" device and reads how much they took.
   static MemoryPlan plan(const ModelConfig& model, const TrainSection& train);
 
-  // train.batch sequences of train.seq_len + 1 tokens each.
+  // train.batch sequences of train.seq_len + 1 tokens each, or of fewer: at least MTP depths + 2. The losses are
+  // means over all targets of the step.
   StepMetrics step(std::span<const TokenSpan> sequences, double lr);
 
   // Sum of -log p (natural) over all targets of `windows`, main model only. A window holds between 2 and

@@ -58,6 +58,29 @@ TEST(Trainer, MicroBatchesAddUpToTheWholeBatch) {
     EXPECT_EQ(std::accumulate(x.counts[l].begin(), x.counts[l].end(), int64_t{0}), 2 * rows);
 }
 
+// Rows of whole documents are not all equally long: every target of the step weighs the same.
+TEST(Trainer, TheLossIsTheMeanOverAllTargetsOfRowsOfAnyLength) {
+  TrainSection train = tiny_training(), parts = tiny_training();
+  parts.micro_batch = 1;
+  OneTrainer a = cpu_run(train), b = cpu_run(parts), c = cpu_run(train);
+  std::vector<TokenSpan> rows = a.text.batch(0);
+  rows[1] = rows[1].first(3);  // the fewest tokens: MTP predicts one
+  rows[2] = rows[2].first(7);
+  int64_t targets = 0;
+  for (const TokenSpan& row : rows) targets += int64_t(row.size()) - 1;
+  const double nats = *c.trainer.score(rows, false);
+  const StepMetrics x = a.trainer.step(rows, 0.01), y = b.trainer.step(rows, 0.01);
+  EXPECT_NEAR(x.loss, nats / double(targets), 1e-6 * x.loss);
+  EXPECT_NEAR(x.loss, y.loss, 1e-6 * x.loss);
+  EXPECT_NEAR(x.mtp_losses[0], y.mtp_losses[0], 1e-6 * x.mtp_losses[0]);
+  for (size_t i = 0; i < a.trainer.params().table().size(); ++i)
+    if (a.trainer.params().table()[i].trained()) {
+      EXPECT_METRIC(read(a.s, a.trainer.params().gradient(i)), read(b.s, b.trainer.params().gradient(i)),
+                    1e-10)
+          << a.trainer.params().table()[i].name;
+    }
+}
+
 // What a step that was skipped, or one before, left in the gradients must not matter.
 TEST(Trainer, GradientsStartAfreshEveryStep) {
   TrainSection train = tiny_training();
@@ -70,7 +93,7 @@ TEST(Trainer, GradientsStartAfreshEveryStep) {
 }
 
 TEST(Trainer, AnyNumberOfThreadsGivesTheSameBits) {
-  for (const char* precision : {"f32", "bf16"}) {
+  for (const char* precision : {"f32", "bf16", "fp8"}) {
     TrainSection train = tiny_training();
     train.precision = precision;
     train.micro_batch = 2;
@@ -92,7 +115,7 @@ TEST(Trainer, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST(Trainer, AStepOnAQueueingDeviceWaitsOnceAndGivesTheSameBits) {
-  for (const char* precision : {"f32", "bf16"}) {
+  for (const char* precision : {"f32", "bf16", "fp8"}) {
     TrainSection train = tiny_training();
     train.precision = precision;
     train.micro_batch = 2;

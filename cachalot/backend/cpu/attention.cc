@@ -291,29 +291,23 @@ void backward_head(const Context& context, const AttentionBackward& a, const Seq
       else
         vectors.soften_backward(p, ds, kKeysLd, n, s.visible(first) - key, seen, scale, lse + first,
                                 d_sum + first);
-      const int64_t queries = (n + step - 1) / step;  // words
-      product({.left = p,
-               .row = 1,
-               .step = kKeysLd,
-               .right = d_o_rows,
-               .ldr = v_ld,
-               .m = seen,
-               .n = value,
-               .k = queries,
-               .c = dv,
-               .ldc = v_ld,
-               .add = true});
-      product({.left = ds,
-               .row = 1,
-               .step = kKeysLd,
-               .right = q_rows,
-               .ldr = q_ld,
-               .m = seen,
-               .n = width,
-               .k = queries,
-               .c = dk,
-               .ldc = q_ld,
-               .add = true});
+      // out [seen, cols] += left^T right, summed over the queries.
+      const auto add_over_queries = [&](const float* left, const float* right, int64_t cols, int64_t ld,
+                                        float* out) {
+        product({.left = left,
+                 .row = 1,
+                 .step = kKeysLd,
+                 .right = right,
+                 .ldr = ld,
+                 .m = seen,
+                 .n = cols,
+                 .k = (n + step - 1) / step,
+                 .c = out,
+                 .ldc = ld,
+                 .add = true});
+      };
+      add_over_queries(p, d_o_rows, value, v_ld, dv);
+      add_over_queries(ds, q_rows, width, q_ld, dk);
       product({.left = pairs ? words(ds_halves) : ds,
                .row = kKeysLd / step,
                .step = 1,

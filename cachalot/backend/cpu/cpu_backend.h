@@ -4,6 +4,7 @@
 // writes, and sums over items are taken in item order: the same bits for any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -30,10 +31,17 @@ struct Context {
   double worth_waking;  // nanoseconds of work (cpu_device.h)
   std::mutex pool_in_use;
 
+  // So much work is worth several threads: less when they are awake.
+  bool shares(double nanoseconds) const {
+    constexpr double kWorthCalling = 5e3;
+    return pool.threads() > 1 &&
+           nanoseconds >= (pool.awake() ? std::min(kWorthCalling, worth_waking) : worth_waking);
+  }
+
   // body(i) for i in [0, count). `nanoseconds` is a rough guess of all the work on one thread. When another
   // stream has the pool, the caller does its work alone instead of waiting.
   template <class Body> void parallel(int64_t count, double nanoseconds, const Body& body) {
-    if (count > 1 && nanoseconds >= worth_waking && pool.threads() > 1) {
+    if (count > 1 && shares(nanoseconds)) {
       if (std::unique_lock lock(pool_in_use, std::try_to_lock); lock) {
         pool.parallel_for(count, std::cref(body));
         return;

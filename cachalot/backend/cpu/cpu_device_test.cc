@@ -94,56 +94,6 @@ TEST(CpuScratch, NestsAndIsKeptBetweenOperations) {
   EXPECT_EQ(first, again);
 }
 
-TEST(CpuKernels, ExpIsWithinTwoUnitsInTheLastPlace) {
-  for (const cpu::Kernels* kernels : all_kernels()) {
-    double worst = 0;
-    std::vector<float> x, y;
-    for (double v = -86.8; v < 88.72; v += 0.00037) x.push_back(float(v));
-    for (double v = 1e-8; v < 1; v *= 1.01) x.push_back(float(v)), x.push_back(float(-v));
-    y.resize(x.size());
-    kernels->exp_shifted(x.data(), 0, int64_t(x.size()), y.data());
-    for (size_t i = 0; i < x.size(); ++i) {
-      const double exact = std::exp(double(x[i])), ulp = std::ldexp(1.0, std::ilogb(exact) - 23);
-      worst = std::max(worst, std::abs(y[i] - exact) / ulp);
-    }
-    EXPECT_LT(worst, 2) << kernels->isa;
-    RecordProperty(kernels->isa, std::to_string(worst));
-  }
-}
-
-TEST(CpuKernels, ExpOfSpecialNumbersAndOfEveryLength) {
-  for (const cpu::Kernels* kernels : all_kernels()) {
-    std::array<float, 6> x{-INFINITY, INFINITY, NAN, 0, -1000, 100}, y;
-    kernels->exp_shifted(x.data(), 0, 6, y.data());
-    EXPECT_EQ(y[0], 0);
-    EXPECT_EQ(y[1], INFINITY);
-    EXPECT_TRUE(std::isnan(y[2]));
-    EXPECT_EQ(y[3], 1);
-    EXPECT_EQ(y[4], 0);
-    EXPECT_EQ(y[5], INFINITY);
-    for (int64_t n = 0; n < 70; ++n) {
-      std::vector<float> in(size_t(n + 1)), out(size_t(n + 1), -5);
-      double sum = 0;
-      for (int64_t i = 0; i < n; ++i) sum += std::exp(double(in[size_t(i)] = float(i % 7) - 3) - 0.5);
-      EXPECT_NEAR(kernels->exp_shifted(in.data(), 0.5f, n, out.data()), sum, 1e-6 * sum)
-          << kernels->isa << " " << n;
-      EXPECT_EQ(out[size_t(n)], -5) << "written behind the end";
-    }
-  }
-}
-
-TEST(CpuKernels, TheLargestIsFoundAnywhereAndNanIsSkipped) {
-  for (const cpu::Kernels* kernels : all_kernels())
-    for (int64_t n = 1; n < 50; ++n)
-      for (int64_t at = 0; at < n; ++at) {
-        std::vector<float> x(size_t(n), -3);
-        x[size_t((at + 1) % n)] = NAN;
-        x[size_t(at)] = 2;
-        EXPECT_EQ(kernels->largest(x.data(), n, -INFINITY), 2) << kernels->isa << " " << n << " " << at;
-        EXPECT_EQ(kernels->largest(x.data(), n, 5), 5);
-      }
-}
-
 TEST(CpuKernels, PanelsHoldEveryNumberOnceAndZerosBehindThem) {
   for (const cpu::Kernels* kernels : all_kernels())
     for (const int64_t w : {kernels->mr, kernels->nr})

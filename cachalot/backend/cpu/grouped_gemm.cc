@@ -41,16 +41,19 @@ void CpuBackend::grouped_gemm(const GroupedGemm& g) {
 void CpuBackend::grouped_weight_grad(const GroupedWeightGrad& g) {
   check(g);
   require_no_f64("grouped_weight_grad", {&g.dy, &g.x, &g.dw});
-  const auto offsets = checked_offsets("grouped_weight_grad", g.offsets, g.experts, g.x.rows);
-  const int64_t out = g.dy.cols;
+  const bool transposed = g.dy.dtype == DType::e4m3;
+  const auto offsets =
+      checked_offsets("grouped_weight_grad", g.offsets, g.experts, transposed ? g.x.cols : g.x.rows);
+  const int64_t out = transposed ? g.dy.rows : g.dy.cols;
   products_.clear();
   for (int64_t e = 0; e < g.experts; ++e) {
     const int64_t first = offsets[e], rows = offsets[e + 1] - first;
     if (rows == 0 && g.accumulate == Accumulate::add) continue;
-    products_.push_back({.a = g.dy.slice_rows(first, rows),
-                         .b = g.x.slice_rows(first, rows),
+    products_.push_back({.a = transposed ? g.dy.slice_cols(first, rows) : g.dy.slice_rows(first, rows),
+                         .b = transposed ? g.x.slice_cols(first, rows) : g.x.slice_rows(first, rows),
                          .c = g.dw.slice_rows(e * out, out),
-                         .trans_a = true,
+                         .trans_a = !transposed,
+                         .trans_b = transposed,
                          .accumulate = g.accumulate});
   }
   run_products(*context_, products_);

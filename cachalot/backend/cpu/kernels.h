@@ -38,11 +38,13 @@ struct FewRows {
   int64_t rows = 0, cols = 0, k = 0;
   Format format = Format::f32;  // of the weights [cols, k]
   Source weights{};
-  // What will be read next: rows of kFewRun bytes, ahead_ld apart, as many bytes in all as this cut has.
-  // nullptr: nothing that is known.
-  const void* ahead = nullptr;
+  // What will be read next and after that: rows of kFewRun bytes, ahead_ld apart, as many bytes in all as
+  // this cut has. They are called into the cache line by line while this cut is multiplied: first `soon`,
+  // which was `later` one block before. (Zen 4 drops a prefetch that finds no free place: a line asked for
+  // twice, at different times, is seldom dropped twice.) nullptr: nothing that is known.
+  const void *soon = nullptr, *later = nullptr;
   int64_t ahead_ld = 0;  // bytes between those rows: kFewRun makes one long run of them
-  Sums sums{};  // c [rows, ldc >= cols rounded up to few_cols]
+  Sums sums{};           // c [rows, ldc >= cols rounded up to few_cols]
 };
 
 // One way to multiply: floats by multiply-add, or pairs of bf16 by a dot instruction. Operands are packed
@@ -86,12 +88,6 @@ struct Kernels {
 
   int64_t mr = 0, nr = 0;  // of floats
 
-  // Sums of floats for what is packed by its own caller:
-  // c[i][j] (= or, with add, +=) sum_p left(i, p) right(p, j),  i < m, j < n rounded up to nr, p < k
-  //   left: panels [ceil(m / mr)][k][mr] | right: panels [ceil(n / nr)][k][nr] | c [m, ldc >= n rounded up]
-  // Each number of c is one chain of multiply-adds in the order of p, whatever m and n are.
-  void (*multiply)(const float* left, const float* right, int64_t m, int64_t n, int64_t k, float* c,
-                   int64_t ldc, bool add) = nullptr;
   // Panels of width w from rows that lie along p: out[panel][p][i] = rows[(panel w + i) ld + p], p < k, i <
   // count in all.
   void (*pack_along)(const float* rows, int64_t ld, int64_t count, int64_t k, int64_t w,
@@ -99,13 +95,6 @@ struct Kernels {
   // Panels from rows that lie across: out[panel][p][i] = rows[p ld + panel w + i].
   void (*pack_across)(const float* rows, int64_t ld, int64_t count, int64_t k, int64_t w,
                       float* out) = nullptr;
-
-  // The largest of x and `floor`; NaN counts as none.
-  float (*largest)(const float* x, int64_t n, float floor) = nullptr;
-
-  // y[i] = exp(x[i] - shift), returns the sum of y; y may be x. Below 2 ulp; results under 2e-38 become 0,
-  // over the largest float infinity, NaN stays NaN.
-  float (*exp_shifted)(const float* x, float shift, int64_t n, float* y) = nullptr;
 
   // Reads memory and does next to nothing with it: the exclusive or of all words. bytes: a multiple of 512.
   uint32_t (*read)(const void* data, int64_t bytes) = nullptr;

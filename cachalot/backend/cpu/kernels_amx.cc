@@ -13,11 +13,11 @@ namespace cachalot::cpu {
 namespace amx {
 namespace {
 // clang-format off: each stands on those before it
-#include "backend/cpu/kernels.inc"
-#include "backend/cpu/e4m3_vbmi.inc"
-#include "backend/cpu/bf16_pairs.inc"
-#include "backend/cpu/amx_tiles.inc"
 #include "backend/cpu/amx.inc"
+#include "backend/cpu/amx_tiles.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/e4m3_vbmi.inc"
+#include "backend/cpu/kernels.inc"
 // clang-format on
 }  // namespace
 }  // namespace amx
@@ -27,11 +27,8 @@ const Kernels kernels_amx = {.isa = "amx",
                              .halves = &amx::kHalves,
                              .mr = amx::kMr,
                              .nr = amx::kNr,
-                             .multiply = amx::multiply,
                              .pack_along = amx::pack_along,
                              .pack_across = amx::pack_across,
-                             .largest = amx::largest,
-                             .exp_shifted = amx::exp_shifted,
                              .read = amx::read_words};
 
 }  // namespace cachalot::cpu

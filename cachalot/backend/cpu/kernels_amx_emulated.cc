@@ -10,10 +10,10 @@ namespace cachalot::cpu {
 namespace amx_emulated {
 namespace {
 // clang-format off: each stands on those before it
-#include "backend/cpu/kernels.inc"
-#include "backend/cpu/bf16_pairs.inc"
-#include "backend/cpu/amx_emulated_tiles.inc"
 #include "backend/cpu/amx.inc"
+#include "backend/cpu/amx_emulated_tiles.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/kernels.inc"
 // clang-format on
 }  // namespace
 }  // namespace amx_emulated
@@ -23,11 +23,8 @@ const Kernels kernels_amx_emulated = {.isa = "amx_emulated",
                                       .halves = &amx_emulated::kHalves,
                                       .mr = amx_emulated::kMr,
                                       .nr = amx_emulated::kNr,
-                                      .multiply = amx_emulated::multiply,
                                       .pack_along = amx_emulated::pack_along,
                                       .pack_across = amx_emulated::pack_across,
-                                      .largest = amx_emulated::largest,
-                                      .exp_shifted = amx_emulated::exp_shifted,
                                       .read = amx_emulated::read_words};
 
 }  // namespace cachalot::cpu

@@ -20,11 +20,8 @@ const Kernels kernels_avx2 = {.isa = "avx2",
                               .floats = &avx2::kFloats,
                               .mr = avx2::kMr,
                               .nr = avx2::kNr,
-                              .multiply = avx2::multiply,
                               .pack_along = avx2::pack_along,
                               .pack_across = avx2::pack_across,
-                              .largest = avx2::largest,
-                              .exp_shifted = avx2::exp_shifted,
                               .read = avx2::read_words};
 
 }  // namespace cachalot::cpu

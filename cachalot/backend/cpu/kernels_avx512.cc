@@ -20,11 +20,8 @@ const Kernels kernels_avx512 = {.isa = "avx512",
                                 .floats = &avx512::kFloats,
                                 .mr = avx512::kMr,
                                 .nr = avx512::kNr,
-                                .multiply = avx512::multiply,
                                 .pack_along = avx512::pack_along,
                                 .pack_across = avx512::pack_across,
-                                .largest = avx512::largest,
-                                .exp_shifted = avx512::exp_shifted,
                                 .read = avx512::read_words};
 
 }  // namespace cachalot::cpu

@@ -14,10 +14,10 @@ namespace cachalot::cpu {
 namespace avx512_bf16 {
 namespace {
 // clang-format off: each stands on those before it
-#include "backend/cpu/kernels.inc"
-#include "backend/cpu/e4m3_vbmi.inc"
-#include "backend/cpu/bf16_pairs.inc"
 #include "backend/cpu/bf16_dot.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/e4m3_vbmi.inc"
+#include "backend/cpu/kernels.inc"
 // clang-format on
 }  // namespace
 }  // namespace avx512_bf16
@@ -27,11 +27,8 @@ const Kernels kernels_avx512_bf16 = {.isa = "avx512_bf16",
                                      .halves = &avx512_bf16::kHalves,
                                      .mr = avx512_bf16::kMr,
                                      .nr = avx512_bf16::kNr,
-                                     .multiply = avx512_bf16::multiply,
                                      .pack_along = avx512_bf16::pack_along,
                                      .pack_across = avx512_bf16::pack_across,
-                                     .largest = avx512_bf16::largest,
-                                     .exp_shifted = avx512_bf16::exp_shifted,
                                      .read = avx512_bf16::read_words};
 
 }  // namespace cachalot::cpu

@@ -22,11 +22,8 @@ const Kernels kernels_sse2 = {.isa = CACHALOT_ISA_NAME,
                               .floats = &sse2::kFloats,
                               .mr = sse2::kMr,
                               .nr = sse2::kNr,
-                              .multiply = sse2::multiply,
                               .pack_along = sse2::pack_along,
                               .pack_across = sse2::pack_across,
-                              .largest = sse2::largest,
-                              .exp_shifted = sse2::exp_shifted,
                               .read = sse2::read_words};
 
 }  // namespace cachalot::cpu

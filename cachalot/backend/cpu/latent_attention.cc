@@ -76,6 +76,45 @@ void load_queries(const Kernels& kernels, const Group& g, float* panels) {
   kernels.pack_along(rows, width, g.heads, width, g.panel(), panels);
 }
 
+// The cache rows of some tokens. Pages lie anywhere; the rows of a page follow each other.
+class Tokens {
+ public:
+  explicit Tokens(const Group& g) : a_(g.a), pages_(g.pages) {}
+
+  const uint8_t* row(int64_t token) const {
+    const int64_t slot = pages_[token / a_.page_size] * a_.page_size + token % a_.page_size;
+    CHECK(0 <= slot && slot < a_.cache.rows,
+          "latent_attention: cache row " + std::to_string(slot) + " of " + std::to_string(a_.cache.rows));
+    return static_cast<const uint8_t*>(place(a_.cache, slot));
+  }
+  int64_t stride() const {
+    return a_.cache.ld * size_of(a_.cache.dtype);
+  }  // bytes between the rows of a page
+  // Calls visit(j, row) for the first of every run of rows, which ends where the next begins.
+  template <class Visit> void each_run(int64_t first, int64_t count, const Visit& visit) const {
+    for (int64_t j = 0; j < count; j += a_.page_size - (first + j) % a_.page_size) visit(j, row(first + j));
+  }
+  // The rows as they lie where they are one run, else nullptr.
+  const uint8_t* one_run(int64_t first, int64_t count) const {
+    const uint8_t* begin = row(first);
+    bool one = true;
+    each_run(first, count, [&](int64_t j, const uint8_t* r) { one = one && r == begin + j * stride(); });
+    return one ? begin : nullptr;
+  }
+
+ private:
+  const LatentAttention& a_;
+  const int32_t* pages_;
+};
+
+constexpr int64_t kLine = 64;
+
+// Reads a byte of every line: rows of some hundred bytes, each read when it is needed, come at a quarter of
+// the speed at which memory delivers lines in a row.
+void touch(const uint8_t* data, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += kLine) (void)*static_cast<const volatile uint8_t*>(data + b);
+}
+
 // Piece number `piece` into p.
 void attend(const Group& g, const float* queries, int64_t piece, const Partial& p) {
   const LatentAttention& a = g.a;
@@ -86,30 +125,36 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
   const int64_t step = pairs ? 2 : 1, depth = width / step;  // numbers in a word, words in a token
   const auto product = pairs ? g.vectors.product_pairs : g.vectors.product;
   const auto soften = pairs ? g.vectors.soften_pairs : g.vectors.soften;
+  const Tokens cache(g);
   Scratch scratch;
   float* tokens = scratch.take<float>(kTokens * ld);  // rows of floats, or of words along tokens
-  uint16_t* halves = scratch.take<uint16_t>(kTokens * width);
+  uint16_t* copies = scratch.take<uint16_t>(kTokens * width);
   float* scores = scratch.take<float>(kTokens * panel);
   float* shrink = scratch.take<float>(panel);
-  std::fill(tokens, tokens + kTokens * ld, 0.0f);
+  if (a.latent % g.vectors.lanes != 0) std::fill(tokens, tokens + kTokens * ld, 0.0f);
   clear(g, p);
   for (int64_t first = piece * kPiece; first < last; first += kTokens) {
-    const int64_t count = std::min(kTokens, last - first);
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t token = first + j,
-                    slot = g.pages[token / a.page_size] * a.page_size + token % a.page_size;
-      CHECK(0 <= slot && slot < a.cache.rows,
-            "latent_attention: cache row " + std::to_string(slot) + " of " + std::to_string(a.cache.rows));
-      if (pairs) std::memcpy(halves + j * width, place(a.cache, slot), size_t(2 * width));
-      else stored.to_floats(place(a.cache, slot), 1, width, tokens + j * ld);
+    const int64_t count = std::min(kTokens, last - first), after = std::min(count, last - first - count);
+    const uint8_t* run = cache.one_run(first, count);
+    const uint8_t* next = after > 0 ? cache.one_run(first + count, after) : nullptr;
+    if (run) touch(run, count * cache.stride());
+    // bf16: where the rows lie, or copies of them.
+    const uint8_t* halves = pairs && run && a.cache.ld % 2 == 0 ? run : reinterpret_cast<uint8_t*>(copies);
+    const int64_t halves_ld = halves == run ? cache.stride() : 2 * width;
+    for (int64_t j = 0; halves != run && j < count; ++j) {
+      if (pairs) std::memcpy(copies + j * width, cache.row(first + j), size_t(2 * width));
+      else stored.to_floats(cache.row(first + j), 1, width, tokens + j * ld);
     }
-    for (int64_t j = 0; pairs && j < count; j += 2)
-      g.vectors.pair_rows(halves + j * width, j + 1 < count ? halves + (j + 1) * width : nullptr, a.latent,
-                          tokens + j / 2 * ld);
+    for (int64_t j = 0; pairs && j < count; j += 2) {
+      const uint8_t* row = halves + j * halves_ld;
+      g.vectors.pair_rows(reinterpret_cast<const uint16_t*>(row),
+                          reinterpret_cast<const uint16_t*>(j + 1 < count ? row + halves_ld : nullptr),
+                          a.latent, tokens + j / 2 * ld);
+    }
     for (int64_t h = 0; h < g.heads; h += panel) {
       const int64_t n = std::min(panel, g.heads - h), across = round_up(n, g.vectors.lanes);
       product({.left = pairs ? reinterpret_cast<const float*>(halves) : tokens,
-               .row = pairs ? depth : ld,
+               .row = pairs ? halves_ld / 4 : ld,
                .step = 1,
                .right = queries + h * depth,
                .ldr = panel,
@@ -118,7 +163,8 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
                .k = depth,
                .c = scores,
                .ldc = panel,
-               .add = false});
+               .add = false,
+               .left_ahead = reinterpret_cast<const float*>(next)});
       soften(scores, panel, count, across, float(a.scale), nullptr, p.top + h, p.sum + h, shrink);
       for (int64_t i = 0; i < n; ++i)
         if (shrink[i] != 1) g.vectors.scale(p.o + (h + i) * g.latent_ld(), shrink[i], a.latent);
@@ -192,7 +238,7 @@ void CpuBackend::latent_attention(const LatentAttention& a) {
                  .pages = pages.row(s),
                  .seen = lens[s] - starts[s + 1] + row + 1};
   };
-  if (rows * groups < 2 * context_->pool.threads() && pairs * cost >= context_->worth_waking) {
+  if (rows * groups < 2 * context_->pool.threads() && context_->shares(pairs * cost)) {
     for (int64_t item = 0; item < rows * groups; ++item) {  // one after the other, all threads on its pieces
       const Group g = group_of(item);
       Scratch scratch;

@@ -3,6 +3,7 @@
 
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/quantize.h"
 #include "backend/cpu/rows_as_stored.h"
 #include "backend/ops/check.h"
 
@@ -44,8 +45,11 @@ void CpuBackend::permute(const Permute& p) {
   const double nanoseconds = 0.2 * double(p.y.size());
   context_->parallel_ranges(p.x.rows, rows_per_item(p.y.cols), nanoseconds, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t j = 0; j < row_of.cols; ++j)
-        copy_row(p.x, t, p.y, checked_row("permute", row_of(t, j), p.y.rows));
+      for (int64_t j = 0; j < row_of.cols; ++j) {
+        const int64_t row = checked_row("permute", row_of(t, j), p.y.rows);
+        if (p.x.dtype == DType::e4m3) copy_quantised_row(p.x, t, p.y, row);
+        else copy_row(p.x, t, p.y, row);
+      }
   });
 }
 

@@ -20,6 +20,7 @@
 #include "backend/cpu/product.h"
 
 #include <algorithm>
+#include <array>
 
 #include "backend/cpu/convert.h"
 
@@ -78,6 +79,12 @@ int64_t end_of_cut(const Product& p, int64_t k) {
 const float* column_scales(const Gemm& g, const Cut& cut, int64_t col, int64_t cols, float* out,
                            int64_t room) {
   if (!scaled(g.b)) return nullptr;
+  if (g.b.scale_tile == ScaleTile::row) {  // [N, K], a scale a column of C
+    const float* scales = g.b.scales + cut.k / kScaleBlock * g.b.scale_ld + col;
+    std::copy(scales, scales + cols, out);
+    std::fill(out + cols, out + room, 0.0f);
+    return out;
+  }
   for (int64_t j = 0, end; j < cols; j = end) {
     const int64_t c = col + j;
     end = std::min(cols, (g.trans_b ? end_of_scale_row(g.b, c) : (c / kScaleBlock + 1) * kScaleBlock) - col);
@@ -138,114 +145,188 @@ void finish(const Gemm& g, int64_t row, int64_t rows, int64_t col, int64_t cols,
 
 // ---- few rows
 
-// Item by item: columns [begin, end) of the products one after the other.
+// Columns of a product whose sums are finished together are a block; the blocks of all products, one after
+// the other, are what is read.
 struct FewWork {
   const Product* p = nullptr;
   const uint32_t* x = nullptr;  // [words][rows, padded]
-  int64_t block = 0;            // columns whose sums are finished together
-  int64_t item_cols = 0, first_item = 0;
+  int64_t cols = 0;             // of a block
+  int64_t first_block = 0;
 };
 
 bool is_few(const Product& p) {
   return p.m <= p.with->few && p.k > 0 && (p.g.trans_b ? p.with->few_along : p.with->few_across) > 0;
 }
 
-// What the kernel calls in while it works on `cut` of columns [j, j + cols). Rows of weights that follow each other
-// without a gap: as many bytes of the next columns' rows, which are one long run. Longer rows, whose next columns
-// would not fit the cache: the same part of the next kFewRun bytes of these rows, after the last ones the first of
-// the next columns. Nothing where neither goes.
-struct Ahead {
-  const void* data = nullptr;
-  int64_t ld = 0;  // bytes
-};
-constexpr int64_t kMostAhead = int64_t(1) << 18;
+class FewWorks {
+ public:
+  FewWorks(const FewWork* works, int64_t count, int64_t blocks)
+      : works_(works), count_(count), blocks_(blocks) {}
 
-bool one_run(const Product& p, int64_t cols) {
-  const Tensor& w = p.g.b;
-  return p.g.trans_b && w.ld == p.k && cols * p.k * size_of(w.dtype) <= kMostAhead;
-}
+  // Weights that the next operation will read; nullptr: not known.
+  void expect(const uint8_t* follows) { follows_ = follows; }
+  const uint8_t* follows() const { return follows_; }
 
-Ahead ahead_of(const Product& p, const Cut& cut, int64_t j, int64_t cols, int64_t end) {
-  const int64_t size = size_of(p.g.b.dtype), row = p.k * size, begin = cut.k * size, bytes = cut.depth * size;
-  if (one_run(p, cols)) {
-    // Up to the last whole row of the next columns, so that nothing behind them is asked for.
-    if (j + 2 * cols > end) return {};
-    return {static_cast<const uint8_t*>(at(p.g.b, j + cols, 0)) + cols * begin, kFewRun};
+  struct Block {
+    const FewWork* w = nullptr;
+    int64_t col = 0, cols = 0;
+  };
+  Block block(int64_t b) const {
+    const FewWork* w = std::upper_bound(works_, works_ + count_, b,
+                                        [](int64_t i, const FewWork& f) { return i < f.first_block; }) -
+                       1;
+    const int64_t col = (b - w->first_block) * w->cols;
+    return {w, col, std::min(w->cols, w->p->n - col)};
   }
-  if (!p.g.trans_b || row % kFewRun != 0 || kFewRun % bytes != 0) return {};
-  const int64_t first = begin % kFewRun / bytes * (cols * bytes / kFewRun);  // of the rows that share a run
-  int64_t run = begin / kFewRun + 1;
-  if ((run + 1) * kFewRun > row) run = 0, j += cols;
-  if (j + cols > end) return {};
-  return {at(p.g.b, j + first, run * kFewRun / size), p.g.b.ld * size};
+  int64_t blocks() const { return blocks_; }
+
+ private:
+  const FewWork* works_;
+  int64_t count_, blocks_;
+  const uint8_t* follows_ = nullptr;
+};
+
+int64_t bytes_of(const FewWorks::Block& b) { return b.cols * b.w->p->k * size_of(b.w->p->g.b.dtype); }
+
+// Weights of a block that follow each other without a gap, nullptr where they do not, or are too many to be
+// called into the cache while others are in use.
+const uint8_t* one_run(const FewWorks::Block& b) {
+  constexpr int64_t kMost = int64_t(1) << 18;
+  const Product& p = *b.w->p;
+  const Tensor& w = p.g.b;
+  if (w.ld != (p.g.trans_b ? p.k : b.cols) || bytes_of(b) > kMost) return nullptr;
+  return p.g.trans_b ? at(w, b.col, 0) : at(w, 0, b.col);
 }
 
-void compute_few(const FewWork& w, int64_t item) {
-  const Product& p = *w.p;
-  const int64_t begin = item * w.item_cols, end = std::min(p.n, begin + w.item_cols);
-  const int64_t width = round_up(p.m, p.with->few_multiple);
-  Scratch scratch;
-  float* sums = scratch.take<float>(p.m * w.block);
-  float* scale = scratch.take<float>(w.block);
-  for (int64_t j = begin; j < end; j += w.block) {
-    const int64_t cols = std::min(w.block, end - j);
-    if (j == begin && one_run(p, cols)) {
-      const uint8_t* first = at(p.g.b, j, 0);
-      for (int64_t b = 0; b < cols * p.k * size_of(p.g.b.dtype); b += 64) __builtin_prefetch(first + b, 0, 2);
-    }
+// Blocks [first, last), which one thread takes at once. `next`: the first block that it will probably take
+// after them, as threads take turns.
+struct Turn {
+  int64_t first = 0, last = 0, next = 0;
+};
+
+// The run of the block `steps` after block b, behind the last one what follows; nullptr: none is known.
+const uint8_t* run_after(const FewWorks& works, const Turn& turn, int64_t b, int64_t steps) {
+  const int64_t later = b + steps < turn.last ? b + steps : turn.next + (b + steps - turn.last);
+  if (later < works.blocks()) return one_run(works.block(later));
+  // One thread calls in what follows: the one whose turn would be the first after the last.
+  if (!works.follows() || turn.next != works.blocks()) return nullptr;
+  return works.follows() + (later - turn.next) * bytes_of(works.block(b));
+}
+
+// Of long rows, kept in no run: the part that `cut` has in the run of kFewRun bytes `steps` further in these
+// rows, after the last ones in the first of the next block's.
+const uint8_t* rows_after(const FewWorks::Block& here, const Cut& cut, int64_t steps) {
+  const Product& p = *here.w->p;
+  const int64_t size = size_of(p.g.b.dtype), row = p.k * size, begin = cut.k * size, bytes = cut.depth * size;
+  if (!p.g.trans_b || row % kFewRun != 0 || kFewRun % bytes != 0) return nullptr;
+  const int64_t first =
+      begin % kFewRun / bytes * (here.cols * bytes / kFewRun);  // of the rows that share a run
+  int64_t run = begin / kFewRun + steps, col = here.col;
+  if ((run + 1) * kFewRun > row) run -= row / kFewRun, col += here.cols;
+  if (run * kFewRun >= row || col + here.cols > p.n) return nullptr;
+  return at(p.g.b, col + first, run * kFewRun / size);
+}
+
+// Reads a byte of every line: the first weights are waited for in the order in which memory is fastest.
+void touch(const uint8_t* data, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) (void)*static_cast<const volatile uint8_t*>(data + b);
+}
+
+void compute_few(const FewWorks& works, const Turn& turn) {
+  for (int64_t b = turn.first; b < turn.last; ++b) {
+    const FewWorks::Block block = works.block(b);
+    const auto [w, col, cols] = block;
+    const Product& p = *w->p;
+    Scratch scratch;
+    float* sums = scratch.take<float>(p.m * w->cols);
+    float* scale = scratch.take<float>(w->cols);
+    const uint8_t *run = one_run(block), *soon = nullptr, *later = nullptr;
+    if (run) soon = run_after(works, turn, b, 1), later = run_after(works, turn, b, 2);
+    if (run && b == turn.first) touch(run, bytes_of(block));
     for (int64_t c = 0; c < p.cut_count; ++c) {
       const Cut& cut = p.cuts[c];
-      const Ahead ahead = ahead_of(p, cut, j, cols, end);
-      p.with->multiply_few({.x = w.x + cut.word * width,
+      const int64_t done = cols * cut.k * size_of(p.g.b.dtype);  // of a run: as much as of this one
+      p.with->multiply_few({.x = w->x + cut.word * round_up(p.m, p.with->few_multiple),
                             .rows = p.m,
                             .cols = cols,
                             .k = cut.depth,
                             .format = format_of(p.g.b.dtype),
-                            .weights = {.data = p.g.trans_b ? at(p.g.b, j, cut.k) : at(p.g.b, cut.k, j),
+                            .weights = {.data = p.g.trans_b ? at(p.g.b, col, cut.k) : at(p.g.b, cut.k, col),
                                         .ld = p.g.b.ld,
                                         .lie = lie_of_b(p.g)},
-                            .ahead = ahead.data,
-                            .ahead_ld = ahead.ld,
+                            .soon = run ? (soon ? soon + done : nullptr) : rows_after(block, cut, 1),
+                            .later = run ? (later ? later + done : nullptr) : rows_after(block, cut, 2),
+                            .ahead_ld = run ? kFewRun : p.g.b.ld * size_of(p.g.b.dtype),
                             .sums = {.c = sums,
-                                     .ldc = w.block,
-                                     .scale = column_scales(p.g, cut, j, cols, scale, w.block),
+                                     .ldc = w->cols,
+                                     .scale = column_scales(p.g, cut, col, cols, scale, w->cols),
                                      .add = c > 0}});
     }
-    finish(p.g, 0, p.m, j, cols, sums, w.block);
+    finish(p.g, 0, p.m, col, cols, sums, w->cols);
   }
 }
+
+// Decoding runs the same operations step after step: what a thread read after some weights is what it will
+// read after them again, bar experts. The first blocks of it are called in while the last ones of an
+// operation are multiplied; a wrong guess costs their reading, so a guess must have been right once. Only
+// addresses are kept: a line called in from memory that was given back does no harm.
+class Followers {
+ public:
+  // The weights expected after these, nullptr if none are.
+  const uint8_t* after(const uint8_t* weights) {
+    if (last_ && weights) {
+      if (last_->next == weights) last_->sure = true;
+      else *last_ = {.key = last_->key, .next = weights};
+    }
+    last_ = nullptr;
+    if (!weights) return nullptr;
+    last_ = &slots_[(uintptr_t(weights) >> 6) * 0x9E3779B97F4A7C15u >> (64 - kBits)];
+    if (last_->key != weights) *last_ = {.key = weights};
+    return last_->sure ? last_->next : nullptr;
+  }
+
+ private:
+  static constexpr int kBits = 11;
+  struct Slot {
+    const uint8_t *key = nullptr, *next = nullptr;
+    bool sure = false;
+  };
+  std::array<Slot, size_t(1) << kBits> slots_{};
+  Slot* last_ = nullptr;
+};
 
 void run_few(Context& context, const Product* const* products, int64_t count) {
   if (count == 0) return;
   Scratch scratch;
+  FewWork* list = scratch.take<FewWork>(count);
+  int64_t blocks = 0;
   double bytes = 0;
-  for (int64_t i = 0; i < count; ++i)
-    bytes += double(products[i]->n) * double(products[i]->k) * double(size_of(products[i]->g.b.dtype));
-  // Long runs, but something for every thread to do at the end.
-  const double item_bytes = std::clamp(bytes / double(2 * context.pool.threads()), 128e3, 1e6);
-  FewWork* works = scratch.take<FewWork>(count);
-  int64_t items = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Product& p = *products[i];
-    const int64_t block = p.g.trans_b ? p.with->few_along : p.with->few_across,
+    const int64_t cols = p.g.trans_b ? p.with->few_along : p.with->few_across,
                   width = round_up(p.m, p.with->few_multiple);
     uint32_t* x = scratch.take<uint32_t>(p.words() * width);
     for (int64_t c = 0; c < p.cut_count; ++c)
       pack(*p.with, p.with->pack_few, p.g.a, lie_of_a(p.g), 0, p.m, p.cuts[c], width,
            x + p.cuts[c].word * width);
-    const int64_t cols = int64_t(item_bytes / double(p.k * size_of(p.g.b.dtype)));
-    works[i] = {.p = &p,
-                .x = x,
-                .block = block,
-                .item_cols = std::max(block, cols / block * block),
-                .first_item = items};
-    items += up(p.n, works[i].item_cols);
+    list[i] = {.p = &p, .x = x, .cols = cols, .first_block = blocks};
+    blocks += up(p.n, cols);
+    bytes += double(p.n) * double(p.k) * double(size_of(p.g.b.dtype));
   }
-  context.parallel(items, bytes / 20, [&](int64_t item) {
-    const FewWork* w = std::upper_bound(works, works + count, item,
-                                        [](int64_t i, const FewWork& f) { return i < f.first_item; }) -
-                       1;
-    compute_few(*w, item - w->first_item);
+  FewWorks works(list, count, blocks);
+  thread_local Followers followers;
+  works.expect(followers.after(one_run(works.block(0))));
+  // Long runs, but something for every thread to do at the end.
+  const int64_t threads = context.shares(bytes / 20) ? context.pool.threads() : 1;
+  const double turn_bytes = std::clamp(bytes / double(2 * threads), 128e3, 1e6);
+  const int64_t most =
+      threads == 1 ? blocks : std::max<int64_t>(1, int64_t(turn_bytes / bytes * double(blocks)));
+  const int64_t turns = up(blocks, most);
+  context.parallel(turns, bytes / 20, [&](int64_t i) {
+    const int64_t next = i + threads;  // after the last turn: once for all threads
+    compute_few(works, {.first = i * most,
+                        .last = std::min(blocks, (i + 1) * most),
+                        .next = next <= turns ? std::min(blocks, next * most) : blocks + most});
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/quantize.h"
 #include "backend/cpu/rows_as_stored.h"
 #include "backend/ops/check.h"
 
@@ -23,12 +24,18 @@ void CpuBackend::rmsnorm_forward(const RmsNormForward& n) {
   const int64_t d = n.x.cols;
   const auto gain = n.gain.vector<const float>();
   const auto scales = n.r.vector<float>();
-  const double nanoseconds = 0.25 * double(n.x.size());
+  const double nanoseconds = (n.quantized ? 1.5 : 0.25) * double(n.x.size());
   context_->parallel_ranges(n.x.rows, rows_per_item(d), nanoseconds, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    const Tensor row = make_tensor(scratch.take<float>(d), n.x.dtype, 1, d);  // of y, when nobody keeps it
+    float* buffer = scratch.take<float>(d);
     for (int64_t t = begin; t < end; ++t) {
       const void* x = place(n.x, t);
       const float r = float(1 / std::sqrt(double(vectors.sum_squares(x, d)) / double(d) + n.eps));
-      vectors.normalise(x, gain.data, r, d, place(n.y, t));
+      const Tensor y = n.y ? n.y.slice_rows(t, 1) : row;
+      vectors.normalise(x, gain.data, r, d, y.data);
+      if (n.quantized)
+        quantise_row(context_->vectors, row_as_floats(y, 0, buffer), n.quantized, t, n.power_of_two);
       scales[t] = r;
     }
   });

@@ -25,6 +25,8 @@ struct SmallProduct {
   float* c;
   int64_t ldc;
   bool add;
+  // A left operand along p that follows, rows like these, called into the cache meanwhile; nullptr: none.
+  const float* left_ahead = nullptr;
 };
 
 // Of rows in one format, f32 or bf16: `void` is that format; gains, sums and tables are float.
@@ -83,6 +85,14 @@ struct Vectors {
   // y[i] = exp(x[i] - shift), returns the sum of y; y may be x, or nullptr. Below 2 ulp; results under 2e-38
   // become 0, over the largest float infinity, NaN stays NaN.
   float (*exp_shifted)(const float* x, float shift, int64_t n, float* y);
+  // The quantiser of backend/ops/quantize.h. The largest |x| and `floor`, and the same in every place; NaN
+  // counts as none.
+  float (*largest_size)(const float* x, int64_t n, float floor);
+  void (*larger_sizes)(const float* x, int64_t n, float* largest);
+  // The E4M3 code nearest to x[i] / scale, ties to even, 0x7F for NaN; |x / scale| <= 448 (1 + 2^-23).
+  void (*encode)(const float* x, float scale, int64_t n, uint8_t* codes);
+  void (*encode_each)(const float* x, const float* scales, int64_t n, uint8_t* codes);
+
   void (*scale)(float* x, float factor, int64_t n);
   void (*sigmoid)(const float* x, int64_t n, float* y);
 

@@ -227,6 +227,52 @@ TEST(CpuVectors, TheLargestIsFoundAnywhereAndNanIsSkipped) {
       }
 }
 
+TEST(Vectors, SizesTakeNoNoticeOfNan) {
+  for (const Vectors* v : all_vectors())
+    for (const int64_t n : {0, 1, 3, 16, 17, 50, 128}) {
+      Row<float> x = normal<float>(n, 5), most = normal<float>(n, 6);
+      float expected = 0.5f;
+      std::vector<float> each;
+      for (int64_t i = 0; i < n; ++i) {
+        if (i % 7 == 3) x.set(i, i % 2 ? NAN : -NAN);
+        else expected = std::max(expected, std::abs(x[i]));
+        each.push_back(i % 7 == 3 ? most[i] : std::max(most[i], std::abs(x[i])));
+      }
+      EXPECT_EQ(v->largest_size(x.data(), n, 0.5f), expected) << v->isa << " " << n;
+      v->larger_sizes(x.data(), n, most.data());
+      for (int64_t i = 0; i < n; ++i) EXPECT_EQ(most[i], each[size_t(i)]) << v->isa << " " << n << " " << i;
+      EXPECT_TRUE(most.fence_intact());
+    }
+}
+
+// Every code, both its neighbours halfway and what is just beside that, against the format's own conversion.
+TEST(Vectors, CodesAreThoseOfTheFormat) {
+  std::vector<float> numbers{0.0f, -0.0f, 1e-30f, -1e-30f, 448.00003f, NAN, -NAN};
+  for (int i = 0; i < 126; ++i) {
+    const float a = float(std::bit_cast<e4m3>(uint8_t(i))), b = float(std::bit_cast<e4m3>(uint8_t(i + 1)));
+    for (const float x : {a, b, (a + b) / 2, std::nextafter((a + b) / 2, a), std::nextafter((a + b) / 2, b)})
+      numbers.push_back(x), numbers.push_back(-x);
+  }
+  const int64_t n = int64_t(numbers.size());
+  for (const Vectors* v : all_vectors())
+    for (const float scale : {1.0f, 0.37f, 1e-4f / 448, 3e5f})
+      for (const int64_t shift : {0, 1}) {
+        Row<float> x(n, shift), scales(n);
+        for (int64_t i = 0; i < n; ++i) x.set(i, numbers[size_t(i)] * scale), scales.set(i, scale);
+        std::vector<uint8_t> codes(size_t(n + 1), 0xAB), each = codes;
+        v->encode(x.data(), scale, n, codes.data());
+        v->encode_each(x.data(), scales.data(), n, each.data());
+        for (int64_t i = 0; i < n; ++i) {
+          const float quotient = x[i] / scale;
+          const int expected = std::isnan(quotient) ? 0x7F : e4m3(quotient).bits;
+          EXPECT_EQ(int(codes[size_t(i)]), expected) << v->isa << " " << quotient;
+          EXPECT_EQ(int(each[size_t(i)]), expected) << v->isa << " " << quotient;
+        }
+        EXPECT_EQ(codes.back(), 0xAB);
+        EXPECT_EQ(each.back(), 0xAB);
+      }
+}
+
 TEST(CpuVectors, SumsOfSquaresAreInDouble) {
   for (const Vectors* v : all_vectors())
     for_lengths(*v, [&](int64_t n, int64_t shift) {

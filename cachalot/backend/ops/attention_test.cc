@@ -152,7 +152,15 @@ TEST(Attention, AlignedHeadsInBf16) {
                    .spread = 2};
   const Case narrow{
       .lengths = {{40, 41}}, .heads = 5, .nope = 32, .rope = 16, .value = 32, .act = DType::bf16};
-  for (const Case& c : {real, small, narrow}) expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
+  const Case tiles{.lengths = {{300, 520}, {129, 129}},  // of 64 queries and 128 keys: several, and ragged
+                   .heads = 3,
+                   .nope = 128,
+                   .rope = 64,
+                   .value = 128,
+                   .act = DType::bf16,
+                   .padding = 8};
+  for (const Case& c : {real, small, narrow, tiles})
+    expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
 }
 
 TEST(Attention, WithoutRopeOrWithoutOtherColumns) {

@@ -29,10 +29,24 @@ bool overlap(const Tensor& a, const Tensor& b) {
   return shift < width(a) || shift + width(b) > pitch(a);
 }
 
+// The scales of codes, as memory.
+Tensor scales_of(const Tensor& t) {
+  if (!t.scales || t.size() == 0) return {};
+  const int64_t across = (t.cols + kScaleBlock - 1) / kScaleBlock;
+  const bool row = t.scale_tile == ScaleTile::row;
+  return {.data = t.scales,
+          .dtype = DType::f32,
+          .rows = row ? across : t.scale_row(t.rows - 1) + 1,
+          .cols = row ? t.rows : across,
+          .ld = t.scale_ld};
+}
+
 struct Named {
   const char* name;
   const Tensor& tensor;
 };
+
+bool is_row_tiled(const Tensor& t) { return t.scales && t.scale_tile == ScaleTile::row; }
 
 // Failures read "rope: x is bf16 [4, 30], not act [4, 32]".
 class OpCheck {
@@ -67,6 +81,30 @@ class OpCheck {
   void any(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
     matches(name, t, true, "any format", rows, cols);
   }
+  // FP8 with row tiles (ops/quantize.h).
+  void row_tiles(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, t.dtype == DType::e4m3, "e4m3", rows, cols);
+    CHECK(t.size() == 0 || (t.scales && t.scale_tile == ScaleTile::row && t.scale_ld >= t.rows),
+          fmt::format("{}: {} has no scales of row tiles", op_, name));
+  }
+  // The same as an output.
+  void new_row_tiles(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    row_tiles(name, t, rows, cols);
+    CHECK(t.size() == 0 ||
+              (on_16_bytes(t.data) && t.ld % 16 == 0 && on_16_bytes(t.scales) && t.scale_ld % 4 == 0),
+          fmt::format("{}: rows or scales of {} do not begin on 16 bytes", op_, name));
+  }
+  // FP8 with blocks, `part_rows` rows a matrix.
+  void blocks(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    matches(name, t, t.dtype == DType::e4m3, "e4m3", rows, cols);
+    CHECK(t.size() == 0 || (t.scales && t.scale_tile == ScaleTile::block &&
+                            t.scale_ld >= (t.cols + kScaleBlock - 1) / kScaleBlock),
+          fmt::format("{}: {} has no scales of blocks", op_, name));
+  }
+  void act_or_row_tiles(const char* name, const Tensor& t, int64_t rows, int64_t cols) const {
+    if (t.dtype == DType::e4m3) row_tiles(name, t, rows, cols);
+    else act(name, t, rows, cols);
+  }
   void that(bool holds, const char* what) const { CHECK(holds, fmt::format("{}: {} must hold", op_, what)); }
 
   // No output shares memory with an input or with another output.
@@ -85,6 +123,7 @@ class OpCheck {
   }
 
  private:
+  static bool on_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
   void matches(const char* name, const Tensor& t, bool format, std::string_view expected, int64_t rows,
                int64_t cols) const {
     CHECK(format && t.rows == rows && t.cols == cols,
@@ -101,7 +140,10 @@ class OpCheck {
           fmt::format("{}: {} is {}, not contiguous", op_, name, t.describe()));
   }
   void apart(const Named& a, const Named& b) const {
-    CHECK(!overlap(a.tensor, b.tensor), fmt::format("{}: {} and {} overlap", op_, a.name, b.name));
+    const Tensor a_scales = scales_of(a.tensor), b_scales = scales_of(b.tensor);
+    CHECK(!overlap(a.tensor, b.tensor) && !overlap(a_scales, b.tensor) && !overlap(a.tensor, b_scales) &&
+              !overlap(a_scales, b_scales),
+          fmt::format("{}: {} and {} overlap", op_, a.name, b.name));
   }
 
   const char* op_;
@@ -125,6 +167,13 @@ void check(const Gemm& g) {
   c.weight("a", g.a, g.trans_a ? k : m, g.trans_a ? m : k);
   c.weight("b", g.b, g.trans_b ? n : k, g.trans_b ? k : n);
   c.act("c", g.c, m, n);
+  if (is_row_tiled(g.a)) {
+    c.that(!g.trans_a && g.trans_b, "FP8: a is [M, K], b is [N, K]");
+    if (is_row_tiled(g.b)) c.row_tiles("b", g.b, n, k);
+    else c.blocks("b", g.b, n, k);
+  } else {
+    c.that(!is_row_tiled(g.b), "b has row tiles only where a has");
+  }
   c.apart({{"c", g.c}}, {{"a", g.a}, {"b", g.b}});
 }
 
@@ -132,9 +181,14 @@ void check(const GroupedGemm& g) {
   const OpCheck c("grouped_gemm");
   const int64_t out = g.input_grad ? g.x.cols : g.y.cols, in = g.input_grad ? g.y.cols : g.x.cols;
   c.that(g.experts > 0, "experts > 0");
-  c.act("x", g.x, g.y.rows, g.input_grad ? out : in);
+  c.act_or_row_tiles("x", g.x, g.y.rows, g.input_grad ? out : in);
   c.act("y", g.y, g.x.rows, g.input_grad ? in : out);
   c.weight("w", g.w, g.experts * out, in);
+  c.that(!is_row_tiled(g.w), "w has blocks");
+  if (g.x.dtype == DType::e4m3) {
+    c.that(!g.input_grad, "FP8: the input gradient takes the transposed weight");
+    c.blocks("w", g.w, g.experts * out, in);
+  }
   // An expert is a whole number of parts: gate and up are two.
   c.that(!g.w.scales || g.experts == 1 || (g.w.part_rows > 0 && out % g.w.part_rows == 0),
          "scales of w are cut where the experts are");
@@ -145,9 +199,15 @@ void check(const GroupedGemm& g) {
 void check(const GroupedWeightGrad& g) {
   const OpCheck c("grouped_weight_grad");
   c.that(g.experts > 0, "experts > 0");
-  c.act("dy", g.dy, g.x.rows, g.dy.cols);
-  c.act("x", g.x, g.dy.rows, g.x.cols);
-  c.stat("dw", g.dw, g.experts * g.dy.cols, g.x.cols);
+  if (g.dy.dtype == DType::e4m3) {  // transposed
+    c.row_tiles("dy", g.dy, g.dy.rows, g.x.cols);
+    c.row_tiles("x", g.x, g.x.rows, g.dy.cols);
+    c.of("dw", g.dw, DType::f32, g.experts * g.dy.rows, g.x.rows);
+  } else {
+    c.act("dy", g.dy, g.x.rows, g.dy.cols);
+    c.act("x", g.x, g.dy.rows, g.x.cols);
+    c.stat("dw", g.dw, g.experts * g.dy.cols, g.x.cols);
+  }
   c.index("offsets", g.offsets, 1, g.experts + 1);
   c.apart({{"dw", g.dw}}, {{"dy", g.dy}, {"x", g.x}, {"offsets", g.offsets}});
 }
@@ -218,9 +278,11 @@ void check(const RmsNormForward& n) {
   c.act("x", n.x, tokens, width);
   c.that(width > 0, "width > 0");
   c.stat("gain", n.gain, act, 1, width);
-  c.act("y", n.y, act, tokens, width);
+  c.that(n.y || n.quantized || tokens == 0, "y or quantized");
+  if (n.y) c.act("y", n.y, act, tokens, width);
+  if (n.quantized) c.new_row_tiles("quantized", n.quantized, tokens, width);
   c.stat("r", n.r, act, 1, tokens);
-  c.apart({{"y", n.y}, {"r", n.r}}, {{"x", n.x}, {"gain", n.gain}});
+  c.apart({{"y", n.y}, {"r", n.r}, {"quantized", n.quantized}}, {{"x", n.x}, {"gain", n.gain}});
 }
 
 void check(const RmsNormBackward& n) {
@@ -257,17 +319,26 @@ void check(const Rope& r) {
 
 void check(const SwigluForward& g) {
   const OpCheck c("swiglu_forward");
-  c.act("y", g.y, g.x.rows, g.y.cols);
-  c.act("x", g.x, g.y.dtype, g.y.rows, 2 * g.y.cols);
-  c.apart({{"y", g.y}}, {{"x", g.x}});
+  const int64_t tokens = g.x.rows, width = g.x.cols / 2;
+  c.act("x", g.x, tokens, 2 * width);
+  c.that(g.y || g.quantized || g.x.size() == 0, "y or quantized");
+  if (g.y) c.act("y", g.y, g.x.dtype, tokens, width);
+  if (g.quantized) c.new_row_tiles("quantized", g.quantized, tokens, width);
+  if (g.cached) c.new_row_tiles("cached", g.cached, tokens, 2 * width);
+  c.apart({{"y", g.y}, {"quantized", g.quantized}, {"cached", g.cached}}, {{"x", g.x}});
 }
 
 void check(const SwigluBackward& g) {
   const OpCheck c("swiglu_backward");
-  c.act("dy", g.dy, g.x.rows, g.dy.cols);
-  c.act("x", g.x, g.dy.dtype, g.dy.rows, 2 * g.dy.cols);
-  c.act("dx", g.dx, g.dy.dtype, g.dy.rows, 2 * g.dy.cols);
-  c.apart({{"dx", g.dx}}, {{"dy", g.dy}, {"x", g.x}});
+  const int64_t tokens = g.dy.rows, width = g.dy.cols;
+  c.act("dy", g.dy, tokens, width);
+  if (g.x.dtype == DType::e4m3) c.row_tiles("x", g.x, tokens, 2 * width);
+  else c.act("x", g.x, g.dy.dtype, tokens, 2 * width);
+  c.that(g.dx || g.quantized || g.dy.size() == 0, "dx or quantized");
+  if (g.dx) c.act("dx", g.dx, g.dy.dtype, tokens, 2 * width);
+  if (g.y) c.act("y", g.y, g.dy.dtype, tokens, width);
+  if (g.quantized) c.new_row_tiles("quantized", g.quantized, tokens, 2 * width);
+  c.apart({{"dx", g.dx}, {"y", g.y}, {"quantized", g.quantized}}, {{"dy", g.dy}, {"x", g.x}});
 }
 
 void check(const GateForward& g) {
@@ -335,9 +406,10 @@ void check(const PermutePlan& p) {
 
 void check(const Permute& p) {
   const OpCheck c("permute");
-  c.act("x", p.x, p.x.rows, p.x.cols);
+  c.act_or_row_tiles("x", p.x, p.x.rows, p.x.cols);
   c.index("row_of", p.row_of, p.x.rows, p.row_of.cols);
-  c.act("y", p.y, p.x.dtype, p.row_of.size(), p.x.cols);
+  if (p.x.dtype == DType::e4m3) c.new_row_tiles("y", p.y, p.row_of.size(), p.x.cols);
+  else c.act("y", p.y, p.x.dtype, p.row_of.size(), p.x.cols);
   c.apart({{"y", p.y}}, {{"x", p.x}, {"row_of", p.row_of}});
 }
 
@@ -467,6 +539,88 @@ void check(const AdamW& a) {
     c.act("weight", a.weight, rows, cols);
     c.apart({{"weight", a.weight}}, {{"master", a.master}, {"grad", a.grad}, {"m", a.m}, {"v", a.v}});
   }
+}
+
+void check(const Quantize& q) {
+  const OpCheck c("quantize");
+  const int64_t rows = q.x.rows, cols = q.x.cols;
+  c.act_or_row_tiles("x", q.x, rows, cols);
+  c.that(q.y || q.transposed || q.x.size() == 0, "y or transposed");
+  c.that(!q.y || q.x.dtype != DType::e4m3, "an e4m3 x has no y");
+  c.that(bool(q.offsets) == bool(q.padded), "offsets and padded come together");
+  if (q.y) c.new_row_tiles("y", q.y, rows, cols);
+  const int64_t experts = q.offsets.cols - 1;
+  if (q.offsets) {
+    c.that(experts > 0, "experts > 0");
+    c.index("offsets", q.offsets, 1, experts + 1);
+    c.index("padded", q.padded, 1, experts + 1);
+  }
+  if (q.transposed) {
+    c.new_row_tiles("transposed", q.transposed, cols, q.offsets ? q.transposed.cols : rows);
+    c.that(!q.offsets || q.transposed.cols % kScaleBlock == 0, "padded columns are a multiple of 128");
+  }
+  c.apart({{"y", q.y}, {"transposed", q.transposed}},
+          {{"x", q.x}, {"offsets", q.offsets}, {"padded", q.padded}});
+}
+
+void check(const QuantizeWeight& q) {
+  const OpCheck c("quantize_weight");
+  const int64_t rows = q.x.rows, cols = q.x.cols;
+  c.that(q.experts > 0 && rows % q.experts == 0, "experts divide the rows of x");
+  const int64_t outputs = rows / q.experts;
+  const auto parts_fit = [&](const Tensor& t) {
+    return t.first_row == 0 && (t.part_rows == 0 ? q.experts == 1 : outputs % t.part_rows == 0);
+  };
+  c.that(q.y || q.transposed || q.x.size() == 0, "y or transposed");
+  if (q.x.dtype == DType::e4m3) {
+    c.blocks("x", q.x, rows, cols);
+    c.that(!q.y, "an e4m3 x has no y");
+    c.that(parts_fit(q.x), "parts of x are cut where the experts are");
+  } else {
+    c.act("x", q.x, rows, cols);
+  }
+  if (q.y) {
+    c.blocks("y", q.y, rows, cols);
+    c.that(parts_fit(q.y), "parts of y are cut where the experts are");
+  }
+  if (q.transposed) {
+    c.blocks("transposed", q.transposed, q.experts * cols, outputs);
+    c.that(q.transposed.first_row == 0 &&
+               (q.transposed.part_rows == cols || (q.transposed.part_rows == 0 && q.experts == 1)),
+           "a part of the transpose is an expert");
+  }
+  c.apart({{"y", q.y}, {"transposed", q.transposed}}, {{"x", q.x}});
+}
+
+void check(const PadOffsets& p) {
+  const OpCheck c("pad_offsets");
+  c.that(p.offsets.cols > 1, "experts > 0");
+  c.index("offsets", p.offsets, 1, p.offsets.cols);
+  c.index("padded", p.padded, 1, p.offsets.cols);
+  c.apart({{"padded", p.padded}}, {{"offsets", p.offsets}});
+}
+
+namespace {
+
+void check_e5m6(const OpCheck& c, const char* name, const Tensor& t, const Tensor& packed,
+                const Tensor& scales) {
+  c.act(name, t, t.rows, t.cols);
+  c.index("packed", packed, t.rows, 3 * ((t.cols + 7) / 8));
+  c.of("scales", scales, DType::f32, (t.cols + kScaleBlock - 1) / kScaleBlock, t.rows);
+}
+
+}  // namespace
+
+void check(const PackE5m6& p) {
+  const OpCheck c("pack_e5m6");
+  check_e5m6(c, "x", p.x, p.packed, p.scales);
+  c.apart({{"packed", p.packed}, {"scales", p.scales}}, {{"x", p.x}});
+}
+
+void check(const UnpackE5m6& p) {
+  const OpCheck c("unpack_e5m6");
+  check_e5m6(c, "y", p.y, p.packed, p.scales);
+  c.apart({{"y", p.y}}, {{"packed", p.packed}, {"scales", p.scales}});
 }
 
 }  // namespace cachalot

@@ -9,7 +9,11 @@ namespace cachalot {
 
 namespace {
 
-double bytes(const Tensor& t) { return double(t.size()) * size_of(t.dtype); }
+// With scales of row tiles, which are 1 / 32 of the codes; those of blocks are nothing.
+double bytes(const Tensor& t) {
+  const bool tiles = t.scales && t.scale_tile == ScaleTile::row;
+  return double(t.size()) * size_of(t.dtype) + (tiles ? double(t.size()) * 4 / kScaleBlock : 0.0);
+}
 double bytes(std::initializer_list<const Tensor*> tensors) {
   double sum = 0;
   for (const Tensor* t : tensors) sum += t->data ? bytes(*t) : 0;
@@ -80,9 +84,11 @@ Cost cost_of(const GroupedGemm& g, const ReadIndices& read) {
 
 Cost cost_of(const GroupedWeightGrad& g, const ReadIndices& read) {
   const Load l = load(g.offsets, read);
-  const double row = double(g.x.cols * size_of(g.x.dtype) + g.dy.cols * size_of(g.dy.dtype));
-  return product(double(g.dy.cols), double(g.x.cols), l.rows, g.x, l.rows * row + output(g.dw, g.accumulate),
-                 fmt::format("{} x {} x {}, {} experts", g.dy.cols, g.x.cols, l.rows, g.experts));
+  const bool transposed = g.dy.dtype == DType::e4m3;
+  const int64_t out = transposed ? g.dy.rows : g.dy.cols, in = transposed ? g.x.rows : g.x.cols;
+  const double row = double(in * size_of(g.x.dtype) + out * size_of(g.dy.dtype));
+  return product(double(out), double(in), l.rows, g.x, l.rows * row + output(g.dw, g.accumulate),
+                 fmt::format("{} x {} x {}, {} experts", out, in, l.rows, g.experts));
 }
 
 Cost cost_of(const HeadGemm& g, const ReadIndices&) {
@@ -131,19 +137,21 @@ Cost cost_of(const LatentAttention& a, const ReadIndices& read) {
 }
 
 Cost cost_of(const RmsNormForward& n, const ReadIndices&) {
-  return memory(n.x, bytes({&n.x, &n.gain, &n.y, &n.r}));
+  return memory(n.x, bytes({&n.x, &n.gain, &n.y, &n.quantized, &n.r}));
 }
 Cost cost_of(const RmsNormBackward& n, const ReadIndices&) {
-  return memory(n.x, bytes({&n.dy, &n.x, &n.gain, &n.r, &n.residual, &n.dx}) +
-                         output(n.dgain, n.accumulate_gain));
+  return memory(n.x,
+                bytes({&n.dy, &n.x, &n.gain, &n.r, &n.residual, &n.dx}) + output(n.dgain, n.accumulate_gain));
 }
 Cost cost_of(const Rope& r, const ReadIndices&) {
   return {.bytes = 2 * double(r.x.rows * r.heads * r.width * size_of(r.x.dtype)),
           .shape = fmt::format("{} x {} heads of {} {}", r.x.rows, r.heads, r.width, name_of(r.x.dtype))};
 }
-Cost cost_of(const SwigluForward& s, const ReadIndices&) { return memory(s.y, bytes({&s.x, &s.y})); }
+Cost cost_of(const SwigluForward& s, const ReadIndices&) {
+  return memory(s.y ? s.y : s.quantized, bytes({&s.x, &s.y, &s.quantized, &s.cached}));
+}
 Cost cost_of(const SwigluBackward& s, const ReadIndices&) {
-  return memory(s.dy, bytes({&s.dy, &s.x, &s.dx}));
+  return memory(s.dy, bytes({&s.dy, &s.x, &s.dx, &s.y, &s.quantized}));
 }
 Cost cost_of(const GateForward& g, const ReadIndices&) {
   return memory(g.logits, bytes({&g.logits, &g.scores, &g.indices, &g.weights, &g.counts}));
@@ -160,9 +168,7 @@ Cost cost_of(const UpdateGateBias& u, const ReadIndices&) {
 Cost cost_of(const PermutePlan& p, const ReadIndices&) {
   return memory(p.indices, bytes({&p.indices, &p.row_of, &p.offsets}));
 }
-Cost cost_of(const Permute& p, const ReadIndices&) {
-  return memory(p.y, bytes({&p.x, &p.row_of, &p.y}));
-}
+Cost cost_of(const Permute& p, const ReadIndices&) { return memory(p.y, bytes({&p.x, &p.row_of, &p.y})); }
 Cost cost_of(const Unpermute& u, const ReadIndices&) {
   return memory(u.y, bytes({&u.x, &u.row_of, &u.weights, &u.residual, &u.shared, &u.y}));
 }
@@ -177,8 +183,8 @@ Cost cost_of(const ScatterRows& s, const ReadIndices&) {
 }
 Cost cost_of(const ScatterAddRows& s, const ReadIndices&) {
   const double touched = 2 * double(s.x.size() * size_of(s.y.dtype));
-  return memory(s.x, bytes({&s.x, &s.rows}) +
-                         (s.accumulate == Accumulate::overwrite ? bytes(s.y) + touched : touched));
+  return memory(
+      s.x, bytes({&s.x, &s.rows}) + (s.accumulate == Accumulate::overwrite ? bytes(s.y) + touched : touched));
 }
 Cost cost_of(const CrossEntropy& c, const ReadIndices&) {
   return memory(c.logits, bytes({&c.logits, &c.targets, &c.loss}) + (c.gradient ? bytes(c.logits) : 0));
@@ -190,6 +196,21 @@ Cost cost_of(const Add& a, const ReadIndices&) { return memory(a.y, bytes({&a.a,
 Cost cost_of(const SumSquares& s, const ReadIndices&) { return memory(s.x, bytes(s.x)); }
 Cost cost_of(const AdamW& a, const ReadIndices&) {
   return memory(a.master, 2 * bytes({&a.master, &a.m, &a.v}) + bytes({&a.grad, &a.weight}));
+}
+Cost cost_of(const Quantize& q, const ReadIndices&) {
+  return memory(q.x, bytes({&q.x, &q.y}) + (q.transposed ? double(q.x.size()) : 0));
+}
+Cost cost_of(const QuantizeWeight& q, const ReadIndices&) {
+  return memory(q.x, bytes({&q.x, &q.y, &q.transposed}));
+}
+Cost cost_of(const PadOffsets& p, const ReadIndices&) {
+  return memory(p.offsets, bytes({&p.offsets, &p.padded}));
+}
+Cost cost_of(const PackE5m6& p, const ReadIndices&) {
+  return memory(p.x, bytes({&p.x, &p.packed, &p.scales}));
+}
+Cost cost_of(const UnpackE5m6& p, const ReadIndices&) {
+  return memory(p.y, bytes({&p.y, &p.packed, &p.scales}));
 }
 
 }  // namespace cachalot

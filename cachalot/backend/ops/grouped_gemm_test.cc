@@ -14,6 +14,31 @@ const std::vector<std::vector<int32_t>> kOffsets = {
     {0, 129, 129, 129, 130, 257, 257}};
 constexpr int64_t kExperts = 6, kOwnerless = 3;  // rows behind the last expert's
 
+// The product of the rows that have an owner; those of nobody in y keep their bits.
+Tensor multiply_owned(Bench& b, const Tensor& x, const Tensor& w, const Tensor& y,
+                      const std::vector<int32_t>& offsets, bool input_grad) {
+  const int64_t owned = offsets.back();
+  const std::string ownerless = read_bits(b.s, y.slice_rows(owned, kOwnerless));
+  on(b.s).grouped_gemm({.x = x,
+                        .w = w,
+                        .y = y,
+                        .offsets = b.t.indices(offsets),
+                        .experts = kExperts,
+                        .input_grad = input_grad});
+  EXPECT_TRUE(read_bits(b.s, y.slice_rows(owned, kOwnerless)) == ownerless) << "rows of nobody";
+  return y.slice_rows(0, owned);
+}
+
+// dW of all experts, which begins as garbage where it is overwritten.
+Tensor weight_grad(Bench& b, const Tensor& dy, const Tensor& x, const std::vector<int32_t>& offsets,
+                   Accumulate mode) {
+  const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * dy.cols, x.cols)
+                                            : b.t.garbage(DType::f32, kExperts * dy.cols, x.cols);
+  on(b.s).grouped_weight_grad(
+      {.dy = dy, .x = x, .dw = dw, .offsets = b.t.indices(offsets), .experts = kExperts, .accumulate = mode});
+  return dw;
+}
+
 TEST(GroupedGemm, EveryExpertMultipliesItsOwnRows) {
   int number = 0;
   for (const auto& offsets : kOffsets)
@@ -29,16 +54,7 @@ TEST(GroupedGemm, EveryExpertMultipliesItsOwnRows) {
                   const Tensor w = weight == DType::e4m3 ? b.t.normal_e4m3(kExperts * out, in, out, padding)
                                                          : b.t.normal(weight, kExperts * out, in, 1, padding);
                   const Tensor y = b.t.garbage(act, rows, input_grad ? in : out, padding);
-                  const std::string ownerless = read_bits(b.s, y.slice_rows(owned, kOwnerless));
-                  on(b.s).grouped_gemm({.x = x,
-                                        .w = w,
-                                        .y = y,
-                                        .offsets = b.t.indices(offsets),
-                                        .experts = kExperts,
-                                        .input_grad = input_grad});
-                  EXPECT_TRUE(read_bits(b.s, y.slice_rows(owned, kOwnerless)) == ownerless)
-                      << "rows of nobody";
-                  return {y.slice_rows(0, owned)};
+                  return {multiply_owned(b, x, w, y, offsets, input_grad)};
                 },
                 fmt::format("{} rows, {} x {}, {} {} {}", owned, out, in, input_grad, name_of(weight),
                             name_of(act)));
@@ -52,19 +68,11 @@ TEST(GroupedGemm, AlignedRowsInBf16) {
       for (const auto& [out, in] : {std::pair<int64_t, int64_t>{72, 136}, {264, 40}})
         expect_like_ref(
             [&](Bench& b) -> Outputs {
-              const int64_t owned = offsets.back(), rows = owned + kOwnerless;
+              const int64_t rows = offsets.back() + kOwnerless;
               const Tensor x = b.t.normal(DType::bf16, rows, input_grad ? out : in, 1, 8);
               const Tensor w = b.t.normal(DType::bf16, kExperts * out, in, 1, 16);
               const Tensor y = b.t.garbage(DType::bf16, rows, input_grad ? in : out, 24);
-              on(b.s).grouped_gemm({.x = x,
-                                    .w = w,
-                                    .y = y,
-                                    .offsets = b.t.indices(offsets),
-                                    .experts = kExperts,
-                                    .input_grad = input_grad});
-              for (const double value : read(b.s, y.slice_rows(owned, kOwnerless)))
-                EXPECT_TRUE(std::isnan(value));
-              return {y.slice_rows(0, owned)};
+              return {multiply_owned(b, x, w, y, offsets, input_grad)};
             },
             fmt::format("{} rows, {} x {}, {}", offsets.back(), out, in, input_grad));
 }
@@ -103,15 +111,7 @@ TEST(GroupedWeightGrad, OverwritesOrAddsAndZeroesEmptyExperts) {
         expect_like_ref(
             [&](Bench& b) -> Outputs {
               const Tensor dy = b.t.normal(act, rows, out, 1, 3), x = b.t.normal(act, rows, in, 1, 1);
-              const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * out, in)
-                                                        : b.t.garbage(DType::f32, kExperts * out, in);
-              on(b.s).grouped_weight_grad({.dy = dy,
-                                           .x = x,
-                                           .dw = dw,
-                                           .offsets = b.t.indices(offsets),
-                                           .experts = kExperts,
-                                           .accumulate = mode});
-              return {dw};
+              return {weight_grad(b, dy, x, offsets, mode)};
             },
             fmt::format("{} rows, {}", owned, name_of(act)));
       }
@@ -127,15 +127,7 @@ TEST(GroupedWeightGrad, AlignedRowsInBf16) {
                          x = b.t.garbage(DType::bf16, rows, in, 16);
             on(b.s).cast({.x = b.t.normal(DType::f32, owned, out), .y = dy.slice_rows(0, owned)});
             on(b.s).cast({.x = b.t.normal(DType::f32, owned, in), .y = x.slice_rows(0, owned)});
-            const Tensor dw = mode == Accumulate::add ? b.t.normal(DType::f32, kExperts * out, in)
-                                                      : b.t.garbage(DType::f32, kExperts * out, in);
-            on(b.s).grouped_weight_grad({.dy = dy,
-                                         .x = x,
-                                         .dw = dw,
-                                         .offsets = b.t.indices(offsets),
-                                         .experts = kExperts,
-                                         .accumulate = mode});
-            return {dw};
+            return {weight_grad(b, dy, x, offsets, mode)};
           },
           fmt::format("{} rows", offsets.back()));
 }

@@ -103,6 +103,21 @@ TEST(LatentAttention, LongContextsWithTheWidthsOfTheRealModel) {
   }
 }
 
+// No padding, pages of 64, V3's stride of q: what the kernels for one generation of cards take. Few rows, many
+// rows, tiles of 64 rows that are not full, sequences that several blocks share, one that nobody asks.
+TEST(LatentAttention, PackedAsTheRealModelHasThem) {
+  for (const int64_t heads : {8, 40, 128}) {
+    const Case c{.lengths = {{1, 700}, {3, 129}, {1, 1}, {0, 9}, {2, 64}},
+                 .heads = heads,
+                 .latent = 512,
+                 .rope = 64,
+                 .page_size = 64,
+                 .act = DType::bf16,
+                 .gap = 128};
+    expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("{} heads", heads));
+  }
+}
+
 // A request's bits do not depend on its neighbours, nor on how many of its tokens are asked for at once.
 // Where rows are few, threads share one row's tokens in pieces of 256; with many rows, each thread takes
 // rows. The same row has the same bits either way, with any number of threads.
@@ -119,6 +134,22 @@ TEST(LatentAttention, PiecesOfALongContextAreJoinedInTheSameWayAloneAndInABatch)
         EXPECT_EQ(read_bits(many.s, run(many, batch)[0]).substr(0, first.size()), first) << tested.name;
       }
     }
+}
+
+// Rows that follow each other may be read where they lie, others are gathered first.
+TEST(LatentAttention, WhereThePagesLieChangesNoBits) {
+  for (const DType act : {DType::f32, DType::bf16})
+    for (const int64_t padding : {0, 1, 2})
+      for (const TestedDevice& tested : tested_devices()) {
+        Case c{.lengths = {{2, 333}}, .heads = 5, .latent = 48, .rope = 16, .act = act, .padding = padding};
+        std::vector<std::string> bits;
+        for (const int64_t page_size : {4, 20, 64, 512}) {
+          c.page_size = page_size;
+          Bench b(*tested.device);
+          bits.push_back(read_bits(b.s, run(b, c)[0]));
+        }
+        for (const std::string& other : bits) EXPECT_TRUE(other == bits[0]) << tested.name;
+      }
 }
 
 TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {

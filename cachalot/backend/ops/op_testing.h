@@ -7,11 +7,12 @@
 //     return {y};
 //   });
 //
-// Proved of every output: it meets the metric of its format (indices: is equal); nothing was written behind
-// its rows; with 2, 3 and 5 threads it has the bits that one thread gives; and where there is a GPU, it gives
-// the same bits twice.
+// Proved of every output: it meets the metric of its format (indices, codes with their scales: is equal);
+// nothing was written behind its rows; with 2, 3 and 5 threads it has the bits that one thread gives; and
+// where there is a GPU, it gives the same bits twice.
 #pragma once
 
+#include <bit>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -59,7 +60,8 @@ inline const std::vector<TestedDevice>& tested_devices() {
   static const std::vector<TestedDevice> devices = [] {
     std::vector<TestedDevice> list;
     for (const int threads : {1, 2, 3, 5})
-      list.push_back({fmt::format("cpu, {} threads", threads), open_cpu_device(threads, 0), threads > 1 ? 0 : -1});
+      list.push_back(
+          {fmt::format("cpu, {} threads", threads), open_cpu_device(threads, 0), threads > 1 ? 0 : -1});
     for (const char* isa : {"sse2", "avx2", "avx512", "avx512_bf16", "amx_emulated"}) {
       const ForcedIsa forced(isa);
       try {
@@ -82,6 +84,22 @@ inline Device& ref_device() {
 
 // numerics: what one operation may differ from ref by (docs/numerics.md).
 inline double bound_of(DType format) { return format == DType::bf16 ? 1e-5 : 1e-12; }
+
+// The same codes and the same scales, byte for byte.
+inline void expect_same_codes(const Tensor& got, const Tensor& expected) {
+  ASSERT_EQ(got.describe(), expected.describe());
+  if (got.size() == 0) return;
+  for (int64_t r = 0; r < got.rows; ++r)
+    for (int64_t c = 0; c < got.cols; ++c) {
+      const int64_t i = r * got.ld + c;
+      const int x = static_cast<const e4m3*>(got.data)[i].bits,
+                y = static_cast<const e4m3*>(expected.data)[i].bits;
+      const uint32_t s = std::bit_cast<uint32_t>(got.scale(r, c)),
+                     t = std::bit_cast<uint32_t>(expected.scale(r, c));
+      ASSERT_TRUE(x == y && s == t) << fmt::format("({}, {}): code {:#x} scale {:#x}, not {:#x} and {:#x}", r,
+                                                   c, x, s, y, t);
+    }
+}
 
 using Outputs = std::vector<Tensor>;
 using Body = std::function<Outputs(Bench&)>;
@@ -108,6 +126,8 @@ inline void expect_like_ref(const Body& body, const std::string& what = "") {
                   std::vector<int32_t>(
                       static_cast<const int32_t*>(expected[i].tensor().data),
                       static_cast<const int32_t*>(expected[i].tensor().data) + got.tensor().size()));
+      } else if (outputs[i].scales) {
+        expect_same_codes(got, expected[i]);
       } else {
         EXPECT_METRIC(got, expected[i], bound_of(outputs[i].dtype));
       }
@@ -119,6 +139,29 @@ inline void expect_like_ref(const Body& body, const std::string& what = "") {
     }
     if (Test::HasFailure()) return;  // the others would only repeat it
   }
+}
+
+// `fused` returns pairs: what an operation quantised, and the numbers it says to have quantised, which
+// Quantize must turn into the same bytes. On ref and every device under test.
+struct Fused {
+  Tensor quantised, numbers;
+  bool power_of_two = false;
+};
+inline void expect_fused(const std::function<std::vector<Fused>(Bench&)>& body,
+                         const std::string& what = "") {
+  const ScopedTrace trace(__FILE__, __LINE__, what);
+  const auto run = [&](const std::string& name, Device& device) {
+    const ScopedTrace trace_device(__FILE__, __LINE__, name);
+    Bench b(device);
+    for (const Fused& f : body(b)) {
+      const Tensor apart = b.t.garbage_row_tiles(f.numbers.rows, f.numbers.cols);
+      on(b.s).quantize({.x = f.numbers, .y = apart, .power_of_two = f.power_of_two});
+      expect_same_codes(download(b.s, f.quantised), download(b.s, apart));
+      EXPECT_TRUE(b.t.padding_intact(f.quantised));
+    }
+  };
+  run("ref", ref_device());
+  for (const TestedDevice& tested : tested_devices()) run(tested.name, *tested.device);
 }
 
 // `body` must be refused by every device under test with an InternalError that holds `text`.

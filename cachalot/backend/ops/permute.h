@@ -13,7 +13,7 @@ struct PermutePlan {
   int64_t experts = 0;
 };
 
-// y[row_of(t, j)] = x[t]        x [T, D] act, y [R, D] act
+// y[row_of(t, j)] = x[t]   x [T, D], y [R, D]: both act, or both e4m3 with row tiles, scales travel along
 struct Permute {
   Tensor x, row_of, y;
 };

@@ -56,6 +56,17 @@ TEST(Permute, ThePlanSortsByExpertThenByToken) {
   }
 }
 
+TEST(Permute, CodesTakeTheirScalesAlong) {
+  for (const auto& [tokens, k, experts] : kShapes)
+    for (const int64_t cols : {5, 128, 300})
+      expect_like_ref([&](Bench& b) -> Outputs {
+        const Tensor row_of = plan(b, tokens, k, experts), x = b.t.normal_row_tiles(tokens, cols, 2),
+                     y = b.t.garbage_row_tiles(tokens * k, cols, 7);
+        on(b.s).permute({.x = x, .row_of = row_of, .y = y});
+        return {y};
+      });
+}
+
 TEST(Permute, ExpertsOutOfRangeAreRefused) {
   for (const int32_t expert : {-1, 4})
     expect_refused(

@@ -23,6 +23,37 @@ TEST(RmsNorm, ForwardMeetsTheMetric) {
           fmt::format("{} x {} {}", rows, cols, name_of(act)));
 }
 
+TEST(RmsNorm, WhatIsQuantisedOnTheWayIsWhatWouldBeWritten) {
+  for (const auto& [rows, cols] : kShapes)
+    for (const DType act : {DType::f32, DType::bf16})
+      for (const bool power_of_two : {false, true})
+        expect_fused(
+            [&](Bench& b) -> std::vector<Fused> {
+              const Tensor x = b.t.normal(act, rows, cols, 3, 2), gain = b.t.normal(DType::f32, 1, cols);
+              const Tensor y = b.t.garbage(act, rows, cols, 1), r = b.t.garbage(DType::f32, 1, rows),
+                           r_again = b.t.garbage(DType::f32, 1, rows);
+              const Tensor both = b.t.garbage_row_tiles(rows, cols, 3),
+                           alone = b.t.garbage_row_tiles(rows, cols);
+              on(b.s).rmsnorm_forward({.x = x,
+                                       .gain = gain,
+                                       .y = y,
+                                       .r = r,
+                                       .eps = 1e-3,
+                                       .quantized = both,
+                                       .power_of_two = power_of_two});
+              on(b.s).rmsnorm_forward({.x = x,
+                                       .gain = gain,
+                                       .y = {},
+                                       .r = r_again,
+                                       .eps = 1e-3,
+                                       .quantized = alone,
+                                       .power_of_two = power_of_two});
+              EXPECT_EQ(read(b.s, r), read(b.s, r_again));
+              return {{both, y, power_of_two}, {alone, y, power_of_two}};
+            },
+            fmt::format("{} x {} {}", rows, cols, name_of(act)));
+}
+
 TEST(RmsNorm, BackwardOverwritesDxAndAddsToTheGainWhenAsked) {
   int number = 0;
   for (const auto& [rows, cols] : kShapes)

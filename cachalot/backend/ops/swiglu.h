@@ -1,6 +1,9 @@
 // y = silu(gate) up,  silu(a) = a / (1 + exp(-a))       Shazeer, arXiv:2002.05202
 //   x [T, 2I] act: gate in the first I columns, up in the last; y [T, I] act. dx like x, dy like y.
 //   dgate = dy up s (1 + gate (1 - s)),  dup = dy gate s,  s = sigmoid(gate)
+//
+// FP8 outputs (ops/quantize.h, row tiles) are what Quantize makes of the numbers as rounded to act, byte for
+// byte; those numbers need not be written.
 #pragma once
 
 #include "backend/ops/common.h"
@@ -8,11 +11,21 @@
 namespace cachalot {
 
 struct SwigluForward {
-  Tensor x, y;
+  Tensor x;
+  Tensor y;               // optional where `quantized` is there
+  Tensor quantized = {};  // e4m3 [T, I] of y, optional
+  Tensor cached = {};     // e4m3 [T, 2I] of x, for the backward, optional
+  bool power_of_two = false;
 };
 
+// x may be what the forward cached: e4m3 with row tiles, read as f32(code * scale). Then y, as the forward
+// would make it of this x, comes for free for the weight gradient of the projection behind it.
 struct SwigluBackward {
-  Tensor dy, x, dx;
+  Tensor dy, x;
+  Tensor dx;              // optional where `quantized` is there
+  Tensor y = {};          // act [T, I], optional
+  Tensor quantized = {};  // e4m3 [T, 2I] of dx, optional
+  bool power_of_two = false;
 };
 
 }  // namespace cachalot

@@ -23,6 +23,56 @@ TEST(Swiglu, ForwardAndBackwardMeetTheMetric) {
             fmt::format("{} x {} {}", rows, width, name_of(act)));
 }
 
+TEST(Swiglu, WhatIsQuantisedOnTheWayIsWhatWouldBeWritten) {
+  int number = 0;
+  for (const int64_t rows : {0, 1, 33, 130})
+    for (const int64_t width : {1, 64, 100, 257})
+      for (const DType act : {DType::f32, DType::bf16}) {
+        const bool power_of_two = ++number % 2;
+        expect_fused(
+            [&](Bench& b) -> std::vector<Fused> {
+              const Tensor x = b.t.normal(act, rows, 2 * width, 3, 1),
+                           dy = b.t.normal(act, rows, width, 1, 2);
+              const Tensor y = b.t.garbage(act, rows, width), dx = b.t.garbage(act, rows, 2 * width);
+              std::vector<Tensor> to;
+              for (const int64_t cols : {width, width, 2 * width, 2 * width, 2 * width})
+                to.push_back(b.t.garbage_row_tiles(rows, cols, 3));
+              const bool p = power_of_two;
+              on(b.s).swiglu_forward({.x = x, .y = y, .quantized = to[0], .power_of_two = p});
+              on(b.s).swiglu_forward(
+                  {.x = x, .y = {}, .quantized = to[1], .cached = to[2], .power_of_two = p});
+              on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = dx, .quantized = to[3], .power_of_two = p});
+              on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = {}, .quantized = to[4], .power_of_two = p});
+              return {{to[0], y, p}, {to[1], y, p}, {to[2], x, p}, {to[3], dx, p}, {to[4], dx, p}};
+            },
+            fmt::format("{} x {} {}", rows, width, name_of(act)));
+      }
+}
+
+// The backward from what the forward cached in FP8, and the output that it computes again.
+TEST(Swiglu, TheBackwardReadsACachedInput) {
+  for (const int64_t rows : {1, 33, 130})
+    for (const int64_t width : {1, 64, 257})
+      for (const DType act : {DType::f32, DType::bf16}) {
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              const Tensor x = b.t.normal_row_tiles(rows, 2 * width), dy = b.t.normal(act, rows, width);
+              const Tensor y = b.t.garbage(act, rows, width, 1), dx = b.t.garbage(act, rows, 2 * width, 1);
+              on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = dx, .y = y});
+              return {y, dx};
+            },
+            fmt::format("{} x {} {}", rows, width, name_of(act)));
+        expect_fused([&](Bench& b) -> std::vector<Fused> {
+          const Tensor x = b.t.normal_row_tiles(rows, 2 * width), dy = b.t.normal(act, rows, width);
+          const Tensor dx = b.t.garbage(act, rows, 2 * width), y = b.t.garbage(act, rows, width);
+          const Tensor q = b.t.garbage_row_tiles(rows, 2 * width), r = b.t.garbage_row_tiles(rows, 2 * width);
+          on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = dx, .quantized = q});
+          on(b.s).swiglu_backward({.dy = dy, .x = x, .dx = {}, .y = y, .quantized = r});
+          return {{q, dx}, {r, dx}};
+        });
+      }
+}
+
 TEST(Swiglu, LargeGatesNeitherOverflowNorLoseTheirSign) {
   for (const double gate : {-80.0, -30.0, 88.5, 200.0, 1e30})
     expect_like_ref(

@@ -25,14 +25,17 @@ void RefBackend::grouped_weight_grad(const GroupedWeightGrad& g) {
   check(g);
   const Reader dy(g.dy), x(g.x);
   const Writer dw(g.dw);
-  const Starts offsets(g.offsets, g.x.rows);
+  const bool transposed = g.dy.dtype == DType::e4m3;
+  const int64_t outputs = transposed ? g.dy.rows : g.dy.cols, inputs = transposed ? g.x.rows : g.x.cols;
+  const Starts offsets(g.offsets, transposed ? g.x.cols : g.x.rows);
   CHECK(offsets[0] == 0);
   for (int64_t e = 0; e < g.experts; ++e)
-    for (int64_t o = 0; o < g.dy.cols; ++o)
-      for (int64_t i = 0; i < g.x.cols; ++i) {
-        const int64_t row = e * g.dy.cols + o;
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t i = 0; i < inputs; ++i) {
+        const int64_t row = e * outputs + o;
         double sum = g.accumulate == Accumulate::add ? dw(row, i) : 0;
-        for (int64_t r = offsets[e]; r < offsets[e + 1]; ++r) sum += dy(r, o) * x(r, i);
+        for (int64_t r = offsets[e]; r < offsets[e + 1]; ++r)
+          sum += transposed ? dy(o, r) * x(i, r) : dy(r, o) * x(r, i);
         dw.set(row, i, sum);
       }
 }

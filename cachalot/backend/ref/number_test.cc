@@ -38,7 +38,7 @@ TEST(Number, ReaderSeesTheValueInEveryFormat) {
   bf16 b[4] = {bf16(1.0f), bf16(2.0f), bf16(3.0f), bf16(0.1f)};
   e4m3 e[4] = {e4m3(1.0f), e4m3(2.0f), e4m3(3.0f), e4m3(0.1f)};
   int32_t i[4] = {1, 2, 3, -4};
-  const float scale = 0.5f;
+  float scale = 0.5f;
   // As [2, 1] with ld 2: elements 0 and 2.
   const auto view = [](void* data, DType t) {
     return Tensor{.data = data, .dtype = t, .rows = 2, .cols = 1, .ld = 2};

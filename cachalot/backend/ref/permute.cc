@@ -22,8 +22,18 @@ void RefBackend::permute_plan(const PermutePlan& p) {
 
 void RefBackend::permute(const Permute& p) {
   check(p);
-  const Reader x(p.x);
   const Indices row_of(p.row_of, p.y.rows);
+  if (p.x.dtype == DType::e4m3) {
+    for (int64_t t = 0; t < p.x.rows; ++t)
+      for (int64_t j = 0; j < p.row_of.cols; ++j)
+        for (int64_t d = 0; d < p.x.cols; ++d) {
+          const int64_t to = row_of(t, j);
+          static_cast<e4m3*>(p.y.data)[to * p.y.ld + d] = static_cast<const e4m3*>(p.x.data)[t * p.x.ld + d];
+          p.y.scales[d / kScaleBlock * p.y.scale_ld + to] = p.x.scale(t, d);
+        }
+    return;
+  }
+  const Reader x(p.x);
   const Writer y(p.y);
   for (int64_t t = 0; t < p.x.rows; ++t)
     for (int64_t j = 0; j < p.row_of.cols; ++j)

@@ -1,5 +1,6 @@
 #include "backend/ops/check.h"
 #include "backend/ref/number.h"
+#include "backend/ref/quantize.h"
 #include "backend/ref/ref_backend.h"
 
 namespace cachalot {
@@ -13,7 +14,13 @@ void RefBackend::rmsnorm_forward(const RmsNormForward& n) {
     double sum = 0;
     for (int64_t d = 0; d < width; ++d) sum += x(t, d) * x(t, d);
     const double scale = 1 / std::sqrt(sum / double(width) + n.eps);
-    for (int64_t d = 0; d < width; ++d) y.set(t, d, g[d] * x(t, d) * scale);
+    std::vector<float> row;
+    for (int64_t d = 0; d < width; ++d) {
+      const double value = g[d] * x(t, d) * scale;
+      if (n.y) y.set(t, d, value);
+      row.push_back(float(round_to(n.x.dtype, value)));
+    }
+    if (n.quantized) write_row_tiles(n.quantized, t, row, n.power_of_two);
     r.set(t, scale);
   }
 }
