@@ -11,7 +11,8 @@ Rules
      backend/cuda/cuda.h and backend/cpu/kernels.h, which are plain C++ and say what GPU there is and what kernels
      the processor gets.
   4. CUDA and NCCL headers: only in backend/cuda, comm/nccl* and .cu/.cuh files of parallel/.
-  5. No preprocessor condition on CUDA, except the one that defines CACHALOT_HD in tensor/dtype.h.
+  5. No preprocessor condition on CUDA, except the one that defines CACHALOT_HD in tensor/dtype.h and, in device
+     code of backend/cuda, __CUDA_ARCH__ (one source is compiled for several cards).
   6. CLI11 stays in cli/ (it costs every file that sees it seconds).
 """
 
@@ -64,7 +65,9 @@ def check_file(source, path, layers, problems):
 
         condition = CONDITION.match(line)
         if condition and CUDA_WORD.search(condition[1]):
-            if not (str(path) == "tensor/dtype.h" and "__CUDACC__" in condition[1]):
+            device_code = str(path).startswith("backend/cuda/") and path.suffix in (".cu", ".cuh")
+            if not (str(path) == "tensor/dtype.h" and "__CUDACC__" in condition[1]
+                    or device_code and "__CUDA_ARCH__" in condition[1]):
                 report(f"condition on CUDA: {line.strip()} (choose between files in CMake instead)")
         include = INCLUDE.match(line)
         if not include:

@@ -14,6 +14,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "cli/bench_ops.h"
 #include "cli/bench_steps.h"
 #include "cli/commands.h"
 #include "cli/terminal.h"
@@ -24,7 +25,7 @@ namespace cachalot::cli {
 
 namespace {
 
-const std::vector<std::string> kParts{"gemm", "train", "forward", "backward", "prefill", "decode"};
+const std::vector<std::string> kParts{"gemm", "ops", "train", "forward", "backward", "prefill", "decode"};
 constexpr int64_t kCeilingBytes = int64_t(256) << 20;
 
 struct Options {
@@ -35,9 +36,10 @@ struct Options {
   GenerateBench generate;
   double seconds = 3;
 
-  // forward and backward are for models too large for an optimizer beside them: only where asked for.
+  // forward and backward are for models too large for an optimizer beside them, and ops takes V3's sizes
+  // whatever the model: only where asked for.
   bool wants(const std::string& part) const {
-    return (parts.empty() && part != "forward" && part != "backward") ||
+    return (parts.empty() && part != "forward" && part != "backward" && part != "ops") ||
            std::find(parts.begin(), parts.end(), part) != parts.end();
   }
 };
@@ -77,6 +79,24 @@ Json bench_gemm(Device& device, const Ceilings& c, double seconds) {
                  100 * share);
       rows.push_back({{"format", name_of(dtype)}, {"n", n}, {"flops_per_second", rate}, {"share", share}});
     }
+  return rows;
+}
+
+Json show_ops(Device& device, const Ceilings& c, int64_t tokens) {
+  Json rows = Json::array();
+  fmt::print("\nops        cold cache, median of 20, beside copying\n");
+  bench_ops(device, tokens, [&](const OpTime& t) {
+    fmt::print("  {:<20} {:<48} {:>10.1f} us", t.op, t.shape, 1e6 * t.seconds);
+    if (t.bytes > 0)
+      fmt::print(" {:>14} {:>5.0f} %", moved(t.bytes / t.seconds), 100 * t.bytes / t.seconds / c.copy_bytes);
+    fmt::print("\n");
+    std::fflush(stdout);
+    rows.push_back({{"op", t.op},
+                    {"shape", t.shape},
+                    {"seconds", t.seconds},
+                    {"bytes", t.bytes},
+                    {"share_of_copy", t.bytes / t.seconds / c.copy_bytes}});
+  });
   return rows;
 }
 
@@ -132,8 +152,8 @@ Json show_step(const char* name, const StepTime& t, const Ceilings& c, DType dty
                     attention = t.profile.total(CostKind::attention);
   const double rate = (products.cost.flops + attention.cost.flops) / t.seconds,
                product_rate = products.cost.flops / products.seconds;
-  fmt::print("\n{:<10} {} tokens in {:.4g} s ({} steps measured; the fastest {:.4g} s): {:.1f} tokens/s\n", name,
-             t.tokens, t.seconds, t.repeats, t.least, double(t.tokens) / t.seconds);
+  fmt::print("\n{:<10} {} tokens in {:.4g} s ({} steps measured; the fastest {:.4g} s): {:.1f} tokens/s\n",
+             name, t.tokens, t.seconds, t.repeats, t.least, double(t.tokens) / t.seconds);
   fmt::print("           {}: {:.0f} % of the rate of its own products ({})\n", flops(rate),
              100 * rate / product_rate, flops(product_rate));
   print_profile(t.profile, c, dtype, lines);
@@ -175,7 +195,8 @@ void run(const Options& o) {
     if (std::find(kParts.begin(), kParts.end(), part) == kParts.end()) {
       const std::string close = nearest(part, kParts);
       throw Error(fmt::format("bench has no part \"{}\"", part))
-          .hint(close.empty() ? "gemm, train, forward, backward, prefill, decode" : "did you mean " + close + "?");
+          .hint(close.empty() ? "gemm, ops, train, forward, backward, prefill, decode"
+                              : "did you mean " + close + "?");
     }
   RunConfig config = load_run_config(o.config, {});
   config.train.precision = o.generate.precision;
@@ -200,22 +221,23 @@ void run(const Options& o) {
   std::fflush(stdout);
   if (o.wants("gemm")) report["gemm"] = bench_gemm(*device, ceilings, o.seconds);
   std::fflush(stdout);
+  if (o.wants("ops")) report["ops"] = show_ops(*device, ceilings, o.seq_len ? o.seq_len : 4096);
   if (o.wants("train"))
-    report["train"] = show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype,
-                                o.lines);
+    report["train"] =
+        show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype, o.lines);
   std::fflush(stdout);
   for (const auto& [name, pass] : {std::pair{"forward", Pass::forward}, {"backward", Pass::forward_backward}})
     if (o.wants(name))
-      report[name] = show_step(name, bench_pass(*device, model, config.train, pass, o.seconds), ceilings, dtype,
-                               o.lines);
+      report[name] = show_step(name, bench_pass(*device, model, config.train, pass, o.seconds), ceilings,
+                               dtype, o.lines);
   std::fflush(stdout);
   if (o.wants("prefill"))
-    report["prefill"] = show_step("prefill", bench_prefill(*device, model, o.generate, o.seconds), ceilings,
-                                  dtype, o.lines);
+    report["prefill"] =
+        show_step("prefill", bench_prefill(*device, model, o.generate, o.seconds), ceilings, dtype, o.lines);
   std::fflush(stdout);
   if (o.wants("decode"))
-    report["decode"] = show_decode(bench_decode(*device, model, o.generate, o.seconds), *device, ceilings,
-                                   dtype, o.lines);
+    report["decode"] =
+        show_decode(bench_decode(*device, model, o.generate, o.seconds), *device, ceilings, dtype, o.lines);
   if (!o.json.empty()) write_file_atomic(o.json, report.dump(1) + "\n");
 }
 
@@ -224,17 +246,21 @@ void run(const Options& o) {
 void add_bench(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* c = app.add_subcommand("bench", "measure this machine and how much of it cachalot uses");
-  c->add_option("PART", o->parts, "gemm, train, prefill, decode [these four]; forward, backward (a forward too): without an optimizer");
+  c->add_option(
+      "PART", o->parts,
+      "gemm, train, prefill, decode [these four]; ops: what only moves memory, at DeepSeek-V3's sizes; "
+      "forward, backward (a forward too): without an optimizer");
   c->add_option("--config", o->config, "training configuration whose model and batch are measured")
       ->capture_default_str();
-  c->add_option("--precision", o->generate.precision, "f32 or bf16")->capture_default_str();
+  c->add_option("--precision", o->generate.precision, kPrecisions)->capture_default_str();
   c->add_option("--device", o->device, "cpu, cuda, cuda:N")->capture_default_str();
   c->add_option("--threads", o->threads, "threads of the cpu; 0: all that the machine or container allows")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   c->add_option("--batch", o->batch, "train: sequences of a step [of the configuration]")
       ->check(CLI::Range(1, 1 << 20));
-  c->add_option("--seq-len", o->seq_len, "train: tokens of a sequence [of the configuration]")
+  c->add_option("--seq-len", o->seq_len,
+                "train: tokens of a sequence [of the configuration]; ops: rows [4096]")
       ->check(CLI::Range(1, 1 << 20));
   c->add_option("--context", o->generate.context, "prefill, decode: tokens of the prompt")
       ->check(CLI::Range(1, 1 << 20))

@@ -44,6 +44,20 @@ StepTime repeat(double seconds, int64_t tokens, const std::function<double()>& r
           .profile = {}};
 }
 
+// Codes of a uniform over the whole of E4M3's range, the same rows over and over, under one scale.
+void draw_codes(Stream& s, const ParamSet& params, size_t i, const ModelConfig& config) {
+  constexpr int64_t kDrawn = int64_t(1) << 22;
+  const Tensor w = params.weight(i);
+  const int64_t rows = std::clamp<int64_t>(kDrawn / w.cols, 1, w.rows);
+  std::vector<e4m3> codes(size_t(rows * w.cols));
+  for (size_t k = 0; k < codes.size(); ++k)
+    codes[k] = e4m3(float(2 * e4m3::kMax * (random_uniform(kSeed, uint64_t(i), k) - 0.5)));
+  for (int64_t r = 0; r < w.rows; r += rows)
+    on(s).upload(codes.data(), w.slice_rows(r, std::min(rows, w.rows - r)));
+  on(s).fill({.y = params.scales(i), .value = config.initializer_range * std::sqrt(3.0) / e4m3::kMax});
+  transpose_weight(s, params, i);
+}
+
 // Random weights in a moment: of a large parameter the first rows are drawn and the others are copies of them.
 void draw_weights(Stream& s, const ParamSet& params, const ModelConfig& config) {
   constexpr int64_t kDrawn = int64_t(1) << 22;
@@ -52,6 +66,10 @@ void draw_weights(Stream& s, const ParamSet& params, const ModelConfig& config) 
     const Tensor w = params.weight(i);
     if (p.is_vector()) {
       on(s).fill({.y = w, .value = p.kind == ParamKind::norm ? 1.0 : 0.0});
+      continue;
+    }
+    if (w.dtype == DType::e4m3) {
+      draw_codes(s, params, i, config);
       continue;
     }
     const int64_t rows = std::clamp<int64_t>(kDrawn / w.cols, 1, w.rows);
@@ -144,8 +162,8 @@ class GenerateRun {
                                                      .prefill_chunk = std::min<int64_t>(bench.context, 512),
                                                      .speculate = bench.speculate});
     for (int64_t i = 0; i < bench.sequences; ++i)
-      requests_.push_back({.prompt = random_tokens(bench.context, model.vocab_size,
-                                                   uint64_t(i * bench.context))});
+      requests_.push_back(
+          {.prompt = random_tokens(bench.context, model.vocab_size, uint64_t(i * bench.context))});
   }
 
   // `on_decode` is called when the prompts are done.

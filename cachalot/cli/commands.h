@@ -13,6 +13,7 @@ void add_generate(CLI::App& app);
 void add_forward(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_data(CLI::App& app);
 void add_doctor(CLI::App& app);
 
 }  // namespace cachalot::cli

@@ -99,7 +99,7 @@ Finding memory_finding() {
 Finding disk_finding() {
   Finding f{.area = "disk"};
   const std::string folder = fs::current_path().string();
-  struct statvfs status{};
+  struct statvfs status {};
   if (::statvfs(folder.c_str(), &status) != 0) {
     f.ok = false;
     f.found = fmt::format("cannot ask about {}: {}", folder, std::strerror(errno));
@@ -137,6 +137,14 @@ Finding cuda_finding(bool test, bool& failed) {
                        {"multiprocessors", info.multiprocessors},
                        {"l2_bytes", info.l2_bytes},
                        {"nominal_bytes_per_second", info.memory_bytes_per_second}});
+    Json fallbacks = Json::array();
+    if (info.usable())
+      for (const CudaFallback& fallback : cuda_fallbacks(info)) {
+        f.found += fmt::format("\n   without {}: {}; {}", fallback.what, fallback.instead, fallback.cost);
+        fallbacks.push_back(
+            {{"what", fallback.what}, {"instead", fallback.instead}, {"cost", fallback.cost}});
+      }
+    devices.back()["fallbacks"] = fallbacks;
     if (!test) continue;
     try {
       const CudaCopyTest copy = test_cuda_copy(int(d));
@@ -153,6 +161,16 @@ Finding cuda_finding(bool test, bool& failed) {
   }
   f.facts = {
       {"built", status.built}, {"driver", status.driver}, {"message", status.message}, {"devices", devices}};
+  if (status.built) {
+    const CudaLibrary blas = probe_cuda_blas();
+    f.facts["cublaslt"] = blas.problem.empty() ? Json(blas.version) : Json(nullptr);
+    f.found += blas.problem.empty() ? "\ncuBLASLt " + blas.version : "\nno cuBLASLt: " + blas.problem;
+    if (!blas.problem.empty() && !status.devices.empty()) {
+      f.ok = false;
+      f.cost = "no program runs on the GPU without cuBLASLt, which computes its products";
+      f.remedy = blas.hint;
+    }
+  }
   if (status.devices.empty()) {
     f.cost = "nothing today: training and generation of this version run on the CPU";
     f.remedy = status.hint;

@@ -56,7 +56,7 @@ void add_forward(CLI::App& app) {
   c->add_option("--mtp-lambda", o->lambda, "weight of the MTP losses")->capture_default_str();
   c->add_option("--balance-alpha", o->alpha, "weight of the sequence-wise balance loss")
       ->capture_default_str();
-  c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
+  c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref (the slow double-precision oracle)")
       ->capture_default_str();
   c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")

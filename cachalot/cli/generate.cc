@@ -144,7 +144,7 @@ void run(const Options& o) {
   fmt::print(stderr, "{}", engine.memory_plan());
 
   const std::atomic<bool>& stop_requested = stop_on_signals("");  // the text ends, with its summary
-  std::string shown;  // of --json
+  std::string shown;                                              // of --json
   bool ends_in_newline = true;
   const auto show = [&](const std::string& piece) {
     if (o.json) shown += piece;
@@ -201,7 +201,7 @@ void add_generate(CLI::App& app) {
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end-of-text token");
   c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")
       ->capture_default_str();
-  c->add_option("--precision", o->precision, "f32 or bf16")->capture_default_str();
+  c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref (the slow double-precision oracle)")
       ->capture_default_str();
   c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")

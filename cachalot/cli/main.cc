@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   cachalot::cli::add_tokenizer(app);
+  cachalot::cli::add_data(app);
   cachalot::cli::add_pretrain(app);
   cachalot::cli::add_generate(app);
   cachalot::cli::add_forward(app);

@@ -50,14 +50,13 @@ void run(const Options& o, const CLI::App& command) {
 
 void add_pretrain(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  auto* c = app.add_subcommand("pretrain", "train a model on text files");
+  auto* c = app.add_subcommand("pretrain", "train a model on text files or token shards");
   c->add_option("CONFIG", o->config, "training configuration, like configs/nano.json")->required();
   c->add_option("--run-dir", o->run_dir, "where the run is written [runs/<name of CONFIG>]");
   c->add_flag("--overwrite", o->overwrite, "replace the run that is there");
   c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
       ->check(CLI::Range(0, 4096));
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")
-      ->capture_default_str();
+  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
 
   std::vector<std::string> keys;
   for (const fields::Line& line : list_run_config()) {

@@ -5,6 +5,7 @@
 
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/ops/check.h"
 
 namespace cachalot::cuda {
@@ -24,6 +25,7 @@ struct AdamArgs {
 
 // W float and no data: nobody wants a copy.
 template <class W, bool wide> __global__ void adamw_kernel(AdamArgs a, Matrix<W> weight) {
+  start();
   const double norm_squared = *a.norm_squared;
   if (!isfinite(norm_squared)) return;
   const double norm = sqrt(norm_squared);
@@ -77,8 +79,8 @@ void CudaBackend::adamw(const AdamW& u) {
   with_act(a.weight ? a.weight.dtype : DType::f32, [&](auto format) {
     using W = decltype(format);
     with_width(are_wide({&a.master, &a.grad, &a.m, &a.v, &a.weight}), [&](auto wide) {
-      adamw_kernel<W, wide.value>
-          <<<p.grid, p.block, 0, stream_>>>(args, a.weight ? a.weight.matrix<W>() : Matrix<W>{});
+      launch(queue_, adamw_kernel<W, wide.value>, p.grid, p.block, 0, args,
+             a.weight ? a.weight.matrix<W>() : Matrix<W>{});
     });
   });
   launched("adamw");

@@ -1,5 +1,5 @@
 // Contract: backend/ops/attention.h. The plain kernels take any format, alignment and head size up to
-// kWidest; attention_mma.cu what the tensor cores take.
+// kWidest; attention_mma.cu what the tensor cores take; hopper/ V3's head sizes on a card of that generation.
 //
 // Blocks of kRows queries against blocks of kRows keys with running maxima and sums (Milakov & Gimelshein,
 // arXiv:1805.02867; Dao et al., arXiv:2205.14135). Blocks of keys are counted from the sequence's first key,
@@ -13,6 +13,8 @@
 
 #include "backend/cuda/attention.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
+#include "backend/cuda/hopper/attention_hopper.h"
 #include "backend/cuda/number.cuh"
 #include "backend/ops/check.h"
 
@@ -276,39 +278,30 @@ template <class Kernel> void allow_memory(Kernel* kernel, int64_t bytes) {
        "attention: shared memory");
 }
 
-}  // namespace
-
-void CudaBackend::attention_forward(const AttentionForward& a) {
-  check(a);
-  require_no_f64("attention_forward", {&a.q, &a.o});
-  select();
+void portable_forward(const AttentionCall& call, const AttentionForward& a) {
   const AttentionShape& shape = a.shape;
-  if (a.q.rows == 0 || shape.sequences == 0) return;
-  if (mma_takes(a)) return mma_forward({stream_, faults_}, a);
+  if (mma_takes(a)) return mma_forward(call, a);
   require_narrow(shape);
   const int64_t bytes = 4 * kRows * (2 * (shape.nope + shape.rope + 1) + shape.value + 1 + kRows + 1);
   allow_memory(forward, bytes);
   const dim3 grid(unsigned(a.q.rows / kRows + shape.sequences), unsigned(shape.heads));
-  forward<<<grid, kThreads, size_t(bytes), stream_>>>(a, faults_);
+  forward<<<grid, kThreads, size_t(bytes), call.stream>>>(a, call.faults);
   launched("attention_forward");
 }
 
-void CudaBackend::attention_backward(const AttentionBackward& a) {
-  check(a);
-  require_no_f64("attention_backward", {&a.q, &a.dq});
-  select();
+void portable_backward(const AttentionCall& call, const AttentionBackward& a, uint8_t* memory,
+                       int64_t bytes_there) {
   const AttentionShape& shape = a.shape;
   const bool mma = mma_takes(a);
   if (!mma) require_narrow(shape);
   const auto rounded = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
   const int64_t share = a.kv.rows * shape.rope;  // numbers of one head's share of dk_rope
   const int64_t fixed = rounded(4 * a.q.rows * shape.heads) + rounded(4 * share);
-  const int64_t group = share == 0 ? shape.heads : std::min(shape.heads, (kWorkspace - fixed) / (4 * share));
+  const int64_t group = share == 0 ? shape.heads : std::min(shape.heads, (bytes_there - fixed) / (4 * share));
   if (group < 1)
     throw Error("attention on CUDA: " + std::to_string(a.kv.rows) +
                 " keys at once are more than the backward's " + "workspace takes")
         .hint("lower --train.micro_batch or --train.seq_len");
-  uint8_t* memory = static_cast<uint8_t*>(workspace_);
   const BackwardMemory buffers{.d = reinterpret_cast<float*>(memory),
                                .shares = reinterpret_cast<float*>(memory + fixed)};
   float* total = reinterpret_cast<float*>(memory + rounded(4 * a.q.rows * shape.heads));
@@ -316,16 +309,16 @@ void CudaBackend::attention_backward(const AttentionBackward& a) {
   const int64_t bytes = 4 * kRows * (2 * (width + 1) + 2 * (shape.value + 1) + 2 * (kRows + 1));
 
   if (a.q.rows > 0) {
-    row_sums<<<blocks_for(32 * a.q.rows * shape.heads), 256, 0, stream_>>>(a, buffers.d);
+    row_sums<<<blocks_for(32 * a.q.rows * shape.heads), 256, 0, call.stream>>>(a, buffers.d);
     launched("attention_backward: row sums");
   }
   if (a.q.rows > 0 && shape.sequences > 0) {
     if (mma) {
-      mma_backward_queries({stream_, faults_}, a, buffers);
+      mma_backward_queries(call, a, buffers);
     } else {
       allow_memory(backward_queries, bytes);
       const dim3 grid(unsigned(a.q.rows / kRows + shape.sequences), unsigned(shape.heads));
-      backward_queries<<<grid, kThreads, size_t(bytes), stream_>>>(a, buffers.d, faults_);
+      backward_queries<<<grid, kThreads, size_t(bytes), call.stream>>>(a, buffers.d, call.faults);
       launched("attention_backward: dq");
     }
   }
@@ -333,25 +326,55 @@ void CudaBackend::attention_backward(const AttentionBackward& a) {
     const int64_t count = std::min(group, shape.heads - first);
     if (shape.sequences > 0) {
       if (mma) {
-        mma_backward_keys({stream_, faults_}, a, buffers, first, count);
+        mma_backward_keys(call, a, buffers, first, count);
       } else {
         allow_memory(backward_keys, bytes);
         const dim3 grid(unsigned(a.kv.rows / kRows + shape.sequences), unsigned(count));
-        backward_keys<<<grid, kThreads, size_t(bytes), stream_>>>(a, buffers, first, faults_);
+        backward_keys<<<grid, kThreads, size_t(bytes), call.stream>>>(a, buffers, first, call.faults);
         launched("attention_backward: dkv");
       }
     }
     if (share > 0) {
-      add_shares<<<blocks_for(share), 256, 0, stream_>>>(buffers.shares, count, total, first == 0,
-                                                         first + count == shape.heads, a.dk_rope);
+      add_shares<<<blocks_for(share), 256, 0, call.stream>>>(buffers.shares, count, total, first == 0,
+                                                             first + count == shape.heads, a.dk_rope);
       launched("attention_backward: dk_rope");
     }
   }
+}
+
+}  // namespace
+
+void CudaBackend::attention_forward(const AttentionForward& a) {
+  check(a);
+  require_no_f64("attention_forward", {&a.q, &a.o});
+  select();
+  if (a.q.rows == 0 || a.shape.sequences == 0) return;
+  if (kHopperAttention.runs_on(context_->major) &&
+      hopper::attention_forward({.stream = stream_,
+                                 .multiprocessors = context_->multiprocessors,
+                                 .faults = faults_,
+                                 .ticket = counters_},
+                                a))
+    return;
+  portable_forward({stream_, faults_}, a);
+}
+
+void CudaBackend::attention_backward(const AttentionBackward& a) {
+  check(a);
+  require_no_f64("attention_backward", {&a.q, &a.dq});
+  select();
+  const bool done = kHopperAttention.runs_on(context_->major) &&
+                    hopper::attention_backward({.stream = stream_,
+                                                .multiprocessors = context_->multiprocessors,
+                                                .faults = faults_,
+                                                .ticket = counters_},
+                                               a, workspace_, kWorkspace);
+  if (!done) portable_backward({stream_, faults_}, a, static_cast<uint8_t*>(workspace_), kWorkspace);
   for (const Tensor* t : {&a.dq, &a.dkv, &a.dk_rope})
     if (t->size() > 0) {
-      const Tensor& starts = t == &a.dq ? shape.q_starts : shape.k_starts;
+      const Tensor& starts = t == &a.dq ? a.shape.q_starts : a.shape.k_starts;
       clear_rows<<<blocks_for(t->size()), 256, 0, stream_>>>(*t, static_cast<const int32_t*>(starts.data),
-                                                             shape.sequences);
+                                                             a.shape.sequences);
       launched("attention_backward: rows of no sequence");
     }
 }

@@ -1,10 +1,15 @@
-// Contract: backend/ops/cross_entropy.h. A block takes a row, 517 KB of it in V3: one pass finds the largest
-// logit and the sum of exponentials at once, a second one, from the end, writes the gradient. Shared memory
-// keeps the end of the row between the two (227 KB on Hopper), the cache most of the rest. Exponentials
-// float; each thread's sum float, their sum double. What the target's probability lacks to 1 is summed from
-// the others, not subtracted, so that a confident model keeps its small gradients.
+// Contract: backend/ops/cross_entropy.h. Rows are cut into parts of 8192 columns, 16 of them in V3. A part is
+// visited once for its largest logit and its sum of exponentials; the last one of a row to come in adds up what
+// all have found, in order. For the gradient it is visited once more, some rows later, while the second-level
+// cache still holds it: memory is read once and written once. Exponentials float; a thread's sum float, their
+// sum double. What the target's probability lacks to 1 is summed from the others, not subtracted, so that a
+// confident model keeps its small gradients.
+//
+// Blocks take visits in order from a counter. A second visit waits for the first ones of its row, all of which
+// running blocks have taken before: nobody waits for somebody who does not run.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -12,130 +17,195 @@ namespace cachalot::cuda {
 
 namespace {
 
-constexpr int kThreads = 1024;  // one block a multiprocessor: few rows under way, more of them in the cache
-constexpr int64_t kStep = int64_t(kEight) * kThreads;
-constexpr int kAtOnce = 2;  // steps under way
-constexpr int64_t kStepBytes = kStep * int64_t(sizeof(float));
+constexpr int kThreads = 256, kWarps = kThreads / 32, kBlocks = 4;  // of a multiprocessor
+constexpr int kFours = 8;                                           // of a thread, under way at once
+constexpr int64_t kPart = 4 * kThreads * kFours;
 
-// exp(x - shift) where the shift is the largest so far; -inf means nothing was seen.
-__device__ float exp_below(float x, float shift) { return expf(x - (shift == -INFINITY ? 0.0f : shift)); }
+struct Found {  // in a part
+  float largest, unused;
+  double others;  // sum of exp(logit - largest) without the target's
+};
+struct RowEnd {  // gradient = exp(logit - largest) factor, but for the target
+  float largest, factor, at_target;
+  int32_t real;
+};
 
-// This thread's eight numbers of a step in shared memory, where nobody else looks: two halves, so that
-// neighbours lie in different banks.
-__device__ void keep_eight(float4* kept, const Eight& e) {
-  kept[threadIdx.x] = {e.v[0], e.v[1], e.v[2], e.v[3]};
-  kept[kThreads + threadIdx.x] = {e.v[4], e.v[5], e.v[6], e.v[7]};
-}
-__device__ Eight kept_eight(const float4* kept) {
-  const float4 a = kept[threadIdx.x], b = kept[kThreads + threadIdx.x];
-  return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+struct Args {
+  Matrix<float> logits;
+  const int32_t* targets;
+  float* loss;
+  bool gradient;
+  double scale;
+  int parts;
+  int64_t lag;                         // rows between the first visits and the second ones
+  Found* found;                        // [rows, parts]
+  RowEnd* ends;                        // [rows]
+  uint32_t *visits, *arrived, *ready;  // a counter; [rows]: parts that have come in; whether its end is there
+  Faults faults;
+};
+
+struct Visit {
+  int64_t row;
+  int part;
+  bool second;
+};
+// The first `lag` rows' first visits, then rows of first and second visits in turn, then what is left of the
+// second ones.
+__device__ Visit visit_of(const Args& a, int64_t i) {
+  const int64_t rows = a.logits.rows, parts = a.parts, lead = a.lag * parts;
+  if (!a.gradient || i < lead) return {i / parts, int(i % parts), false};
+  i -= lead;
+  const int64_t pair = i / (2 * parts), within = i % (2 * parts);
+  if (a.lag + pair < rows) {
+    if (within < parts) return {a.lag + pair, int(within), false};
+    return {pair, int(within - parts), true};
+  }
+  i -= (rows - a.lag) * 2 * parts;
+  return {rows - a.lag + i / parts, int(i % parts), true};
 }
 
-// What is read or written once and should not push what will be read again out of the cache.
-template <bool wide> __device__ Eight load_once(const float* row, int64_t at, int64_t cols) {
-  if constexpr (!wide) return load_eight<false>(row, at, cols);
-  const float4 a = __ldcs(reinterpret_cast<const float4*>(row + at)),
-               b = __ldcs(reinterpret_cast<const float4*>(row + at) + 1);
-  return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-}
-template <bool wide> __device__ void store_once(float* row, int64_t at, int64_t cols, const Eight& e) {
-  if constexpr (!wide) return store_eight<false>(row, at, cols, e);
-  __stcs(reinterpret_cast<float4*>(row + at), float4{e.v[0], e.v[1], e.v[2], e.v[3]});
-  __stcs(reinterpret_cast<float4*>(row + at) + 1, float4{e.v[4], e.v[5], e.v[6], e.v[7]});
+// The fours of this thread; -inf beyond the row.
+template <bool wide, bool last>
+__device__ void load_fours(const float* x, int64_t at, int64_t n, float4 (&fours)[kFours]) {
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    const int64_t c = at + 4 * kThreads * k;
+    fours[k] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    if constexpr (wide) {
+      if (c < n) {
+        const auto* from = reinterpret_cast<const float4*>(x + c);
+        fours[k] = last ? __ldcs(from) : *from;
+      }
+    } else {
+      if (c < n) fours[k].x = x[c];
+      if (c + 1 < n) fours[k].y = x[c + 1];
+      if (c + 2 < n) fours[k].z = x[c + 2];
+      if (c + 3 < n) fours[k].w = x[c + 3];
+    }
+  }
 }
 
-// Which of the eight numbers from column i on is the target; -1: none.
-__device__ int target_in_eight(int64_t target, int64_t i) {
-  return i <= target && target < i + kEight ? int(target - i) : -1;
-}
-
-// The last `steps_kept` steps of a row stay in shared memory.
-template <bool wide> __global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(Matrix<float> logits, const int32_t* targets, float* loss, bool gradient,
-                         double scale, int64_t steps_kept, Faults faults) {
-  extern __shared__ float4 kept[];  // [steps_kept, 2, kThreads]
-  __shared__ float warp_largest[kThreads / 32];
-  __shared__ double scratch[kThreads / 32];
-  const int64_t t = blockIdx.x, n = logits.cols;
-  float* x = logits.data + t * logits.ld;
-  const int64_t target = targets[t];
-  if (target < 0 || !faults.fine(FaultOf::cross_entropy, target, n)) {
-    if (threadIdx.x == 0) loss[t] = 0;
-    if (gradient)
-      for (int64_t i = kEight * int64_t(threadIdx.x); i < n; i += kStep) store_eight<wide>(x, i, n, {});
+// One warp: what the parts of a row have found, under one largest.
+__device__ void end_row(const Args& a, int64_t row) {
+  const int lane = int(threadIdx.x) % 32;
+  const Found* found = a.found + row * a.parts;
+  float largest = -INFINITY;
+  for (int p = lane; p < a.parts; p += 32) largest = fmaxf(largest, __ldcg(&found[p].largest));
+  largest = warp_max(largest);
+  double others = 0;
+  for (int p = lane; p < a.parts; p += 32) {
+    const double its = __ldcg(&found[p].others);
+    // A part that saw only -inf, or nothing, adds 0; NaN stays.
+    others += its == 0 ? 0.0 : its * exp(double(__ldcg(&found[p].largest)) - double(largest));
+  }
+  others = warp_sum(others);
+  if (lane > 0) return;
+  const int64_t target = a.targets[row];
+  const bool real = target >= 0 && a.faults.fine(FaultOf::cross_entropy, target, a.logits.cols);
+  if (!real) {
+    a.loss[row] = 0;
+    a.ends[row] = {};
     return;
   }
-
-  // Of this thread's logits: the largest, and the sum of exp(logit - largest) without the target's.
-  const int64_t steps = (n + kStep - 1) / kStep, first_kept = steps - steps_kept;
-  float largest = -INFINITY, sum = 0;
-  for (int64_t first = 0; first < steps; first += kAtOnce) {
-    Eight batch[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t i = (first + k) * kStep + kEight * int64_t(threadIdx.x);
-      if (i < n) batch[k] = first + k < first_kept ? load_eight<wide>(x, i, n) : load_once<wide>(x, i, n);
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t step = first + k, i = step * kStep + kEight * int64_t(threadIdx.x);
-      if (i >= n) break;
-      const Eight& e = batch[k];
-      if (step >= first_kept) keep_eight(kept + (step - first_kept) * 2 * kThreads, e);
-      float most = largest;
-#pragma unroll
-      for (int j = 0; j < kEight; ++j)
-        if (wide || i + j < n) most = fmaxf(most, e.v[j]);
-      if (most > largest) {
-        sum *= exp_below(largest, most);  // exp(-inf) = 0 the first time
-        largest = most;
-      }
-      const float shift = largest == -INFINITY ? 0.0f : largest;
-      const int at = target_in_eight(target, i);
-#pragma unroll
-      for (int j = 0; j < kEight; ++j)
-        if (j != at && (wide || i + j < n)) sum += expf(e.v[j] - shift);
-    }
-  }
-
-  const float warp_most = warp_max(largest);
-  if (threadIdx.x % 32 == 0) warp_largest[threadIdx.x / 32] = warp_most;
-  __syncthreads();
-  float most = warp_largest[0];
-  for (int w = 1; w < kThreads / 32; ++w) most = fmaxf(most, warp_largest[w]);
-  // A thread that saw only -inf, or nothing, adds 0; NaN stays.
-  const double share = sum == 0 ? 0.0 : double(sum) * exp(double(largest) - double(most));
-  const double others = row_sum(share, scratch);
-
-  const float target_logit = x[target];
-  __syncthreads();  // read by all before anyone writes
-  const double distance = double(most) - double(target_logit);
+  const double distance = double(largest) - double(a.logits.data[row * a.logits.ld + target]);
   const double all = exp(-distance) + others;
-  if (threadIdx.x == 0) loss[t] = float((distance == 0 ? log1p(others) : log(all)) + distance);
-  if (!gradient) return;
-  const float factor = float(scale / all), at_target = float(-scale * (others / all));
-  const auto write = [&](Eight e, int64_t i) {
-    const int at = target_in_eight(target, i);
+  a.loss[row] = float((distance == 0 ? log1p(others) : log(all)) + distance);
+  a.ends[row] = {.largest = largest,
+                 .factor = float(a.scale / all),
+                 .at_target = float(-a.scale * (others / all)),
+                 .real = 1};
+}
+
+template <bool wide> __global__ void __launch_bounds__(kThreads, kBlocks) cross_entropy_kernel(const Args a) {
+  __shared__ float warp_largest[kWarps];
+  __shared__ double warp_others[kWarps];
+  __shared__ uint32_t next;
+  __shared__ bool ends;
+  start();
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int64_t n = a.logits.cols, visits = a.logits.rows * a.parts * (a.gradient ? 2 : 1);
+  if (threadIdx.x == 0) next = atomicAdd(a.visits, 1);
+  __syncthreads();
+  for (int64_t i = next; i < visits; i = next) {
+    const Visit v = visit_of(a, i);
+    float* x = a.logits.data + v.row * a.logits.ld;
+    const int64_t at = v.part * kPart + 4 * int64_t(threadIdx.x);
+    uint32_t taken = 0;
+    if (threadIdx.x == 0) taken = atomicAdd(a.visits, 1);  // on its way meanwhile
+    float4 fours[kFours];
+    if (!v.second) {
+      load_fours<wide, false>(x, at, n, fours);
+      const int64_t target = a.targets[v.row];
+      float largest = -INFINITY;
 #pragma unroll
-    for (int j = 0; j < kEight; ++j) e.v[j] = j == at ? at_target : expf(e.v[j] - most) * factor;
-    store_once<wide>(x, i, n, e);
-  };
-  for (int64_t step = steps - 1; step >= first_kept; --step) {
-    const int64_t i = step * kStep + kEight * int64_t(threadIdx.x);
-    if (i < n) write(kept_eight(kept + (step - first_kept) * 2 * kThreads), i);
-  }
-  for (int64_t last = first_kept - 1; last >= 0; last -= kAtOnce) {
-    Eight batch[kAtOnce];
+      for (int k = 0; k < kFours; ++k)
+        largest = fmaxf(largest, fmaxf(fmaxf(fours[k].x, fours[k].y), fmaxf(fours[k].z, fours[k].w)));
+      largest = warp_max(largest);
+      const float shift = largest == -INFINITY ? 0.0f : largest;
+      float sum = 0;
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t i = (last - k) * kStep + kEight * int64_t(threadIdx.x);
-      if (i >= 0 && i < n) batch[k] = load_eight<wide>(x, i, n);
+      for (int k = 0; k < kFours; ++k) {
+        const int64_t off = target - (at + 4 * kThreads * k);
+        const auto add = [&](float logit, int j) {
+          const float e = expf(logit - shift);
+          if (off != j) sum += e;
+        };
+        add(fours[k].x, 0), add(fours[k].y, 1), add(fours[k].z, 2), add(fours[k].w, 3);
+      }
+      const double others = warp_sum(double(sum));
+      if (lane == 0) warp_largest[warp] = largest, warp_others[warp] = others;
+      __syncthreads();  // also: all have read `next`
+      if (warp == 0) {
+        const float mine = lane < kWarps ? warp_largest[lane] : -INFINITY, most = warp_max(mine);
+        const double its = lane < kWarps ? warp_others[lane] : 0.0;
+        const double all = warp_sum(its == 0 ? 0.0 : its * exp(double(mine) - double(most)));
+        if (lane == 0) {
+          a.found[v.row * a.parts + v.part] = {.largest = most, .unused = 0, .others = all};
+          __threadfence();
+          ends = atomicAdd(a.arrived + v.row, 1) == uint32_t(a.parts) - 1;
+          __threadfence();
+        }
+        __syncwarp();
+        if (ends) {
+          end_row(a, v.row);
+          if (lane == 0) {
+            __threadfence();
+            atomicExch(a.ready + v.row, 1u);
+          }
+        }
+      }
+    } else {
+      if (threadIdx.x == 0) {
+        const volatile uint32_t* ready = a.ready + v.row;
+        while (*ready == 0) __nanosleep(64);
+        __threadfence();
+      }
+      __syncthreads();
+      const float4 packed = __ldcg(reinterpret_cast<const float4*>(a.ends + v.row));
+      const RowEnd end{packed.x, packed.y, packed.z, __float_as_int(packed.w)};
+      if (end.real) load_fours<wide, true>(x, at, n, fours);
+      const int64_t target = a.targets[v.row];
+#pragma unroll
+      for (int k = 0; k < kFours; ++k) {
+        const int64_t c = at + 4 * kThreads * k, off = target - c;
+        const auto scaled = [&](float logit, int j) {
+          return !end.real ? 0.0f : off == j ? end.at_target : expf(logit - end.largest) * end.factor;
+        };
+        const float4 out{scaled(fours[k].x, 0), scaled(fours[k].y, 1), scaled(fours[k].z, 2),
+                         scaled(fours[k].w, 3)};
+        if constexpr (wide) {
+          if (c < n) __stcs(reinterpret_cast<float4*>(x + c), out);
+        } else {
+          if (c < n) x[c] = out.x;
+          if (c + 1 < n) x[c + 1] = out.y;
+          if (c + 2 < n) x[c + 2] = out.z;
+          if (c + 3 < n) x[c + 3] = out.w;
+        }
+      }
     }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int64_t i = (last - k) * kStep + kEight * int64_t(threadIdx.x);
-      if (i >= 0 && i < n) write(batch[k], i);
-    }
+    __syncthreads();
+    if (threadIdx.x == 0) next = taken;
+    __syncthreads();
   }
 }
 
@@ -144,21 +214,35 @@ template <bool wide> __global__ void __launch_bounds__(kThreads)
 void CudaBackend::cross_entropy(const CrossEntropy& e) {
   check(e);
   require_no_f64("cross_entropy", {&e.logits});
-  if (e.logits.rows == 0) return;
+  const int64_t rows = e.logits.rows, parts = (e.logits.cols + kPart - 1) / kPart;
+  if (rows == 0) return;
   select();
-  // What a block may have of shared memory: more than 48 KB must be asked for.
-  int most = 0;
-  must(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, context_->device),
-       "cross_entropy");
-  const int64_t steps = (e.logits.cols + kStep - 1) / kStep;
-  const int64_t kept = e.gradient ? std::min(steps, (most - 1024) / kStepBytes) : 0;
+  // Workspace: found [rows, parts] | ends [rows] | the counter and arrived [rows], ready [rows]
+  const int64_t counters = 4 * (2 * rows + 1);
+  CHECK(int64_t(sizeof(Found)) * rows * parts + int64_t(sizeof(RowEnd)) * rows + counters <= kWorkspace,
+        "cross_entropy: too many rows at once on cuda");
+  auto* found = static_cast<Found*>(workspace_);
+  auto* ends = reinterpret_cast<RowEnd*>(found + rows * parts);
+  auto* visits = reinterpret_cast<uint32_t*>(ends + rows);
+  must(cudaMemsetAsync(visits, 0, size_t(counters), stream_), "cross_entropy");
+  // As many first visits as run at once are ahead of the second ones, and those of some rows more: few enough
+  // that the cache holds them.
+  const int64_t blocks = std::min<int64_t>(kBlocks * context_->multiprocessors, rows * parts);
+  const Args args{.logits = e.logits.matrix<float>(),
+                  .targets = e.targets.vector<const int32_t>().data,
+                  .loss = e.loss.vector<float>().data,
+                  .gradient = e.gradient,
+                  .scale = e.scale,
+                  .parts = int(parts),
+                  .lag = std::min(rows, (blocks + parts - 1) / parts + 4),
+                  .found = found,
+                  .ends = ends,
+                  .visits = visits,
+                  .arrived = visits + 1,
+                  .ready = visits + 1 + rows,
+                  .faults = faults_};
   with_width(is_wide(e.logits), [&](auto wide) {
-    const auto kernel = cross_entropy_kernel<wide.value>;
-    must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kept * kStepBytes)),
-         "cross_entropy");
-    kernel<<<unsigned(e.logits.rows), kThreads, size_t(kept * kStepBytes), stream_>>>(
-        e.logits.matrix<float>(), e.targets.vector<const int32_t>().data, e.loss.vector<float>().data,
-        e.gradient, e.scale, kept, faults_);
+    launch(queue_, cross_entropy_kernel<wide.value>, unsigned(blocks), kThreads, 0, args);
   });
   launched("cross_entropy");
 }

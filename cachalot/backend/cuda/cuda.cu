@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "backend/cuda/families.h"
 #include "base/error.h"
 
 namespace cachalot {
@@ -117,6 +118,13 @@ CudaStatus probe_cuda() {
   status.message =
       std::to_string(count) + (count == 1 ? " GPU" : " GPUs") + ", driver for CUDA " + version(driver);
   return status;
+}
+
+std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo& device) {
+  std::vector<CudaFallback> list;
+  for (const cuda::KernelFamily* family : cuda::kFamilies)
+    if (!family->runs_on(device.major)) list.push_back({family->what, family->instead, family->cost});
+  return list;
 }
 
 CudaCopyTest test_cuda_copy(int device, int64_t bytes, int repeats) {

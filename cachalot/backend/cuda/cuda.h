@@ -27,6 +27,21 @@ struct CudaStatus {
 };
 CudaStatus probe_cuda();
 
+// cuBLASLt, which the products of a GPU need and which is looked for when the first device opens.
+struct CudaLibrary {
+  std::string version{};  // "13.1.0"
+  std::string problem{};  // one line; "" when it can be used
+  std::string hint{};
+};
+CudaLibrary probe_cuda_blas();
+
+// What this card runs in another way than a newer one would, and what that costs; nothing on Hopper. The
+// list of what asks for more than the oldest card is backend/cuda/families.h.
+struct CudaFallback {
+  std::string what, instead, cost;
+};
+std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo& device);
+
 // Copies `bytes` on a device with a kernel of ours, checks every byte, and times it: a proof that compiler,
 // driver and card work together. Median of `repeats`; bytes read and written both count.
 struct CudaCopyTest {

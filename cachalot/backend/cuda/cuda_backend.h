@@ -20,6 +20,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/faults.cuh"
+#include "backend/cuda/launch.cuh"
 #include "base/error.h"
 
 namespace cachalot::cuda {
@@ -51,6 +52,7 @@ struct Context {
 class CudaBackend : public Backend {
  public:
   static constexpr int64_t kWorkspace = int64_t(256) << 20;
+  static constexpr int64_t kCounters = 4096;
 
   explicit CudaBackend(std::shared_ptr<const Context> context);
   ~CudaBackend() override;
@@ -69,13 +71,17 @@ class CudaBackend : public Backend {
 
  private:
   void plain(const Gemm& g);
+  void quantized_swiglu(const SwigluForward& g);
+  void quantized_swiglu(const SwigluBackward& g);
   void select() const;  // this card for the calling thread; every operation begins with it
   void deliver();       // waits, and fills the host memory of downloads that are under way
 
   std::shared_ptr<const Context> context_;
   std::shared_ptr<Lane> lane_;
   cudaStream_t stream_ = nullptr;
-  void* workspace_ = nullptr;  // kWorkspace bytes; an operation owns it while it runs
+  Queue queue_;                   // the same, for launches that may overlap
+  void* workspace_ = nullptr;     // kWorkspace bytes; an operation owns it while it runs
+  uint32_t* counters_ = nullptr;  // kCounters of them, zero between operations
   cublasLtHandle_t blas_ = nullptr;
   std::shared_ptr<BlasCalls> calls_;
   Faults faults_;

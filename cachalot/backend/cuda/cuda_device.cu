@@ -9,8 +9,10 @@
 #include <cstring>
 #include <string>
 
+#include "backend/cuda/blas_lt.h"
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
 
 namespace cachalot {
 
@@ -55,7 +57,8 @@ constexpr FaultName kFaultNames[] = {{"grouped_gemm", "offset"},
                                      {"gather_rows", "row"},
                                      {"scatter_rows", "row"},
                                      {"scatter_add_rows", "row"},
-                                     {"cross_entropy", "target"}};
+                                     {"cross_entropy", "target"},
+                                     {"quantize", "offset"}};
 constexpr int kFaultCount = int(FaultOf::kCount);
 static_assert(sizeof(kFaultNames) / sizeof(kFaultNames[0]) == kFaultCount);
 
@@ -102,6 +105,7 @@ struct Lane {
 
   cudaStream_t stream = nullptr;
   void* workspace = nullptr;
+  uint32_t* counters = nullptr;
   cublasLtHandle_t blas = nullptr;
   unsigned long long* faults = nullptr;  // host memory that the device writes to
 
@@ -123,10 +127,11 @@ struct Lane {
   Lane() = default;
   Lane(const Lane&) = delete;
   ~Lane() {
-    if (blas) cublasLtDestroy(blas);
+    if (blas) blas_lt().Destroy(blas);
     for (cudaEvent_t e : read)
       if (e) cudaEventDestroy(e);
     cudaFree(workspace);
+    cudaFree(counters);
     for (void* pinned : {static_cast<void*>(faults), static_cast<void*>(up), static_cast<void*>(down)})
       cudaFreeHost(pinned);
     if (stream) cudaStreamDestroy(stream);
@@ -137,6 +142,11 @@ struct Lane {
     must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening a stream");
     ++allocations;
     must(cudaMalloc(&workspace, size_t(CudaBackend::kWorkspace)), "taking 256 MiB for a stream's workspace");
+    ++allocations;
+    must(cudaMalloc(reinterpret_cast<void**>(&counters), CudaBackend::kCounters * sizeof(uint32_t)),
+         "taking memory for counters");
+    must(cudaMemsetAsync(counters, 0, CudaBackend::kCounters * sizeof(uint32_t), stream),
+         "clearing counters");
     const auto pinned = [](auto** p, size_t bytes) {
       must(cudaHostAlloc(reinterpret_cast<void**>(p), bytes, cudaHostAllocMapped), "taking pinned memory");
     };
@@ -146,9 +156,9 @@ struct Lane {
     pinned(&down, kHalf);
     for (cudaEvent_t& e : read)
       must(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "creating an event");
-    const cublasStatus_t status = cublasLtCreate(&blas);
+    const cublasStatus_t status = blas_lt().Create(&blas);
     if (status != CUBLAS_STATUS_SUCCESS)
-      throw Error(std::string("CUDA: opening cuBLASLt: ") + cublasLtGetStatusString(status))
+      throw Error(std::string("CUDA: opening cuBLASLt: ") + blas_lt().GetStatusString(status))
           .hint("the library libcublasLt must be the one of the CUDA toolkit that built this program");
   }
 
@@ -181,7 +191,9 @@ CudaBackend::CudaBackend(std::shared_ptr<const Context> context) : context_(std:
     lane_->open();
   }
   stream_ = lane_->stream;
+  queue_ = {.stream = stream_, .overlap = kOverlappedLaunches.runs_on(context_->major)};
   workspace_ = lane_->workspace;
+  counters_ = lane_->counters;
   blas_ = lane_->blas;
   faults_ = {lane_->faults};
 }
@@ -324,8 +336,12 @@ std::unique_ptr<Device> open_cuda_device(int index) {
   context->multiprocessors = int(info.multiprocessors);
   context->major = info.major, context->minor = info.minor;
   context->l2_bytes = info.l2_bytes;
+  cuda::blas_lt();  // before anything is taken: a missing library is said in one line
   cuda::must(cudaSetDevice(index), "selecting the device");
-  return std::make_unique<CudaDevice>(context, "cuda:" + std::to_string(index) + " (" + info.name + ")");
+  // Programs show the name of their device when they begin: where a card lacks something, it says so.
+  const char* notice = cuda_fallbacks(info).empty() ? "" : "; portable kernels, slower: see cachalot doctor";
+  return std::make_unique<CudaDevice>(context,
+                                      "cuda:" + std::to_string(index) + " (" + info.name + notice + ")");
 }
 
 }  // namespace cachalot

@@ -45,5 +45,26 @@ TEST(Cuda, CopyTestMovesEveryByteOrSaysWhyItCannot) {
   }
 }
 
+// What falls back is said for every card that is not Hopper, and each with its cost.
+TEST(Cuda, FallbacksAreSaidForEveryGenerationButHopper) {
+  const CudaStatus status = probe_cuda();
+  const auto of = [](int major) { return cuda_fallbacks({.major = major}); };
+  EXPECT_TRUE(of(9).empty());
+  if (!status.built) return;
+  EXPECT_GT(of(8).size(), of(10).size());  // later cards have all but what is Hopper's alone
+  EXPECT_FALSE(of(10).empty());
+  for (const CudaFallback& f : of(8)) {
+    EXPECT_FALSE(f.what.empty());
+    EXPECT_FALSE(f.instead.empty());
+    EXPECT_FALSE(f.cost.empty());
+  }
+}
+
+TEST(Cuda, TheBlasLibraryIsThereOrWhatToDoIsSaid) {
+  const CudaLibrary library = probe_cuda_blas();
+  EXPECT_EQ(library.problem.empty(), !library.version.empty());
+  EXPECT_EQ(library.problem.empty(), library.hint.empty());
+}
+
 }  // namespace
 }  // namespace cachalot

@@ -3,6 +3,7 @@
 
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -11,6 +12,7 @@ namespace cachalot::cuda {
 namespace {
 
 template <class T> __global__ void fill_kernel(Matrix<T> y, T value) {
+  start();
   for (int64_t r = blockIdx.y; r < y.rows; r += gridDim.y)
     for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < y.cols;
          c += int64_t(gridDim.x) * blockDim.x)
@@ -19,28 +21,31 @@ template <class T> __global__ void fill_kernel(Matrix<T> y, T value) {
 
 // The same in 16 bytes a thread; `value` repeats the number.
 __global__ void fill_wide(uint4* y, int64_t n, uint4 value) {
+  start();
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * blockDim.x)
     y[i] = value;
 }
 
-template <class T> void fill_with(cudaStream_t stream, const Tensor& y, T value) {
+template <class T> void fill_with(const Queue& queue, const Tensor& y, T value) {
   constexpr int64_t kNumbers = 16 / int64_t(sizeof(T));
   if ((y.ld == y.cols || y.rows == 1) && reinterpret_cast<uintptr_t>(y.data) % 16 == 0 &&
       y.size() % kNumbers == 0) {
     uint4 pattern;
     for (int64_t i = 0; i < kNumbers; ++i) reinterpret_cast<T*>(&pattern)[i] = value;
     const int64_t n = y.size() / kNumbers;
-    fill_wide<<<unsigned(std::min<int64_t>((n + 255) / 256, 1 << 30)), 256, 0, stream>>>(
-        static_cast<uint4*>(y.data), n, pattern);
+    launch(queue, fill_wide, unsigned(std::min<int64_t>((n + 255) / 256, 1 << 30)), 256, 0,
+           static_cast<uint4*>(y.data), n, pattern);
     return;
   }
   const dim3 grid(unsigned(std::min<int64_t>((y.cols + 255) / 256, 1 << 20)),
                   unsigned(std::min<int64_t>(y.rows, 65535)));
-  fill_kernel<<<grid, 256, 0, stream>>>(Matrix<T>{static_cast<T*>(y.data), y.rows, y.cols, y.ld}, value);
+  launch(queue, fill_kernel<T>, grid, 256, 0, Matrix<T>{static_cast<T*>(y.data), y.rows, y.cols, y.ld},
+         value);
 }
 
 template <class From, class To, bool wide> __global__ void cast_kernel(Matrix<const From> x, Matrix<To> y) {
+  start();
   for_plane(x.rows, x.cols, [&](int64_t r, int64_t c) {
     store_eight<wide>(y.data + r * y.ld, c, y.cols, load_eight<wide>(x.data + r * x.ld, c, x.cols));
   });
@@ -48,6 +53,7 @@ template <class From, class To, bool wide> __global__ void cast_kernel(Matrix<co
 
 // Codes times scales; eight neighbours share a scale when they begin at a multiple of eight.
 template <class To, bool wide> __global__ void cast_codes(Tensor x, Matrix<To> y) {
+  start();
   for_plane(x.rows, x.cols, [&](int64_t r, int64_t c) {
     const e4m3* from = static_cast<const e4m3*>(x.data) + r * x.ld + c;
     const float scale = x.scale(r, c);
@@ -67,6 +73,7 @@ template <class To, bool wide> __global__ void cast_codes(Tensor x, Matrix<To> y
 }
 
 __global__ void copy_integers(Matrix<const int32_t> x, Matrix<int32_t> y) {
+  start();
   for (int64_t r = blockIdx.y; r < y.rows; r += gridDim.y)
     for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < y.cols;
          c += int64_t(gridDim.x) * blockDim.x)
@@ -75,6 +82,7 @@ __global__ void copy_integers(Matrix<const int32_t> x, Matrix<int32_t> y) {
 
 // y may be a or b: a thread reads before it writes, and nobody else touches its numbers.
 template <class T, bool wide> __global__ void add_kernel(Matrix<const T> a, Matrix<const T> b, Matrix<T> y) {
+  start();
   for_plane(y.rows, y.cols, [&](int64_t r, int64_t c) {
     const Packed<T> left = load<wide>(a.data + r * a.ld, c, a.cols);
     const Packed<T> right = load<wide>(b.data + r * b.ld, c, b.cols);
@@ -87,6 +95,7 @@ template <class T, bool wide> __global__ void add_kernel(Matrix<const T> a, Matr
 }
 
 __global__ void add_integers(Matrix<const int32_t> a, Matrix<const int32_t> b, Matrix<int32_t> y) {
+  start();
   for (int64_t r = blockIdx.y; r < y.rows; r += gridDim.y)
     for (int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; c < y.cols;
          c += int64_t(gridDim.x) * blockDim.x)
@@ -103,6 +112,7 @@ constexpr int kSquareThreads = 256;
 constexpr int64_t kMostSquareBlocks = 1024;
 
 template <bool wide> __global__ void square_chunks(const float* x, int64_t n, int64_t span, double* partial) {
+  start();
   __shared__ double scratch[kSquareThreads / 32];
   const int64_t begin = blockIdx.x * span, end = min(begin + span, n);
   double sum = 0;
@@ -117,6 +127,7 @@ template <bool wide> __global__ void square_chunks(const float* x, int64_t n, in
 }
 
 __global__ void add_chunks(const double* partial, int64_t n, double* out) {
+  start();
   __shared__ double scratch[kSquareThreads / 32];
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += kSquareThreads) sum += partial[i];
@@ -132,10 +143,10 @@ void CudaBackend::fill(const Fill& f) {
   if (f.y.size() == 0) return;
   select();
   switch (f.y.dtype) {
-    case DType::f64: fill_with(stream_, f.y, f.value); break;
-    case DType::f32: fill_with(stream_, f.y, float(f.value)); break;
-    case DType::bf16: fill_with(stream_, f.y, bf16(float(f.value))); break;
-    case DType::i32: fill_with(stream_, f.y, int32_t(f.value)); break;
+    case DType::f64: fill_with(queue_, f.y, f.value); break;
+    case DType::f32: fill_with(queue_, f.y, float(f.value)); break;
+    case DType::bf16: fill_with(queue_, f.y, bf16(float(f.value))); break;
+    case DType::i32: fill_with(queue_, f.y, int32_t(f.value)); break;
     case DType::e4m3: CHECK(false, "fill: e4m3");
   }
   launched("fill");
@@ -148,7 +159,7 @@ void CudaBackend::cast(const Cast& k) {
   select();
   Tensor x = k.x, y = k.y;
   if (x.dtype == DType::i32 && y.dtype == DType::i32) {
-    copy_integers<<<integer_grid(y), 256, 0, stream_>>>(x.matrix<const int32_t>(), y.matrix<int32_t>());
+    launch(queue_, copy_integers, integer_grid(y), 256, 0, x.matrix<const int32_t>(), y.matrix<int32_t>());
     return launched("cast");
   }
   CHECK(x.dtype != DType::i32, "cast: i32 to " + y.describe());
@@ -159,14 +170,14 @@ void CudaBackend::cast(const Cast& k) {
     if (x.dtype == DType::e4m3) {
       const bool on_8_bytes = reinterpret_cast<uintptr_t>(x.data) % 8 == 0 && (x.rows == 1 || x.ld % 8 == 0);
       with_width(is_wide(y) && on_8_bytes, [&](auto wide) {
-        cast_codes<To, wide.value><<<p.grid, p.block, 0, stream_>>>(x, y.matrix<To>());
+        launch(queue_, cast_codes<To, wide.value>, p.grid, p.block, 0, x, y.matrix<To>());
       });
     } else {
       with_act(x.dtype, [&](auto from) {
         using From = decltype(from);
         with_width(are_wide({&x, &y}), [&](auto wide) {
-          cast_kernel<From, To, wide.value>
-              <<<p.grid, p.block, 0, stream_>>>(x.matrix<const From>(), y.matrix<To>());
+          launch(queue_, cast_kernel<From, To, wide.value>, p.grid, p.block, 0, x.matrix<const From>(),
+                 y.matrix<To>());
         });
       });
     }
@@ -180,8 +191,8 @@ void CudaBackend::add(const Add& a) {
   if (a.y.size() == 0) return;
   select();
   if (a.y.dtype == DType::i32) {
-    add_integers<<<integer_grid(a.y), 256, 0, stream_>>>(a.a.matrix<const int32_t>(),
-                                                         a.b.matrix<const int32_t>(), a.y.matrix<int32_t>());
+    launch(queue_, add_integers, integer_grid(a.y), 256, 0, a.a.matrix<const int32_t>(),
+           a.b.matrix<const int32_t>(), a.y.matrix<int32_t>());
     return launched("add");
   }
   Tensor left = a.a, right = a.b, y = a.y;
@@ -190,8 +201,8 @@ void CudaBackend::add(const Add& a) {
   with_act(y.dtype, [&](auto act) {
     using T = decltype(act);
     with_width(are_wide({&left, &right, &y}), [&](auto wide) {
-      add_kernel<T, wide.value>
-          <<<p.grid, p.block, 0, stream_>>>(left.matrix<const T>(), right.matrix<const T>(), y.matrix<T>());
+      launch(queue_, add_kernel<T, wide.value>, p.grid, p.block, 0, left.matrix<const T>(),
+             right.matrix<const T>(), y.matrix<T>());
     });
   });
   launched("add");
@@ -209,10 +220,10 @@ void CudaBackend::sum_squares(const SumSquares& s) {
   const int64_t span = (steps + kMostSquareBlocks - 1) / kMostSquareBlocks * kStep;
   const int64_t blocks = (x.size + span - 1) / span;
   with_width(x.size % kEight == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0, [&](auto wide) {
-    square_chunks<wide.value>
-        <<<unsigned(blocks), kSquareThreads, 0, stream_>>>(x.data, x.size, span, partial);
+    launch(queue_, square_chunks<wide.value>, unsigned(blocks), kSquareThreads, 0, x.data, x.size, span,
+           partial);
   });
-  add_chunks<<<1, kSquareThreads, 0, stream_>>>(partial, blocks, s.out.matrix<double>().data);
+  launch(queue_, add_chunks, 1, kSquareThreads, 0, partial, blocks, s.out.matrix<double>().data);
   launched("sum_squares");
 }
 

@@ -26,6 +26,7 @@ enum class FaultOf : int {
   scatter_rows,
   scatter_add_rows,
   cross_entropy,
+  quantize,
   kCount
 };
 

@@ -1,6 +1,7 @@
-// Contract: backend/ops/gate.h. A warp takes a token; scores in double, rounded once, so that the choices are
-// ref's. Counts are integers, whose sums need no order; everything else is summed in order.
+// Contract: backend/ops/gate.h. A warp takes a token; up to 256 experts stay in its registers. Scores in
+// double, rounded once, so that the choices are ref's. Counts are integers, whose sums need no order; everything else is summed in order.
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -77,6 +78,7 @@ __device__ uint32_t group_key(uint32_t* keys, int in_group, bool wide) {
 
 // Shared memory of a warp: scores [experts], keys [experts], group keys [groups], chosen [chosen].
 __global__ void gate_forward_kernel(GateArgs a) {
+  start();
   extern __shared__ uint32_t memory[];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int64_t t = int64_t(blockIdx.x) * (blockDim.x / 32) + warp;
@@ -152,10 +154,159 @@ __global__ void gate_forward_kernel(GateArgs a) {
   }
 }
 
+// Up to 32 * kEach experts in groups of a power of two (V3: 256 in 8): lane l holds experts kEach * l ..., so
+// that a group is a part of a lane or some neighbouring lanes, and of equals the lowest lane's lowest is first.
+template <int kEach>
+__device__ void choose(const uint32_t (&biased)[kEach], const GateArgs& a, uint32_t& chosen) {
+  const int lane = int(threadIdx.x) % 32, in_group = a.experts / a.groups;
+  uint32_t keys[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) keys[i] = biased[i];
+  if (a.groups > a.topk_groups) {
+    // The two largest of the group, in each of its lanes.
+    uint32_t first[kEach], second[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) first[i] = keys[i], second[i] = kClosed;
+    const auto merge = [](uint32_t& f, uint32_t& s, uint32_t f2, uint32_t s2) {
+      s = max(min(f, f2), max(s, s2));
+      f = max(f, f2);
+    };
+#pragma unroll
+    for (int step = 1; step < kEach; step *= 2)
+      if (step < in_group) {
+#pragma unroll
+        for (int i = 0; i < kEach; i += 2 * step) {
+          merge(first[i], second[i], first[i + step], second[i + step]);
+#pragma unroll
+          for (int j = i + 1; j < i + 2 * step; ++j) first[j] = first[i], second[j] = second[i];
+        }
+      }
+    for (int step = 1; step * kEach < in_group; step *= 2) {
+      const uint32_t f = __shfl_xor_sync(kAll, first[0], step), s = __shfl_xor_sync(kAll, second[0], step);
+      merge(first[0], second[0], f, s);
+#pragma unroll
+      for (int j = 1; j < kEach; ++j) first[j] = first[0], second[j] = second[0];
+    }
+    uint32_t group[kEach];  // the group's key, of each expert; kClosed once it stays
+    uint32_t open = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      group[i] =
+          kEach * lane + i >= a.experts
+              ? kClosed
+              : key_of(in_group > 1 ? number_of(first[i]) + number_of(second[i]) : number_of(first[i]));
+    for (int round = 0; round < a.topk_groups; ++round) {
+      uint32_t most = group[0];
+#pragma unroll
+      for (int i = 1; i < kEach; ++i) most = max(most, group[i]);
+      const uint32_t best = __reduce_max_sync(kAll, most);
+      const int owner = __ffs(int(__ballot_sync(kAll, most == best))) - 1;
+      int at = 0;
+#pragma unroll
+      for (int i = kEach - 1; i >= 0; --i)
+        if (group[i] == best) at = i;
+      const int g = (kEach * owner + __shfl_sync(kAll, at, owner)) / in_group;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+        if ((kEach * lane + i) / in_group == g) group[i] = kClosed, open |= 1u << i;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (!(open >> i & 1)) keys[i] = kClosed;
+  }
+  chosen = 0;
+  uint32_t most = keys[0];
+#pragma unroll
+  for (int i = 1; i < kEach; ++i) most = max(most, keys[i]);
+  for (int round = 0; round < a.chosen; ++round) {
+    const uint32_t best = __reduce_max_sync(kAll, most);
+    if (lane != __ffs(int(__ballot_sync(kAll, most == best))) - 1) continue;
+    bool taken = false;
+    most = kClosed;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (!taken && keys[i] == best) taken = true, keys[i] = kClosed, chosen |= 1u << i;
+      most = max(most, keys[i]);
+    }
+  }
+}
+
+// to = from[at, at + kEach), 0 beyond n; four at a time where they lie so.
+template <int kEach> __device__ void load_few(const float* from, int at, int n, float (&to)[kEach]) {
+  if (kEach % 4 == 0 && at + kEach <= n && reinterpret_cast<uintptr_t>(from + at) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kEach / 4; ++i) {
+      const float4 four = reinterpret_cast<const float4*>(from + at)[i];
+      to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) to[i] = at + i < n ? from[at + i] : 0.0f;
+  }
+}
+
+// How many tokens share a block, so that one block does all of a decoding step's.
+constexpr int kGateWarps = 4;
+
+template <int kEach> __global__ void __launch_bounds__(32 * kGateWarps) gate_in_registers(GateArgs a) {
+  __shared__ int32_t chosen_of[kGateWarps][32 * kEach];
+  __shared__ float scores_of[kGateWarps][32 * kEach];
+  start();
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int64_t t = int64_t(blockIdx.x) * kGateWarps + warp;
+  const bool real = t < a.tokens;
+  const float* logits = a.logits + (real ? t : 0) * a.experts;
+  float score[kEach], bias[kEach];
+  load_few(logits, kEach * lane, a.experts, score);
+  load_few(a.bias, kEach * lane, a.experts, bias);
+  if (a.count && gridDim.x == 1) {
+    for (int e = int(threadIdx.x); e < a.experts; e += int(blockDim.x)) a.counts[e] = 0;
+    __syncthreads();
+  }
+  if (!real) return;
+  uint32_t keys[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = kEach * lane + i;
+    score[i] = float(1 / (1 + exp(-double(score[i]))));
+    keys[i] = e < a.experts ? key_of(score[i] + bias[i]) : kClosed;
+    scores_of[warp][e] = score[i];
+  }
+  __syncwarp();
+  for (int e = lane; e < a.experts; e += 32) a.scores[t * a.experts + e] = scores_of[warp][e];
+  int32_t* chosen = chosen_of[warp];
+  int32_t* indices = a.indices + t * a.chosen;
+  uint32_t mine = 0;
+  if (a.replay) {
+    for (int j = lane; j < a.chosen; j += 32) chosen[j] = indices[j];
+  } else {
+    choose<kEach>(keys, a, mine);
+    // Ascending: how many the lanes below chose, then one's own.
+    int before = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) before += __popc(__ballot_sync(kAll, mine >> i & 1) & ((1u << lane) - 1));
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (mine >> i & 1) chosen[before] = indices[before] = kEach * lane + i, ++before;
+  }
+  __syncwarp();
+  double sum = 0;
+  for (int j = 0; j < a.chosen; ++j)
+    if (a.faults.fine(FaultOf::gate_forward, chosen[j], a.experts)) sum += double(scores_of[warp][chosen[j]]);
+  const double factor = a.normalise ? a.scale / (sum + 1e-20) : a.scale;
+  for (int j = lane; j < a.chosen; j += 32) {
+    const int e = chosen[j];
+    const bool fine = 0 <= e && e < a.experts;
+    a.weights[t * a.chosen + j] = fine ? float(double(scores_of[warp][e]) * factor) : 0.0f;
+    if (a.count && fine) atomicAdd(a.counts + e, 1);
+  }
+}
+
 // counts[e] = or += how many of indices[blockIdx.x * span, + span) are e. Many tokens are
 // counted apart from the choosing: all at once would queue for the same few lines of memory.
 constexpr int kCountThreads = 1024;
 __global__ void count_kernel(const int32_t* indices, int64_t n, int64_t span, int experts, int32_t* counts) {
+  start();
   extern __shared__ int32_t mine[];
   for (int e = int(threadIdx.x); e < experts; e += kCountThreads) mine[e] = 0;
   __syncthreads();
@@ -195,6 +346,7 @@ __device__ int64_t sequence_of(const int32_t* starts, int64_t sequences, int64_t
 }
 
 __global__ void gate_backward_kernel(GateBackwardArgs a) {
+  start();
   const int lane = int(threadIdx.x) % 32;
   const int64_t t = int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (t >= a.tokens) return;
@@ -241,6 +393,7 @@ __global__ void gate_backward_kernel(GateBackwardArgs a) {
 // For every token: which experts the unbiased scores choose, a bit each, and 1 / sum of its scores.
 __global__ void balance_tokens(const float* scores, int64_t tokens, int experts, int top_k, uint32_t* chosen,
                                double* inverse) {
+  start();
   extern __shared__ uint32_t memory[];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, words = (experts + 31) / 32;
   const int64_t t = int64_t(blockIdx.x) * (blockDim.x / 32) + warp;
@@ -273,6 +426,7 @@ struct BalanceParts {
 __global__ void balance_sums(const float* scores, const uint32_t* chosen, const double* inverse,
                              const int32_t* starts, int64_t tokens, int experts, BalanceParts to,
                              Faults faults) {
+  start();
   __shared__ double shares[32][33];
   __shared__ int counts[32][33];
   const int64_t q = blockIdx.y, part = blockIdx.z, parts = gridDim.z;
@@ -303,6 +457,7 @@ __global__ void balance_sums(const float* scores, const uint32_t* chosen, const 
 constexpr int kLossThreads = 256;
 __global__ void balance_losses(BalanceParts from, int64_t parts, const int32_t* starts, int experts,
                                int top_k, float* fractions, float* loss) {
+  start();
   __shared__ double scratch[kLossThreads / 32];
   const int64_t q = blockIdx.x;
   const double length = double(starts[q + 1] - starts[q]);
@@ -324,6 +479,7 @@ __global__ void balance_losses(BalanceParts from, int64_t parts, const int32_t* 
 }
 
 __global__ void bias_kernel(const int32_t* counts, float* bias, int experts, double gamma) {
+  start();
   __shared__ long long scratch[1024 / 32];
   long long total = 0;
   for (int e = int(threadIdx.x); e < experts; e += int(blockDim.x)) total += counts[e];
@@ -373,10 +529,20 @@ void CudaBackend::gate_forward(const GateForward& g) {
                       .count = count_at_once,
                       .scale = g.scale,
                       .faults = faults_};
-  gate_forward_kernel<<<blocks, 32 * warps, size_t(warps * bytes), stream_>>>(args);
+  const int64_t in_group = experts / g.groups;
+  if (experts <= 256 && (in_group & (in_group - 1)) == 0 && g.indices.cols <= experts) {
+    const auto all = unsigned((tokens + kGateWarps - 1) / kGateWarps);
+    const auto run = [&](auto kernel) { launch(queue_, kernel, all, 32 * kGateWarps, 0, args); };
+    if (experts <= 32) run(gate_in_registers<1>);
+    else if (experts <= 64) run(gate_in_registers<2>);
+    else if (experts <= 128) run(gate_in_registers<4>);
+    else run(gate_in_registers<8>);
+  } else {
+    launch(queue_, gate_forward_kernel, blocks, 32 * warps, size_t(warps * bytes), args);
+  }
   if (!count_at_once)
-    count_kernel<<<unsigned(counters), kCountThreads, size_t(4 * experts), stream_>>>(
-        args.indices, choices, kSpan, int(experts), args.counts);
+    launch(queue_, count_kernel, unsigned(counters), kCountThreads, size_t(4 * experts), args.indices,
+           choices, kSpan, int(experts), args.counts);
   launched("gate_forward");
 }
 
@@ -400,7 +566,7 @@ void CudaBackend::gate_backward(const GateBackward& g) {
                               .scale = g.scale,
                               .balance_factor = g.balance_factor,
                               .faults = faults_};
-  gate_backward_kernel<<<unsigned((g.scores.rows + 3) / 4), 128, 0, stream_>>>(args);
+  launch(queue_, gate_backward_kernel, unsigned((g.scores.rows + 3) / 4), 128, 0, args);
   launched("gate_backward");
 }
 
@@ -425,14 +591,13 @@ void CudaBackend::balance_loss(const BalanceLoss& b) {
   if (tokens > 0) {
     const int64_t bytes = 4 * (experts + words);
     const unsigned warps = warps_a_block("balance_loss", bytes);
-    balance_tokens<<<unsigned((tokens + warps - 1) / warps), 32 * warps, size_t(warps * bytes), stream_>>>(
-        scores, tokens, int(experts), int(b.top_k), chosen, inverse);
+    launch(queue_, balance_tokens, unsigned((tokens + warps - 1) / warps), 32 * warps, size_t(warps * bytes),
+           scores, tokens, int(experts), int(b.top_k), chosen, inverse);
   }
-  balance_sums<<<dim3(unsigned(words), unsigned(b.sequences), unsigned(parts)), dim3(32, 32), 0, stream_>>>(
-      scores, chosen, inverse, starts, tokens, int(experts), {shares, counts}, faults_);
-  balance_losses<<<unsigned(b.sequences), kLossThreads, 0, stream_>>>(
-      {shares, counts}, parts, starts, int(experts), int(b.top_k), b.fractions.vector<float>().data,
-      b.loss.vector<float>().data);
+  launch(queue_, balance_sums, dim3(unsigned(words), unsigned(b.sequences), unsigned(parts)), dim3(32, 32), 0,
+         scores, chosen, inverse, starts, tokens, int(experts), BalanceParts{shares, counts}, faults_);
+  launch(queue_, balance_losses, unsigned(b.sequences), kLossThreads, 0, BalanceParts{shares, counts}, parts,
+         starts, int(experts), int(b.top_k), b.fractions.vector<float>().data, b.loss.vector<float>().data);
   launched("balance_loss");
 }
 
@@ -440,8 +605,8 @@ void CudaBackend::update_gate_bias(const UpdateGateBias& u) {
   check(u);
   if (u.bias.cols == 0) return;
   select();
-  bias_kernel<<<1, 256, 0, stream_>>>(u.counts.vector<const int32_t>().data, u.bias.vector<float>().data,
-                                      int(u.bias.cols), u.gamma);
+  launch(queue_, bias_kernel, 1, 256, 0, u.counts.vector<const int32_t>().data, u.bias.vector<float>().data,
+         int(u.bias.cols), u.gamma);
   launched("update_gate_bias");
 }
 

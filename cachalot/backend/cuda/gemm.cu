@@ -2,6 +2,7 @@
 //   bf16 x bf16                 cuBLASLt on the tensor cores, f32 sums
 //   bf16 x f32 or scaled e4m3   the same, with the other operand as bf16 numbers: x = x1 + x2 + x3 to 24 bits
 //                               (two of them where C is bf16), one product each, added in f32
+//   e4m3 x e4m3 on Hopper        hopper/fp8_gemm.h
 //   everything else             cuBLASLt on the FFMA units (TF32 is never used), e4m3 made f32 before
 //   few rows (decoding)         skinny_products.cu
 //   rows that do not start on 16 bytes, f32 smaller than a tile: the plain kernel (product.h)
@@ -15,7 +16,10 @@
 #include <map>
 #include <string>
 
+#include "backend/cuda/blas_lt.h"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/hopper/fp8_gemm.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/cuda/product.h"
 #include "backend/ops/check.h"
@@ -28,7 +32,7 @@ constexpr int64_t kBlasWorkspace = int64_t(32) << 20;  // the rest is for conver
 
 void must_blas(cublasStatus_t code, const char* doing) {
   if (code == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(std::string("cuBLASLt: ") + doing + ": " + cublasLtGetStatusString(code))
+  throw Error(std::string("cuBLASLt: ") + doing + ": " + blas_lt().GetStatusString(code))
       .hint("nvidia-smi shows the state of the card and who uses its memory");
 }
 
@@ -42,6 +46,7 @@ bool starts_on_16_bytes(const Tensor& t, int64_t step = 0) {
 
 // y = x in f32, contiguous.
 __global__ void to_f32(const __grid_constant__ Tensor x, float* y) {
+  start();
   const int64_t n = x.rows * x.cols;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * blockDim.x)
@@ -58,6 +63,7 @@ __device__ inline void split(float rest, int parts, int64_t n, int64_t i, bf16* 
   }
 }
 __global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
+  start();
   const int64_t n = x.rows * x.cols, stride = int64_t(gridDim.x) * blockDim.x;
   const int64_t first = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (x.dtype == DType::f32 && x.ld == x.cols) {
@@ -69,6 +75,7 @@ __global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
 
 // c = or += x, x contiguous.
 __global__ void store_sums(const float* x, const __grid_constant__ Tensor c, bool add) {
+  start();
   const int64_t n = c.rows * c.cols;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * blockDim.x) {
@@ -87,25 +94,25 @@ struct Call {
   Call() = default;
   Call(const Call&) = delete;
   ~Call() {
-    if (what) cublasLtMatmulDescDestroy(what);
+    if (what) blas_lt().MatmulDescDestroy(what);
     for (const auto layout : {left, right, out})
-      if (layout) cublasLtMatrixLayoutDestroy(layout);
+      if (layout) blas_lt().MatrixLayoutDestroy(layout);
   }
 };
 
 cublasLtMatrixLayout_t layout_of(const Tensor& t, int64_t count,
                                  int64_t step) {  // rows of t are columns there
   cublasLtMatrixLayout_t layout = nullptr;
-  must_blas(cublasLtMatrixLayoutCreate(&layout, type_of(t.dtype), uint64_t(t.cols), uint64_t(t.rows),
-                                       std::max(t.ld, t.cols)),
+  must_blas(blas_lt().MatrixLayoutCreate(&layout, type_of(t.dtype), uint64_t(t.cols), uint64_t(t.rows),
+                                         std::max(t.ld, t.cols)),
             "a layout");
   if (count > 1) {
     const int32_t batch = int32_t(count);
     must_blas(
-        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
+        blas_lt().MatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
         "a batch");
-    must_blas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step,
-                                               sizeof step),
+    must_blas(blas_lt().MatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step,
+                                                 sizeof step),
               "a batch");
   }
   return layout;
@@ -150,42 +157,42 @@ bool blas(cublasLtHandle_t handle, std::shared_ptr<BlasCalls>& calls, cudaStream
     // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T.
     const cublasOperation_t left = p.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
                             right = p.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-    must_blas(cublasLtMatmulDescCreate(&call.what, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
-    must_blas(cublasLtMatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left),
+    must_blas(blas_lt().MatmulDescCreate(&call.what, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+    must_blas(blas_lt().MatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left),
               "a product");
-    must_blas(cublasLtMatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right),
+    must_blas(blas_lt().MatmulDescSetAttribute(call.what, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right),
               "a product");
     call.left = layout_of(p.b, p.count, p.b_step);
     call.right = layout_of(p.a, p.count, p.a_step);
     call.out = layout_of(p.c, p.count, p.c_step);
     cublasLtMatmulPreference_t preference = nullptr;
-    must_blas(cublasLtMatmulPreferenceCreate(&preference), "a preference");
+    must_blas(blas_lt().MatmulPreferenceCreate(&preference), "a preference");
     const size_t most = size_t(kBlasWorkspace);
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, alignment = 16;
-    must_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                   &most, sizeof most),
+    must_blas(blas_lt().MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                     &most, sizeof most),
               "a preference");
-    must_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                                   &reductions, sizeof reductions),
+    must_blas(blas_lt().MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                     &reductions, sizeof reductions),
               "a preference");
     for (const auto which :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-      must_blas(cublasLtMatmulPreferenceSetAttribute(preference, which, &alignment, sizeof alignment),
+      must_blas(blas_lt().MatmulPreferenceSetAttribute(preference, which, &alignment, sizeof alignment),
                 "a preference");
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+    const cublasStatus_t status = blas_lt().MatmulAlgoGetHeuristic(
         handle, call.what, call.left, call.right, call.out, call.out, preference, 1, &result, &found);
-    cublasLtMatmulPreferenceDestroy(preference);
+    blas_lt().MatmulPreferenceDestroy(preference);
     call.possible = status == CUBLAS_STATUS_SUCCESS && found > 0;
     call.algorithm = result.algo;
   }
   if (!call.possible) return false;
   const float one = 1, before = p.add ? 1 : 0;
-  must_blas(cublasLtMatmul(handle, call.what, &one, p.b.data, call.left, p.a.data, call.right, &before,
-                           p.c.data, call.out, p.c.data, call.out, &call.algorithm, workspace,
-                           size_t(kBlasWorkspace), stream),
+  must_blas(blas_lt().Matmul(handle, call.what, &one, p.b.data, call.left, p.a.data, call.right, &before,
+                             p.c.data, call.out, p.c.data, call.out, &call.algorithm, workspace,
+                             size_t(kBlasWorkspace), stream),
             "a product");
   return true;
 }
@@ -216,7 +223,11 @@ void CudaBackend::gemm(const Gemm& g) {
   select();
   const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
   if (m == 0 || n == 0) return;
-  if (skinny_products(stream_, products_of(g))) return;
+  if (!g.trans_a && g.trans_b && k > 0 &&
+      !hopper::fp8_gemm({.a = g.a, .b = g.b, .d = g.c, .add = g.accumulate == Accumulate::add},
+                        {context_->major, context_->multiprocessors}, stream_))
+    return;
+  if (skinny_products(queue_, products_of(g))) return;
   if (k == 0 || !starts_on_16_bytes(g.a) || !starts_on_16_bytes(g.b) || !starts_on_16_bytes(g.c) ||
       // The packed rows of a converted operand must start on 16 bytes as well.
       g.a.cols % 8 != 0 || g.b.cols % 8 != 0 || n % 8 != 0 ||
@@ -273,8 +284,8 @@ void CudaBackend::gemm(const Gemm& g) {
     if (!convert) return made;
     uint8_t* data = take(converted(t));
     if (format == DType::f32)
-      to_f32<<<blocks_for(t.size()), 256, 0, stream_>>>(t, reinterpret_cast<float*>(data));
-    else to_parts<<<blocks_for(t.size()), 256, 0, stream_>>>(t, parts, reinterpret_cast<bf16*>(data));
+      launch(queue_, to_f32, blocks_for(t.size()), 256, 0, t, reinterpret_cast<float*>(data));
+    else launch(queue_, to_parts, blocks_for(t.size()), 256, 0, t, parts, reinterpret_cast<bf16*>(data));
     launched("gemm: converting an operand");
     for (int i = 0; i < parts; ++i)
       made[size_t(i)] = make_tensor(data + i * t.size() * size_of(format), format, t.rows, t.cols);
@@ -307,8 +318,8 @@ void CudaBackend::gemm(const Gemm& g) {
     }
   }
   if (sums_apart) {
-    store_sums<<<blocks_for(m * n), 256, 0, stream_>>>(static_cast<const float*>(sums.data), g.c,
-                                                       g.accumulate == Accumulate::add);
+    launch(queue_, store_sums, blocks_for(m * n), 256, 0, static_cast<const float*>(sums.data), g.c,
+           g.accumulate == Accumulate::add);
     launched("gemm: storing");
   }
 }
@@ -332,7 +343,7 @@ void CudaBackend::head_gemm(const HeadGemm& g) {
                    .b_row_first = g.w_first,
                    .b_row_step = g.w_stride,
                    .c_col_step = g.y_stride};
-  if (x_width % 8 == 0 && skinny_products(stream_, p)) return;
+  if (x_width % 8 == 0 && skinny_products(queue_, p)) return;
   const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),
                w = g.w.slice_rows(g.w_first, g.w_rows);
   const bool aligned = g.x.dtype == g.w.dtype && g.y.dtype == g.w.dtype &&

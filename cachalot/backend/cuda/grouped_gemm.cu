@@ -1,7 +1,9 @@
 // Contract: backend/ops/grouped_gemm.h. One launch for all experts: blocks walk the tiles of a list that
-// every block works out from the offsets on the device. Few rows: skinny_products.cu; BF16 on the tensor
-// cores (mma_products.cu), everything else on the plain kernel.
+// every block works out from the offsets on the device. On Hopper FP8 and BF16: hopper/; few rows:
+// skinny_products.cu; BF16 on older tensor cores: mma_products.cu; everything else: the plain kernel.
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/hopper/bf16_gemm.h"
+#include "backend/cuda/hopper/fp8_gemm.h"
 #include "backend/cuda/product.h"
 #include "backend/ops/check.h"
 
@@ -11,6 +13,13 @@ void CudaBackend::grouped_gemm(const GroupedGemm& g) {
   check(g);
   require_no_f64("grouped_gemm", {&g.x, &g.w, &g.y});
   select();
+  const auto* offsets = static_cast<const int32_t*>(g.offsets.data);
+  const hopper::Card card{context_->major, context_->multiprocessors};
+  if (!g.input_grad &&
+      !hopper::fp8_grouped_gemm(
+          {.a = g.x, .b = g.w, .d = g.y, .offsets = offsets, .experts = g.experts, .faults = faults_}, card,
+          stream_))
+    return;
   const int64_t out = g.w.rows / g.experts;
   const Products p{.a = g.x,
                    .b = g.w,
@@ -25,7 +34,16 @@ void CudaBackend::grouped_gemm(const GroupedGemm& g) {
                    .total = g.x.rows,
                    .faults = faults_,
                    .op = FaultOf::grouped_gemm};
-  if (skinny_products(stream_, p)) return;
+  if (skinny_products(queue_, p)) return;
+  if (!hopper::bf16_grouped_gemm({.x = g.x,
+                                  .w = g.w,
+                                  .y = g.y,
+                                  .offsets = offsets,
+                                  .experts = g.experts,
+                                  .input_grad = g.input_grad,
+                                  .faults = faults_},
+                                 card, stream_))
+    return;
   if (!mma_products(stream_, context_->multiprocessors, p))
     plain_products(stream_, context_->multiprocessors, p);
 }
@@ -34,18 +52,41 @@ void CudaBackend::grouped_weight_grad(const GroupedWeightGrad& g) {
   check(g);
   require_no_f64("grouped_weight_grad", {&g.dy, &g.x, &g.dw});
   select();
+  const auto* offsets = static_cast<const int32_t*>(g.offsets.data);
+  const hopper::Card card{context_->major, context_->multiprocessors};
+  const bool add = g.accumulate == Accumulate::add;
+  if (!hopper::fp8_weight_grad({.dy = g.dy,
+                                .x = g.x,
+                                .dw = g.dw,
+                                .offsets = offsets,
+                                .experts = g.experts,
+                                .add = add,
+                                .faults = faults_},
+                               card, stream_) ||
+      !hopper::bf16_weight_grad({.dy = g.dy,
+                                 .x = g.x,
+                                 .dw = g.dw,
+                                 .offsets = offsets,
+                                 .experts = g.experts,
+                                 .add = add,
+                                 .faults = faults_},
+                                card, stream_))
+    return;
+  const bool transposed = g.x.dtype == DType::e4m3;  // dy [O, R], x [I, R]
+  const int64_t m = transposed ? g.dy.rows : g.dy.cols;
   const Products p{.a = g.dy,
                    .b = g.x,
                    .c = g.dw,
-                   .trans_a = true,
-                   .add = g.accumulate == Accumulate::add,
-                   .m = g.dy.cols,
-                   .n = g.x.cols,
+                   .trans_a = !transposed,
+                   .trans_b = transposed,
+                   .add = add,
+                   .m = m,
+                   .n = transposed ? g.x.rows : g.x.cols,
                    .count = g.experts,
-                   .c_row_step = g.dy.cols,
+                   .c_row_step = m,
                    .ragged = Products::Ragged::depth,
                    .offsets = static_cast<const int32_t*>(g.offsets.data),
-                   .total = g.x.rows,
+                   .total = transposed ? g.x.cols : g.x.rows,
                    .faults = faults_,
                    .op = FaultOf::grouped_weight_grad};
   if (!mma_products(stream_, context_->multiprocessors, p))

@@ -4,12 +4,16 @@
 // what is beside it. Lengths and pages are read on the device: the launch depends on shapes only, and a graph
 // of it stays valid as sequences grow.
 //
-// With latents of 512 and rope keys of 64 (V3) in bf16, 16 heads share a block and its tokens, and both
+// Hopper has kernels of its own for V3's widths in bf16 (hopper/latent_decode.h). Elsewhere, with latents of 512
+// and rope keys of 64 in bf16, 16 heads share a block and its tokens, and both
 // products run on the tensor cores. Anything else: a block a head, FFMA.
 #include <algorithm>
 #include <string>
 
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
+#include "backend/cuda/hopper/latent_attention_hopper.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/ops/check.h"
@@ -18,10 +22,12 @@ namespace cachalot::cuda {
 
 namespace {
 
-constexpr int kMostPieces = 16, kLeastPiece = 64, kChunk = 64;
+constexpr int kMostPieces = 16, kLeastPiece = 32, kChunk = 64;
 
+// Tokens a piece: a multiple of 32, so that few tokens still keep many blocks busy.
 __host__ __device__ inline int64_t piece_of(int64_t seen) {
-  const int64_t piece = ((seen + kMostPieces - 1) / kMostPieces + kChunk - 1) / kChunk * kChunk;
+  const int64_t piece =
+      ((seen + kMostPieces - 1) / kMostPieces + kLeastPiece - 1) / kLeastPiece * kLeastPiece;
   return piece < kLeastPiece ? kLeastPiece : piece;
 }
 
@@ -42,11 +48,14 @@ __device__ Seen find_seen(const LatentAttention& a, int64_t row, const Faults& f
                 *lens = static_cast<const int32_t*>(a.kv_lens.data);
   for (int64_t base = 0; base < a.sequences; base += 32) {
     const int64_t s = base + threadIdx.x % 32;
-    const bool mine = s < a.sequences && starts[s] <= row && row < starts[s + 1];
-    const unsigned found = __ballot_sync(~0u, mine);
+    const bool real = s < a.sequences;  // three loads at once, not one after the other
+    const int32_t its_begin = real ? starts[s] : 0, its_end = real ? starts[s + 1] : 0,
+                  its_len = real ? lens[s] : 0;
+    const unsigned found = __ballot_sync(~0u, real && its_begin <= row && row < its_end);
     if (!found) continue;
-    const int64_t sequence = base + __ffs(found) - 1, tokens = lens[sequence], end = starts[sequence + 1],
-                  seen = tokens - end + row + 1;
+    const int owner = __ffs(int(found)) - 1;
+    const int64_t sequence = base + owner, tokens = __shfl_sync(~0u, its_len, owner),
+                  end = __shfl_sync(~0u, its_end, owner), seen = tokens - end + row + 1;
     const bool fine = faults.fine(FaultOf::latent_attention, tokens, a.page_table.cols * a.page_size + 1) &&
                       faults.fine(FaultOf::latent_attention, end, a.q_latent.rows + 1) &&
                       faults.fine(FaultOf::latent_attention, seen - 1, tokens);
@@ -69,6 +78,7 @@ constexpr int kPlainThreads = 128, kPlainColumns = 8;  // latents up to 1024
 // Block: piece, head, row.
 __global__ void __launch_bounds__(kPlainThreads)
     plain_pieces(const __grid_constant__ LatentAttention a, const Parts parts, const Faults faults) {
+  start();
   extern __shared__ float q[];
   __shared__ float p[kChunk];
   __shared__ int64_t slots[kChunk];
@@ -130,9 +140,11 @@ __global__ void __launch_bounds__(kPlainThreads)
   }
 }
 
-// Block: head, row.
-__global__ void add_pieces(const __grid_constant__ LatentAttention a, const Parts parts,
-                           const Faults faults) {
+// Block: head, row, kAdded columns of the latent.
+constexpr int kAdded = 128;
+__global__ void __launch_bounds__(kAdded)
+    add_pieces(const __grid_constant__ LatentAttention a, const Parts parts, const Faults faults) {
+  start();
   __shared__ Seen shared_seen;
   const int64_t h = blockIdx.x, row = parts.first_row + blockIdx.y;
   if (threadIdx.x < 32) {
@@ -144,20 +156,26 @@ __global__ void add_pieces(const __grid_constant__ LatentAttention a, const Part
   if (seen == 0) return;
   const int count = int((seen + piece_of(seen) - 1) / piece_of(seen));
   const int64_t at = (int64_t(blockIdx.y) * a.heads + h) * parts.pieces;
-  float largest = -INFINITY, sum = 0, weight[kMostPieces];
-  for (int i = 0; i < count; ++i) largest = fmaxf(largest, parts.largest[at + i]);
+  const int64_t c = int64_t(blockIdx.z) * kAdded + threadIdx.x;
+  float largest = -INFINITY, sum = 0, weight[kMostPieces], sums[kMostPieces], mine[kMostPieces];
+#pragma unroll
+  for (int i = 0; i < kMostPieces; ++i) {  // all at once
+    const bool real = i < count;
+    weight[i] = real ? parts.largest[at + i] : -INFINITY;
+    sums[i] = real ? parts.sum[at + i] : 0;
+    mine[i] = real && c < a.latent ? parts.o[(at + i) * a.latent + c] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kMostPieces; ++i) largest = fmaxf(largest, weight[i]);
 #pragma unroll
   for (int i = 0; i < kMostPieces; ++i) {
-    weight[i] = i < count ? expf(parts.largest[at + i] - largest) : 0;
-    if (i < count) sum += weight[i] * parts.sum[at + i];
+    weight[i] = i < count ? expf(weight[i] - largest) : 0;
+    sum = fmaf(weight[i], sums[i], sum);
   }
-  for (int64_t c = threadIdx.x; c < a.latent; c += blockDim.x) {
-    float o = 0;
+  float o = 0;
 #pragma unroll
-    for (int i = 0; i < kMostPieces; ++i)
-      if (i < count) o = fmaf(weight[i], parts.o[(at + i) * a.latent + c], o);
-    store_number(a.o_latent, row, h * a.latent + c, o / sum);
-  }
+  for (int i = 0; i < kMostPieces; ++i) o = fmaf(weight[i], mine[i], o);
+  if (c < a.latent) store_number(a.o_latent, row, h * a.latent + c, o / sum);
 }
 
 // On the tensor cores: 16 heads, 8 warps. Shared memory: queries and tokens as they are, rows padded by 16
@@ -178,19 +196,11 @@ struct Shared {
 // Block: piece, group of heads, row.
 __global__ void __launch_bounds__(kThreads, 2)
     mma_pieces(const __grid_constant__ LatentAttention a, const Parts parts, const Faults faults) {
+  start();
   extern __shared__ __align__(16) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int64_t piece = blockIdx.x, head = int64_t(blockIdx.y) * kHeads, row = parts.first_row + blockIdx.z;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4;
-  if (warp == 0) {
-    const Seen found = find_seen(a, row, faults);
-    if (lane == 0) shared.seen = found;
-  }
-  __syncthreads();
-  const Seen seen = shared.seen;
-  const int64_t size = piece_of(seen.tokens), begin = piece * size, end = min(begin + size, seen.tokens);
-  if (begin >= end) return;
-
   constexpr int kRowCopies = kWidth / 8;  // of 16 bytes
   for (int i = threadIdx.x; i < kHeads * kRowCopies; i += kThreads) {
     const int h = i / kRowCopies, c = i % kRowCopies * 8;
@@ -202,6 +212,15 @@ __global__ void __launch_bounds__(kThreads, 2)
                               from * a.q_rope_stride + (c - kLatent);
     copy_16(shared_address(shared.q + h * kLd + c), q, take);
   }
+  if (warp == 0) {
+    const Seen found = find_seen(a, row, faults);
+    if (lane == 0) shared.seen = found;
+  }
+  __syncthreads();
+  const Seen seen = shared.seen;
+  const int64_t size = piece_of(seen.tokens), begin = piece * size, end = min(begin + size, seen.tokens);
+  if (begin >= end) return;
+
   // Addresses of ldmatrix: A of queries and probabilities; B of tokens along K (two steps of 16 at once) and,
   // transposed, along the latent (two tiles of 8 columns at once).
   const uint32_t q_address = shared_address(shared.q + lane % 16 * kLd + lane / 16 * 8);
@@ -218,8 +237,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (threadIdx.x < kChunk)
       shared.slots[threadIdx.x] =
           int(threadIdx.x) < count ? slot_of(a, seen.sequence, first + threadIdx.x, faults) : -1;
-    __syncthreads();  // also: the chunk before has been read
-    for (int i = threadIdx.x; i < kChunk * kRowCopies; i += kThreads) {
+    __syncthreads();                            // also: the chunk before has been read
+    const int filled = (count + 15) / 16 * 16;  // behind the last token zeros, as far as a product reaches
+    for (int i = threadIdx.x; i < filled * kRowCopies; i += kThreads) {
       const int j = i / kRowCopies, c = i % kRowCopies * 8;
       const int64_t slot = shared.slots[j];
       copy_16(shared_address(shared.tokens + j * kLd + c),
@@ -231,14 +251,16 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     // Scores of 8 tokens a warp.
     float even[4] = {}, odd[4] = {};
+    if (8 * warp < filled) {
 #pragma unroll 6
-    for (int k = 0; k < kWidth; k += 32) {
-      uint32_t x[4], y[4], b[4];
-      load_blocks(b, k_address + 2 * k);
-      load_blocks(x, q_address + 2 * k);
-      load_blocks(y, q_address + 2 * (k + 16));
-      multiply_add(even, x, b[0], b[1]);
-      multiply_add(odd, y, b[2], b[3]);
+      for (int k = 0; k < kWidth; k += 32) {
+        uint32_t x[4], y[4], b[4];
+        load_blocks(b, k_address + 2 * k);
+        load_blocks(x, q_address + 2 * k);
+        load_blocks(y, q_address + 2 * (k + 16));
+        multiply_add(even, x, b[0], b[1]);
+        multiply_add(odd, y, b[2], b[3]);
+      }
     }
     float* to = shared.scores + group * kScoreLd + warp * 8 + 2 * pair;
     to[0] = scale * (even[0] + odd[0]);
@@ -276,6 +298,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int n = 0; n < 8; ++n) o[n][0] *= low, o[n][1] *= low, o[n][2] *= high, o[n][3] *= high;
 #pragma unroll
     for (int k = 0; k < kChunk; k += 16) {
+      if (k >= filled) break;
       uint32_t p[4];
       load_blocks(p, p_address + 2 * k);
 #pragma unroll
@@ -324,6 +347,14 @@ void CudaBackend::latent_attention(const LatentAttention& a) {
   select();
   const int64_t rows = a.q_latent.rows, most = a.page_table.cols * a.page_size;
   if (rows == 0 || a.sequences == 0 || most == 0) return;
+  if (kHopperAttention.runs_on(context_->major) &&
+      hopper::latent_attention({.queue = queue_,
+                                .multiprocessors = context_->multiprocessors,
+                                .faults = faults_,
+                                .memory = workspace_,
+                                .bytes = kWorkspace},
+                               a))
+    return;
   const bool mma = mma_takes(a, context_->device);
   if (!mma && a.latent > kPlainThreads * kPlainColumns)
     throw Error("latent attention on CUDA: kv_lora_rank " + std::to_string(a.latent) +
@@ -344,13 +375,15 @@ void CudaBackend::latent_attention(const LatentAttention& a) {
         .largest = memory, .sum = memory + n, .o = memory + 2 * n, .first_row = first, .pieces = pieces};
     if (mma) {
       const dim3 grid(unsigned(pieces), unsigned((a.heads + kHeads - 1) / kHeads), unsigned(count));
-      mma_pieces<<<grid, kThreads, sizeof(Shared), stream_>>>(a, parts, faults_);
+      launch(queue_, mma_pieces, grid, kThreads, sizeof(Shared), a, parts, faults_);
     } else {
       const dim3 grid(unsigned(pieces), unsigned(a.heads), unsigned(count));
-      plain_pieces<<<grid, kPlainThreads, size_t(4 * (a.latent + a.rope)), stream_>>>(a, parts, faults_);
+      launch(queue_, plain_pieces, grid, kPlainThreads, size_t(4 * (a.latent + a.rope)), a, parts, faults_);
     }
     launched("latent_attention: pieces");
-    add_pieces<<<dim3(unsigned(a.heads), unsigned(count)), 128, 0, stream_>>>(a, parts, faults_);
+    launch(queue_, add_pieces,
+           dim3(unsigned(a.heads), unsigned(count), unsigned((a.latent + kAdded - 1) / kAdded)), kAdded, 0, a,
+           parts, faults_);
     launched("latent_attention: adding pieces");
   }
 }

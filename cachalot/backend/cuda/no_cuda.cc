@@ -15,6 +15,10 @@ constexpr const char* kHint =
 
 CudaStatus probe_cuda() { return {.message = kMessage, .hint = kHint}; }
 
+CudaLibrary probe_cuda_blas() { return {.problem = kMessage, .hint = kHint}; }
+
+std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo&) { return {}; }
+
 CudaCopyTest test_cuda_copy(int, int64_t, int) { throw Error(kMessage).hint(kHint); }
 
 CudaCounters cuda_counters() { return {}; }

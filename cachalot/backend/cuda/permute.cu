@@ -3,6 +3,7 @@
 // warp's, so no atomic decides an order.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -100,6 +101,7 @@ __device__ void sum_experts(int experts, const int32_t* totals, int32_t* begins,
 extern __shared__ int32_t plan_memory[];  // [warps of the block, 2, experts], then [experts + 1]
 
 __global__ void count_kernel(PlanArgs a) {
+  start();
   const int warp = int(threadIdx.x) / 32;
   const int64_t unit = int64_t(blockIdx.x) * (blockDim.x / 32) + warp;
   if (unit >= a.units) return;
@@ -112,6 +114,7 @@ __global__ void count_kernel(PlanArgs a) {
 // A warp takes an expert: sums its units.
 constexpr int kMostUnits = 512;
 __global__ void sum_kernel(PlanArgs a) {
+  start();
   const int lane = int(threadIdx.x) % 32, e = int(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
   if (e >= a.experts) return;
   int32_t* starts = a.starts + int64_t(e) * a.units;
@@ -130,6 +133,7 @@ __global__ void sum_kernel(PlanArgs a) {
 }
 
 __global__ void place_kernel(PlanArgs a) {
+  start();
   const int warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
   const int64_t unit = int64_t(blockIdx.x) * warps + warp;
   int32_t* begins = plan_memory + int64_t(warps) * 2 * a.experts;  // [experts + 1]
@@ -147,6 +151,7 @@ __global__ void place_kernel(PlanArgs a) {
 
 // All three at once where one block is enough: a warp a unit, everything in shared memory.
 __global__ void small_kernel(PlanArgs a) {
+  start();
   const int warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
   int32_t* begins = plan_memory + int64_t(warps) * 2 * a.experts;  // [experts + 1]
   const PlanMemory m(plan_memory, warp, a.experts);
@@ -171,8 +176,43 @@ __global__ void small_kernel(PlanArgs a) {
   place_unit(a, warp, m);
 }
 
+// A decoding step's choices: so few that everybody looks at all of them.
+constexpr int kFewChoices = 128, kFewThreads = 256;
+__global__ void __launch_bounds__(kFewThreads) few_kernel(PlanArgs a) {
+  __shared__ int4 fours[kFewChoices / 4];
+  start();
+  const int n = int(a.choices);
+  if (threadIdx.x < kFewChoices) {
+    int32_t expert = a.experts;  // behind all
+    if (int(threadIdx.x) < n) {
+      expert = a.indices[threadIdx.x];
+      if (!a.faults.fine(FaultOf::permute_plan, expert, a.experts)) expert = -1;  // has no row
+    }
+    reinterpret_cast<int32_t*>(fours)[threadIdx.x] = expert;
+  }
+  __syncthreads();
+  // counted(e, i): how many choices of a lower expert, or of the same one and before choice i, there are.
+  const auto counted = [&](int e, int i) {
+    int count = 0;
+    const auto look = [&](int other, int at) {
+      count += int(other >= 0 && (other < e || (other == e && at < i)));
+    };
+    for (int q = 0; 4 * q < n; ++q) {
+      const int4 f = fours[q];
+      look(f.x, 4 * q), look(f.y, 4 * q + 1), look(f.z, 4 * q + 2), look(f.w, 4 * q + 3);
+    }
+    return count;
+  };
+  for (int e = int(threadIdx.x); e <= a.experts; e += kFewThreads) a.offsets[e] = counted(e, 0);
+  if (int(threadIdx.x) < n) {
+    const int e = reinterpret_cast<const int32_t*>(fours)[threadIdx.x];
+    a.row_of[threadIdx.x] = e >= 0 ? counted(e, int(threadIdx.x)) : -1;
+  }
+}
+
 template <class T, bool wide>
 __global__ void permute_kernel(Matrix<const T> x, Matrix<const int32_t> row_of, Matrix<T> y, Faults faults) {
+  start();
   for_plane(x.rows, x.cols, [&](int64_t t, int64_t c) {
     const Packed<T> p = load<wide>(x.data + t * x.ld, c, x.cols);
     for (int64_t j = 0; j < row_of.cols; ++j) {
@@ -180,6 +220,36 @@ __global__ void permute_kernel(Matrix<const T> x, Matrix<const int32_t> row_of, 
       if (faults.fine(FaultOf::permute, row, y.rows)) store<wide>(y.data + row * y.ld, c, y.cols, p);
     }
   });
+}
+
+// Codes with row tiles, and their scales; rows of y begin on 16 bytes. A thread takes 16 codes, and of a tile
+// the first one its scale.
+__global__ void permute_codes(const __grid_constant__ Tensor x, Matrix<const int32_t> row_of,
+                              const __grid_constant__ Tensor y, bool wide, Faults faults) {
+  constexpr int kCodes = 16;
+  start();
+  const int64_t across = (x.cols + kCodes - 1) / kCodes;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < x.rows * across;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t t = i / across, c = i % across * kCodes, count = min(int64_t(kCodes), x.cols - c);
+    const uint8_t* from = static_cast<const uint8_t*>(x.data) + t * x.ld + c;
+    alignas(16) uint8_t codes[kCodes];
+    if (wide && count == kCodes) *reinterpret_cast<uint4*>(codes) = *reinterpret_cast<const uint4*>(from);
+    else
+      for (int k = 0; k < kCodes; ++k) codes[k] = k < count ? from[k] : 0;
+    const bool first = c % kScaleBlock == 0;
+    const float scale = first ? x.scale(t, c) : 0;
+    for (int64_t j = 0; j < row_of.cols; ++j) {
+      const int64_t row = row_of.data[t * row_of.cols + j];
+      if (!faults.fine(FaultOf::permute, row, y.rows)) continue;
+      uint8_t* to = static_cast<uint8_t*>(y.data) + row * y.ld + c;
+      if (count == kCodes) *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(codes);
+      else
+        for (int k = 0; k < kCodes; ++k)
+          if (k < count) to[k] = codes[k];
+      if (first) y.scales[c / kScaleBlock * y.scale_ld + row] = scale;
+    }
+  }
 }
 
 template <class T> struct UnpermuteArgs {
@@ -192,6 +262,7 @@ template <class T> struct UnpermuteArgs {
 };
 
 template <class T, bool wide> __global__ void unpermute_kernel(UnpermuteArgs<T> a) {
+  start();
   constexpr int kAtOnce = 4;  // rows under way at once
   for_plane(a.y.rows, a.y.cols, [&](int64_t t, int64_t c) {
     Eight sum = {};
@@ -242,6 +313,7 @@ constexpr int kMostThreads = 512;
 // dot product; they meet at the end.
 template <class T, bool wide> __global__ void __launch_bounds__(kMostThreads)
     unpermute_backward_kernel(UnpermuteBackwardArgs<T> a) {
+  start();
   extern __shared__ float dots[];  // [choices, warps]
   const int64_t t = blockIdx.x, d = a.dy.cols;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
@@ -321,14 +393,16 @@ void CudaBackend::permute_plan(const PermutePlan& p) {
                       .experts = int(p.experts),
                       .units = int(units),
                       .faults = faults_};
-  if (small) {
-    small_kernel<<<1, unsigned(32 * warps), size_t(shared(warps)), stream_>>>(args);
+  if (choices <= kFewChoices) {
+    launch(queue_, few_kernel, 1, kFewThreads, 0, args);
+  } else if (small) {
+    launch(queue_, small_kernel, 1, unsigned(32 * warps), size_t(shared(warps)), args);
   } else {
     warps = std::min<int64_t>(4, warps);
     const auto blocks = unsigned((units + warps - 1) / warps);
-    count_kernel<<<blocks, unsigned(32 * warps), size_t(shared(warps)), stream_>>>(args);
-    sum_kernel<<<unsigned((p.experts + 3) / 4), 128, 0, stream_>>>(args);
-    place_kernel<<<blocks, unsigned(32 * warps), size_t(shared(warps)), stream_>>>(args);
+    launch(queue_, count_kernel, blocks, unsigned(32 * warps), size_t(shared(warps)), args);
+    launch(queue_, sum_kernel, unsigned((p.experts + 3) / 4), 128, 0, args);
+    launch(queue_, place_kernel, blocks, unsigned(32 * warps), size_t(shared(warps)), args);
   }
   launched("permute_plan");
 }
@@ -338,12 +412,20 @@ void CudaBackend::permute(const Permute& p) {
   require_no_f64("permute", {&p.x, &p.y});
   if (p.y.size() == 0) return;
   select();
+  if (p.x.dtype == DType::e4m3) {
+    const bool on_16_bytes =
+        reinterpret_cast<uintptr_t>(p.x.data) % 16 == 0 && (p.x.rows <= 1 || p.x.ld % 16 == 0);
+    const int64_t blocks = (p.x.rows * ((p.x.cols + 15) / 16) + 255) / 256;
+    launch(queue_, permute_codes, unsigned(std::min<int64_t>(blocks, 1 << 20)), 256, 0, p.x,
+           p.row_of.matrix<const int32_t>(), p.y, on_16_bytes, faults_);
+    return launched("permute");
+  }
   const Plane grid = plane(p.x.rows, p.x.cols);
   with_act(p.x.dtype, [&](auto act) {
     using T = decltype(act);
     with_width(are_wide({&p.x, &p.y}), [&](auto wide) {
-      permute_kernel<T, wide.value><<<grid.grid, grid.block, 0, stream_>>>(
-          p.x.matrix<const T>(), p.row_of.matrix<const int32_t>(), p.y.matrix<T>(), faults_);
+      launch(queue_, permute_kernel<T, wide.value>, grid.grid, grid.block, 0, p.x.matrix<const T>(),
+             p.row_of.matrix<const int32_t>(), p.y.matrix<T>(), faults_);
     });
   });
   launched("permute");
@@ -366,7 +448,7 @@ void CudaBackend::unpermute(const Unpermute& p) {
                                 .choices = int(p.row_of.cols),
                                 .faults = faults_};
     with_width(are_wide({&p.x, &p.y, &p.residual, &p.shared}), [&](auto wide) {
-      unpermute_kernel<T, wide.value><<<grid.grid, grid.block, 0, stream_>>>(args);
+      launch(queue_, unpermute_kernel<T, wide.value>, grid.grid, grid.block, 0, args);
     });
   });
   launched("unpermute");
@@ -393,8 +475,8 @@ void CudaBackend::unpermute_backward(const UnpermuteBackward& p) {
                                         .choices = int(choices),
                                         .faults = faults_};
     with_width(are_wide({&p.dy, &p.x, &p.dx}), [&](auto wide) {
-      unpermute_backward_kernel<T, wide.value>
-          <<<unsigned(rows), unsigned(threads), size_t(bytes), stream_>>>(args);
+      launch(queue_, unpermute_backward_kernel<T, wide.value>, unsigned(rows), unsigned(threads),
+             size_t(bytes), args);
     });
   });
   launched("unpermute_backward");

@@ -63,17 +63,19 @@ __global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ Pro
     const int64_t a_col = t.problem * p.a_col_step;
     const Panel a{.t = &p.a,
                   .along = !p.trans_a,
-                  .first = t.row + (p.trans_a ? a_col : a_row),
+                  .first = t.row + (p.trans_a ? a_col
+                                    : rows    ? a_row
+                                              : 0),
                   .count = m - t.row,
-                  .k_first = p.trans_a ? a_row : a_col,
+                  .k_first = p.trans_a || depth ? a_row : a_col,
                   .depth = k};
     const Panel b{.t = &p.b,
                   .along = p.trans_b,
                   .first = t.col + (p.trans_b ? b_row : 0),
                   .count = p.n - t.col,
-                  .k_first = p.trans_b ? 0
-                             : depth   ? t.begin
-                                       : b_row,
+                  .k_first = depth       ? t.begin
+                             : p.trans_b ? 0
+                                         : b_row,
                   .depth = k};
     float sum[4][4] = {}, chain[4][4] = {}, x[4], y[4];
     fetch(a, 0, x);

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "backend/cuda/faults.cuh"
+#include "backend/cuda/launch.cuh"
 #include "backend/ops/common.h"
 
 namespace cachalot::cuda {
@@ -39,6 +40,6 @@ bool mma_products(cudaStream_t stream, int multiprocessors, const Products& p);
 
 // Few rows (8; of a ragged batch 64; of a router 256), rows on 16 bytes. B [N, K]: f32 and bf16 in any
 // mixture, K a multiple of 8; B [K, N]: bf16. False, and nothing is done, otherwise.
-bool skinny_products(cudaStream_t stream, const Products& p);
+bool skinny_products(const Queue& queue, const Products& p);
 
 }  // namespace cachalot::cuda

@@ -1,8 +1,11 @@
-// Contract: backend/ops/rmsnorm.h. A row stays in the registers of its threads: forward moves x and y once,
-// backward dy, x, residual and dx once. The gain's gradient sums the rows of a chunk in registers, then the
-// chunks in order, in double; chunks are cut by the number of rows.
+// Contract: backend/ops/rmsnorm.h. A row stays in the registers of its threads, in the backward beside the two
+// rows that come next: forward moves x and y once, backward dy, x, residual and dx once. The gain's gradient
+// sums the rows of a chunk in registers, then the chunks in order, in double; chunks are cut by the number of
+// rows.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/quantize.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -12,21 +15,24 @@ namespace {
 
 constexpr int kParts = 4;           // eights of a row in the registers of a thread
 constexpr int kMostThreads = 1024;  // forward: rows up to 32768
-constexpr int kMostBackward = 448;  // backward holds more: rows up to 14336
 
-// Threads for a row, as blockDim.x, and rows a block, as blockDim.y.
-dim3 row_block(int64_t cols) {
-  const int64_t threads = (eights(cols) + kParts - 1) / kParts;
+// Threads for a row of `parts` eights each, as blockDim.x, and rows a block of about `most` threads, as
+// blockDim.y.
+dim3 row_block(int64_t cols, int parts, unsigned most) {
+  const int64_t threads = std::max<int64_t>((eights(cols) + parts - 1) / parts, 1);
   const auto x = unsigned((threads + 31) / 32 * 32);
-  return dim3(x, std::max(1u, 128 / x));
+  return dim3(x, std::max(1u, most / x));
 }
 
 // Where part i of this thread begins: neighbours read neighbours.
 __device__ int64_t begin_of(int part) { return kEight * (int64_t(part) * blockDim.x + threadIdx.x); }
 
-template <class T, bool wide> __global__ void __launch_bounds__(kMostThreads)
-    forward_kernel(Matrix<const T> x, const float* gain, float eps, Matrix<T> y, float* scales) {
+// `quantized`: row tiles of y (ops/quantize.h), whose lanes neighbour each other here too.
+template <class T, bool wide, bool quantize> __global__ void __launch_bounds__(kMostThreads)
+    forward_kernel(Matrix<const T> x, const float* gain, float eps, Matrix<T> y, float* scales,
+                   const __grid_constant__ Tensor quantized, bool power_of_two) {
   __shared__ float scratch[kMostThreads / 32];
+  start();
   const int64_t t = int64_t(blockIdx.x) * blockDim.y + threadIdx.y, d = x.cols;
   const bool real = t < x.rows;  // others only take part in the barriers
   Packed<T> kept[kParts];
@@ -54,11 +60,13 @@ template <class T, bool wide> __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     const int64_t at = begin_of(i);
-    if (at >= d) break;
+    if (at - kEight * int64_t(threadIdx.x % 32) >= d) break;  // whole warps
     Eight e = unpack(kept[i]);
 #pragma unroll
     for (int j = 0; j < kEight; ++j) e.v[j] = gains[i].w[j] * (e.v[j] * r);
-    store_eight<wide>(y.data + t * y.ld, at, d, e);
+    const Packed<T> out = pack<T>(e);
+    if (at < d && (!quantize || y.data)) store<wide>(y.data + t * y.ld, at, d, out);
+    if constexpr (quantize) write_row_tile(quantized, t, at, at < d, unpack(out), power_of_two);
   }
   if (threadIdx.x == 0) scales[t] = r;
 }
@@ -71,12 +79,27 @@ template <class T> struct BackwardArgs {
   int64_t rows_a_chunk;
 };
 
-// x and dy of row t in the registers of its threads; zeros where there is none.
-template <class T, bool wide> struct RowPair {
-  Packed<T> x[kParts], dy[kParts];
+constexpr int kMostBackward = 896;  // threads of an eight each, 7168 numbers, or of two
+
+// The sum over the threads of a row; `scratch` as in row_sum. Two steps of shuffles: many warps.
+__device__ inline float wide_row_sum(float x, float* scratch) {
+  x = warp_sum(x);
+  const int warps = int(blockDim.x) / 32, lane = int(threadIdx.x) % 32;
+  if (warps == 1) return x;
+  float* mine = scratch + threadIdx.y * warps;
+  if (lane == 0) mine[threadIdx.x / 32] = x;
+  __syncthreads();
+  return warp_sum(lane < warps ? mine[lane] : 0.0f);
+}
+
+// x and dy of a row in the registers of its threads, `each` eights apiece; zeros where there is none.
+template <class T, bool wide, int each> struct RowPair {
+  Packed<T> x[each], dy[each];
+  float r;
   __device__ void load_row(const BackwardArgs<T>& a, int64_t t, int64_t end) {
+    r = t < end ? a.scales[t] : 0.0f;
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i < each; ++i) {
       x[i] = {}, dy[i] = {};
       if (t < end && begin_of(i) < a.x.cols) {
         x[i] = load<wide>(a.x.data + t * a.x.ld, begin_of(i), a.x.cols);
@@ -86,73 +109,69 @@ template <class T, bool wide> struct RowPair {
   }
 };
 
-// A block takes a chunk of rows, blockDim.y at a time; sums of its blockDim.y rows are joined at the end. In
-// bf16 the next rows are on their way while these are worked on; f32 has no registers left for that.
-template <class T, bool wide> __global__ void __launch_bounds__(kMostBackward)
+// A block takes a chunk of rows, blockDim.y at a time; sums of its blockDim.y rows are joined at the end.
+template <class T, bool wide, int each> __global__ void __launch_bounds__(kMostBackward)
     backward_kernel(BackwardArgs<T> a) {
   __shared__ float scratch[2][kMostBackward / 32];
-  extern __shared__ float joined[];  // [blockDim.y, blockDim.x * kParts * kEight] when blockDim.y > 1
-  const int64_t d = a.x.cols;
+  extern __shared__ float joined[];  // [blockDim.y, blockDim.x * each * kEight] when blockDim.y > 1
+  start();
+  const int64_t d = a.x.cols, step = blockDim.y;
   const int64_t begin = blockIdx.x * a.rows_a_chunk, end = min(begin + a.rows_a_chunk, a.x.rows);
-  constexpr bool kAhead = sizeof(T) == 2;
-  Eight sums[kParts] = {};
-  RowPair<T, wide> row, next;
-  if constexpr (kAhead) next.load_row(a, begin + threadIdx.y, end);
+  // Rows under way beside the one that is worked on: as the registers allow.
+  constexpr int kAhead = sizeof(T) == 2 && each == 1 ? 2 : sizeof(T) == 2 ? 1 : 0;
+  RowPair<T, wide, each> rows[kAhead + 1];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) rows[k].load_row(a, begin + threadIdx.y + k * step, end);
+  Eight sums[each] = {}, gain[each] = {};
+#pragma unroll
+  for (int i = 0; i < each; ++i)
+    if (begin_of(i) < d) gain[i] = load_eight<wide>(a.gain, begin_of(i), d);
   int turn = 0;
-  for (int64_t first = begin; first < end; first += blockDim.y, turn = 1 - turn) {
+  for (int64_t first = begin; first < end; first += step, turn = 1 - turn) {
     const int64_t t = first + threadIdx.y;
     const bool real = t < end;
-    Packed<T> residual[kParts];
-    if constexpr (kAhead) {
-      row = next;
-      next.load_row(a, t + blockDim.y, end);
+    rows[kAhead].load_row(a, t + kAhead * step, end);
+    Packed<T> residual[each];
 #pragma unroll
-      for (int i = 0; i < kParts; ++i) {
-        residual[i] = {};
-        if (a.residual.data && real && begin_of(i) < d)
-          residual[i] = load<wide>(a.residual.data + t * a.residual.ld, begin_of(i), d);
-      }
-    } else {
-      row.load_row(a, t, end);
+    for (int i = 0; i < each; ++i) {
+      residual[i] = {};
+      if (a.residual.data && real && begin_of(i) < d)
+        residual[i] = load<wide>(a.residual.data + t * a.residual.ld, begin_of(i), d);
     }
-    const float r = real ? a.scales[t] : 0.0f;
+    const RowPair<T, wide, each>& row = rows[0];
+    const float r = row.r;
     float dot = 0;  // of g dy and n
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      if (begin_of(i) >= d) break;
-      const Eight n = unpack(row.x[i]), z = unpack(row.dy[i]), g = load_eight<wide>(a.gain, begin_of(i), d);
+    for (int i = 0; i < each; ++i) {
+      const Eight x = unpack(row.x[i]), dy = unpack(row.dy[i]);
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
-        const float product = z.v[j] * (n.v[j] * r);
-        sums[i].v[j] += product;
-        dot += g.v[j] * product;
+        const float product = dy.v[j] * x.v[j];
+        sums[i].v[j] = fmaf(r, product, sums[i].v[j]);
+        dot = fmaf(gain[i].v[j], product, dot);
       }
     }
     // Two rows of scratch in turn: the barrier inside separates this use from the one before the last.
-    const float mean = row_sum(dot, scratch[turn]) / float(d);
-    if (!real) continue;
+    const float mean = wide_row_sum(r * dot, scratch[turn]) / float(d), along = r * r * mean;
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i < each; ++i) {
       const int64_t at = begin_of(i);
-      if (at >= d) break;
-      const Eight n = unpack(row.x[i]), z = unpack(row.dy[i]), g = load_eight<wide>(a.gain, at, d);
+      if (!real || at >= d) break;
+      const Eight x = unpack(row.x[i]), dy = unpack(row.dy[i]), more = unpack(residual[i]);
       Eight out;
 #pragma unroll
-      for (int j = 0; j < kEight; ++j) out.v[j] = r * (g.v[j] * z.v[j] - n.v[j] * r * mean);
-      if (a.residual.data) {
-        if constexpr (!kAhead) residual[i] = load<wide>(a.residual.data + t * a.residual.ld, at, d);
-        const Eight more = unpack(residual[i]);
-#pragma unroll
-        for (int j = 0; j < kEight; ++j) out.v[j] += more.v[j];
-      }
+      for (int j = 0; j < kEight; ++j)
+        out.v[j] = fmaf(r, gain[i].v[j] * dy.v[j], -along * x.v[j]) + more.v[j];
       store_eight<wide>(a.dx.data + t * a.dx.ld, at, d, out);
     }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) rows[k] = rows[k + 1];
   }
   float* to = a.sums + blockIdx.x * d;
   if (blockDim.y > 1) {
-    const int64_t width = int64_t(blockDim.x) * kParts * kEight;
+    const int64_t width = int64_t(blockDim.x) * each * kEight;
 #pragma unroll
-    for (int i = 0; i < kParts; ++i)
+    for (int i = 0; i < each; ++i)
 #pragma unroll
       for (int j = 0; j < kEight; ++j) joined[threadIdx.y * width + begin_of(i) + j] = sums[i].v[j];
     __syncthreads();
@@ -164,12 +183,13 @@ template <class T, bool wide> __global__ void __launch_bounds__(kMostBackward)
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kParts; ++i)
+  for (int i = 0; i < each; ++i)
     if (begin_of(i) < d) store_eight<wide>(to, begin_of(i), d, sums[i]);
 }
 
 // dgain[c] = or += the chunks in order. Block (32 columns, 16 ranges of chunks).
 __global__ void join_chunks(const float* sums, int64_t chunks, int64_t cols, bool add, float* dgain) {
+  start();
   __shared__ double parts[16][33];
   const int64_t c = int64_t(blockIdx.x) * 32 + threadIdx.x;
   const int64_t span = (chunks + 15) / 16, begin = threadIdx.y * span, end = min(begin + span, chunks);
@@ -192,16 +212,18 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
   check(n);
   require_no_f64("rmsnorm_forward", {&n.x, &n.y});
   if (n.x.rows == 0) return;
-  const dim3 block = row_block(n.x.cols);
+  const dim3 block = row_block(n.x.cols, kParts, 128);
   CHECK(block.x <= kMostThreads, "rmsnorm_forward: rows of up to 32768 on cuda, got " + n.x.describe());
   select();
   const unsigned blocks = unsigned((n.x.rows + block.y - 1) / block.y);
   with_act(n.x.dtype, [&](auto act) {
     using T = decltype(act);
     with_width(are_wide({&n.x, &n.y, &n.gain}), [&](auto wide) {
-      forward_kernel<T, wide.value>
-          <<<blocks, block, 0, stream_>>>(n.x.matrix<const T>(), n.gain.vector<const float>().data,
-                                          float(n.eps), n.y.matrix<T>(), n.r.vector<float>().data);
+      const auto kernel =
+          n.quantized ? forward_kernel<T, wide.value, true> : forward_kernel<T, wide.value, false>;
+      launch(queue_, kernel, blocks, block, 0, n.x.matrix<const T>(), n.gain.vector<const float>().data,
+             float(n.eps), n.y ? n.y.matrix<T>() : Matrix<T>{}, n.r.vector<float>().data, n.quantized,
+             n.power_of_two);
     });
   });
   launched("rmsnorm_forward");
@@ -211,16 +233,17 @@ void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
   check(n);
   require_no_f64("rmsnorm_backward", {&n.x, &n.dx});
   const int64_t rows = n.x.rows, d = n.x.cols;
-  const dim3 block = row_block(d);
+  const int each = eights(d) <= kMostBackward ? 1 : 2;
+  const dim3 block = row_block(d, each, kMostBackward);
   CHECK(block.x <= kMostBackward, "rmsnorm_backward: rows of up to 14336 on cuda, got " + n.x.describe());
   select();
-  // About as many chunks of rows as blocks that are under way at once (16 warps a multiprocessor of 128).
-  const int64_t most_chunks = 128 * std::max<int64_t>(1, 16 * 32 / (block.x * block.y));
-  const int64_t rows_a_chunk = std::max<int64_t>((rows + most_chunks - 1) / most_chunks, block.y);
+  // As many chunks of rows as blocks run at once on a card of 132 multiprocessors.
+  constexpr int64_t kMostChunks = 132;
+  const int64_t rows_a_chunk = std::max<int64_t>((rows + kMostChunks - 1) / kMostChunks, block.y);
   const int64_t chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
   auto* sums = static_cast<float*>(workspace_);
   CHECK(chunks * d * 4 <= kWorkspace);
-  const size_t joined = block.y > 1 ? sizeof(float) * block.x * block.y * kParts * kEight : 0;
+  const size_t joined = block.y > 1 ? sizeof(float) * block.x * block.y * size_t(each) * kEight : 0;
   if (rows > 0)
     with_act(n.x.dtype, [&](auto act) {
       using T = decltype(act);
@@ -233,11 +256,12 @@ void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
                            .sums = sums,
                            .rows_a_chunk = rows_a_chunk};
       with_width(are_wide({&n.x, &n.dy, &n.residual, &n.dx, &n.gain}), [&](auto wide) {
-        backward_kernel<T, wide.value><<<unsigned(chunks), block, joined, stream_>>>(args);
+        const auto kernel = each == 1 ? backward_kernel<T, wide.value, 1> : backward_kernel<T, wide.value, 2>;
+        launch(queue_, kernel, unsigned(chunks), block, joined, args);
       });
     });
-  join_chunks<<<unsigned((d + 31) / 32), dim3(32, 16), 0, stream_>>>(
-      sums, chunks, d, n.accumulate_gain == Accumulate::add, n.dgain.vector<float>().data);
+  launch(queue_, join_chunks, unsigned((d + 31) / 32), dim3(32, 16), 0, sums, chunks, d,
+         n.accumulate_gain == Accumulate::add, n.dgain.vector<float>().data);
   launched("rmsnorm_backward");
 }
 

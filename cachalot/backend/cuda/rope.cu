@@ -1,6 +1,7 @@
 // Contract: backend/ops/rope.h. In place, one rounding; a thread turns four pairs (wide) or one.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/ops/check.h"
 
 namespace cachalot::cuda {
@@ -23,22 +24,19 @@ __device__ void turn(float c, float s, float& a, float& b) {
   a = x;
 }
 
-// Block (eights or pairs of a head, heads, tokens). A thread turns the same columns of several heads.
+// Block (eights or pairs of a head, heads, tokens). A thread turns the same columns of several heads; their
+// numbers are on their way before anyone knows the position.
 template <class T, bool wide> __global__ void rope_kernel(Matrix<T> x, RopeArgs a) {
   constexpr int kNumbers = wide ? kEight : 2, kAtOnce = 4;
+  start();
   const int64_t t = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
   if (t >= x.rows) return;
   const int64_t position = a.positions[t];
-  if (!a.faults.fine(FaultOf::rope, position, a.table)) return;
   const int step = int(blockDim.y);
   for (int first = kNumbers * int(threadIdx.x); first < a.width; first += kNumbers * int(blockDim.x)) {
-    const float *c = a.cos + position * (a.width / 2) + first / 2,
-                *s = a.sin + position * (a.width / 2) + first / 2;
     T* row = x.data + t * x.ld + a.offset + first;
+    const int64_t angle = position * (a.width / 2) + first / 2;
     if constexpr (wide) {
-      const float4 c4 = *reinterpret_cast<const float4*>(c);
-      float4 s4 = *reinterpret_cast<const float4*>(s);
-      s4 = {a.sign * s4.x, a.sign * s4.y, a.sign * s4.z, a.sign * s4.w};
       for (int h = int(threadIdx.y); h < a.heads; h += kAtOnce * step) {
         Packed<T> heads[kAtOnce];
 #pragma unroll
@@ -46,6 +44,10 @@ template <class T, bool wide> __global__ void rope_kernel(Matrix<T> x, RopeArgs 
           heads[k] = {};
           if (h + k * step < a.heads) heads[k] = load<true>(row + (h + k * step) * a.stride, 0, kEight);
         }
+        if (!a.faults.fine(FaultOf::rope, position, a.table)) return;
+        const float4 c4 = *reinterpret_cast<const float4*>(a.cos + angle);
+        float4 s4 = *reinterpret_cast<const float4*>(a.sin + angle);
+        s4 = {a.sign * s4.x, a.sign * s4.y, a.sign * s4.z, a.sign * s4.w};
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
           if (h + k * step >= a.heads) break;
@@ -58,10 +60,11 @@ template <class T, bool wide> __global__ void rope_kernel(Matrix<T> x, RopeArgs 
         }
       }
     } else {
+      if (!a.faults.fine(FaultOf::rope, position, a.table)) return;
       for (int h = int(threadIdx.y); h < a.heads; h += step) {
         T* pair = row + h * a.stride;
         float u = float(pair[0]), v = float(pair[1]);
-        turn(*c, a.sign * *s, u, v);
+        turn(a.cos[angle], a.sign * a.sin[angle], u, v);
         pair[0] = T(u), pair[1] = T(v);
       }
     }
@@ -105,7 +108,7 @@ void CudaBackend::rope(const Rope& r) {
   with_act(r.x.dtype, [&](auto act) {
     using T = decltype(act);
     with_width(wide, [&](auto w) {
-      rope_kernel<T, w.value><<<blocks, dim3(across, heads, tokens), 0, stream_>>>(r.x.matrix<T>(), args);
+      launch(queue_, rope_kernel<T, w.value>, blocks, dim3(across, heads, tokens), 0, r.x.matrix<T>(), args);
     });
   });
   launched("rope");

@@ -1,6 +1,7 @@
 // Contract: backend/ops/rows.h.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 template <class From, class To, bool wide>
 __global__ void gather_kernel(Matrix<const From> x, const int32_t* rows, Matrix<To> y, Faults faults) {
+  start();
   for_plane(y.rows, y.cols, [&](int64_t t, int64_t c) {
     const int64_t row = rows[t];
     Eight e = {};
@@ -21,6 +23,7 @@ __global__ void gather_kernel(Matrix<const From> x, const int32_t* rows, Matrix<
 
 template <class From, class To, bool wide>
 __global__ void scatter_kernel(Matrix<const From> x, const int32_t* rows, Matrix<To> y, Faults faults) {
+  start();
   for_plane(x.rows, x.cols, [&](int64_t t, int64_t c) {
     const int64_t row = rows[t];
     if (row < 0 || !faults.fine(FaultOf::scatter_rows, row, y.rows)) return;
@@ -28,76 +31,141 @@ __global__ void scatter_kernel(Matrix<const From> x, const int32_t* rows, Matrix
   });
 }
 
-// The blocks of the first t of a row add all of that row's, in order: each takes 2048 columns and looks
-// through the indices in windows, four a thread, listing those that are its row's.
+// Adding takes the t in the order of (rows[t], t), up to kMostSorted at a time: where every row begins in that
+// order, blocks of 2048 columns add all that is the row's.
+constexpr int64_t kMostSorted = 8192;
+constexpr int kSortThreads = 256, kSortParts = 8, kSorted = kSortThreads / kSortParts;  // t's a block
+
+struct Sorted {
+  int32_t* order;  // [n]: t
+  int32_t* rows;   // [n]: rows[order]; those to be skipped come last, as kNoRow
+};
+constexpr int32_t kNoRow = INT32_MAX;
+
+// A t comes behind as many as have a lower row, or the same one and a lower t: counted by eight threads.
+__global__ void __launch_bounds__(kSortThreads)
+    sort_kernel(const int32_t* rows, int64_t n, int64_t bound, Sorted sorted, Faults faults) {
+  __shared__ alignas(16) int32_t tile[1024];
+  __shared__ int counts[kSortParts][kSorted];
+  start();
+  const int lane = int(threadIdx.x) % kSorted, part = int(threadIdx.x) / kSorted;
+  const int64_t t = int64_t(blockIdx.x) * kSorted + lane;
+  const auto row_of = [&](int64_t i) {
+    const int32_t row = i < n ? rows[i] : -1;
+    return row < 0 ? kNoRow : row;
+  };
+  int32_t mine = row_of(t);
+  int count = 0;
+  for (int64_t first = 0; first < n; first += 1024) {
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 1024 / kSortThreads; ++k) {
+      const int at = k * kSortThreads + int(threadIdx.x);
+      tile[at] = row_of(first + at);
+    }
+    __syncthreads();
+#pragma unroll 8
+    for (int k = 0; k < 1024 / kSortParts; k += 4) {
+      const int at = part * (1024 / kSortParts) + k;
+      const int4 four = *reinterpret_cast<const int4*>(tile + at);
+      const int64_t i = first + at;
+      count += int(four.x < mine || (four.x == mine && i < t)) +
+               int(four.y < mine || (four.y == mine && i + 1 < t)) +
+               int(four.z < mine || (four.z == mine && i + 2 < t)) +
+               int(four.w < mine || (four.w == mine && i + 3 < t));
+    }
+  }
+  counts[part][lane] = count;
+  __syncthreads();
+  if (part > 0 || t >= n) return;
+  for (int p = 1; p < kSortParts; ++p) count += counts[p][lane];
+  if (mine != kNoRow && !faults.fine(FaultOf::scatter_add_rows, mine, bound)) mine = -1;  // left out
+  sorted.order[count] = int32_t(t);
+  sorted.rows[count] = mine;
+}
+
 constexpr int kAddThreads = 256;
-constexpr int kAddEach = 4;
-constexpr int kAddWindow = kAddThreads * kAddEach;
-constexpr int kAddAtOnce = 8;  // rows under way at once
+constexpr int kAddParts = 4;  // slabs of columns of a block; eights of a thread
+constexpr int64_t kAddSlab = int64_t(kEight) * kAddThreads;
 
-template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads)
-    scatter_add_kernel(Matrix<const T> x, const int32_t* rows, Matrix<float> y, Faults faults) {
-  __shared__ int32_t found[kAddWindow];
-  __shared__ int warp_counts[kAddThreads / 32];
-  const int64_t t = blockIdx.x, n = x.rows, row = rows[t];
-  if (row < 0 || !faults.fine(FaultOf::scatter_add_rows, row, y.rows)) return;
-  int earlier = 0;
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < t; i += kAddThreads) earlier |= int(rows[i] == row);
-  if (__syncthreads_or(earlier)) return;
-
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int64_t at = kEight * (int64_t(blockIdx.y) * kAddThreads + threadIdx.x);
-  const bool mine = at < x.cols;
+// Block (place in the order, kAddParts slabs of columns). A row that comes one to three times, as most do, is
+// its first place's. Of a row that comes more often each of the first four places takes a slab. `fresh`: y
+// holds zeros.
+template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, 2)
+    scatter_add_kernel(Matrix<const T> x, Sorted sorted, Matrix<float> y, bool fresh) {
+  constexpr int kAddAtOnce = sizeof(T) == 2 ? 16 : 8;  // rows under way at once, where there are many
+  constexpr int kFew = kAddParts - 1;
+  __shared__ int32_t list[kAddThreads];
+  start();
+  const int64_t n = x.rows, d = x.cols, place = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
+  const int32_t row = sorted.rows[place];
+  const auto is_row = [&](int64_t i) { return 0 <= i && i < n && sorted.rows[i] == row; };
+  const auto order = [&](int64_t i) { return int64_t(sorted.order[i < n ? i : n - 1]); };
+  // The row's lie side by side: how many come before this one and behind it, as far as anyone needs to know.
+  int before = 0, behind = 0;
+#pragma unroll
+  for (int k = 1; k <= kAddParts; ++k) {
+    before += int(before == k - 1 && is_row(place - k));
+    behind += int(behind == k - 1 && is_row(place + k));
+  }
+  if (row < 0 || row == kNoRow || before == kAddParts) return;
+  const int64_t first = place - before;
+  const auto add = [](Eight& sum, const Packed<T>& packed) {
+    const Eight e = unpack(packed);
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) sum.v[j] += e.v[j];
+  };
   float* out = y.data + row * y.ld;
+  if (before + behind < kFew) {  // all of them are known: one to three
+    if (before > 0) return;
+    const auto column = [&](int i) { return (group + i) * kAddSlab + kEight * int64_t(threadIdx.x); };
+    Eight sums[kAddParts] = {};
+    Packed<T> batch[kFew][kAddParts] = {};
+#pragma unroll
+    for (int i = 0; i < kAddParts; ++i)
+      if (column(i) < d && !fresh) sums[i] = load_eight<wide>(out, column(i), d);
+#pragma unroll
+    for (int k = 0; k < kFew; ++k) {
+      if (k > behind) break;
+      const T* from = x.data + order(first + k) * x.ld;
+#pragma unroll
+      for (int i = 0; i < kAddParts; ++i)
+        if (column(i) < d) batch[k][i] = load<wide>(from, column(i), d);
+    }
+#pragma unroll
+    for (int i = 0; i < kAddParts; ++i) {
+      if (column(i) >= d) break;
+#pragma unroll
+      for (int k = 0; k < kFew; ++k)
+        if (k <= behind) add(sums[i], batch[k][i]);
+      store_eight<wide>(out, column(i), d, sums[i]);
+    }
+    return;
+  }
+  const int64_t at = (group + before) * kAddSlab + kEight * int64_t(threadIdx.x);
+  const bool mine = at < d;
   Eight sum = {};
-  if (mine) sum = load_eight<wide>(out, at, x.cols);
-  for (int64_t window = t; window < n; window += kAddWindow) {
-    const int64_t first = window + kAddEach * int64_t(threadIdx.x);
-    bool hit[kAddEach];
-    int hits = 0;
-#pragma unroll
-    for (int k = 0; k < kAddEach; ++k) {
-      hit[k] = first + k < n && rows[first + k] == row;
-      hits += int(hit[k]);
-    }
-    if (!__syncthreads_or(hits)) continue;
-    int before = hits;  // of this warp's lanes up to this one
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int below = __shfl_up_sync(kAll, before, step);
-      if (lane >= step) before += below;
-    }
-    if (lane == 31) warp_counts[warp] = before;
-    before -= hits;
-    __syncthreads();
-    int all = 0;
-    for (int w = 0; w < kAddThreads / 32; ++w) {
-      before += w < warp ? warp_counts[w] : 0;
-      all += warp_counts[w];
-    }
-#pragma unroll
-    for (int k = 0; k < kAddEach; ++k)
-      if (hit[k]) found[before++] = int32_t(first + k);
-    __syncthreads();
-    for (int begin = 0; mine && begin < all; begin += kAddAtOnce) {
+  if (mine && !fresh) sum = load_eight<wide>(out, at, d);
+  for (int64_t window = first;; window += kAddThreads) {
+    const int64_t i = window + threadIdx.x;
+    const bool hit = is_row(i);
+    if (hit) list[threadIdx.x] = int32_t(order(i));
+    const int count = __syncthreads_count(hit);  // the first ones of the window
+    for (int begin = 0; mine && begin < count; begin += kAddAtOnce) {
       Packed<T> batch[kAddAtOnce];
 #pragma unroll
       for (int k = 0; k < kAddAtOnce; ++k) {
         batch[k] = {};
-        if (begin + k < all) batch[k] = load<wide>(x.data + found[begin + k] * x.ld, at, x.cols);
+        if (begin + k < count) batch[k] = load<wide>(x.data + list[begin + k] * x.ld, at, d);
       }
 #pragma unroll
-      for (int k = 0; k < kAddAtOnce; ++k) {
-        if (begin + k >= all) break;
-        const Eight e = unpack(batch[k]);
-#pragma unroll
-        for (int j = 0; j < kEight; ++j) sum.v[j] += e.v[j];
-      }
+      for (int k = 0; k < kAddAtOnce; ++k)
+        if (begin + k < count) add(sum, batch[k]);
     }
+    if (count < kAddThreads) break;
     __syncthreads();
   }
-  if (mine) store_eight<wide>(out, at, x.cols, sum);
+  if (mine) store_eight<wide>(out, at, d, sum);
 }
 
 }  // namespace
@@ -113,8 +181,8 @@ void CudaBackend::gather_rows(const GatherRows& g) {
     with_act(g.y.dtype, [&](auto to) {
       using To = decltype(to);
       with_width(are_wide({&g.x, &g.y}), [&](auto wide) {
-        gather_kernel<From, To, wide.value><<<p.grid, p.block, 0, stream_>>>(
-            g.x.matrix<const From>(), g.rows.vector<const int32_t>().data, g.y.matrix<To>(), faults_);
+        launch(queue_, gather_kernel<From, To, wide.value>, p.grid, p.block, 0, g.x.matrix<const From>(),
+               g.rows.vector<const int32_t>().data, g.y.matrix<To>(), faults_);
       });
     });
   });
@@ -132,8 +200,8 @@ void CudaBackend::scatter_rows(const ScatterRows& s) {
     with_act(s.y.dtype, [&](auto to) {
       using To = decltype(to);
       with_width(are_wide({&s.x, &s.y}), [&](auto wide) {
-        scatter_kernel<From, To, wide.value><<<p.grid, p.block, 0, stream_>>>(
-            s.x.matrix<const From>(), s.rows.vector<const int32_t>().data, s.y.matrix<To>(), faults_);
+        launch(queue_, scatter_kernel<From, To, wide.value>, p.grid, p.block, 0, s.x.matrix<const From>(),
+               s.rows.vector<const int32_t>().data, s.y.matrix<To>(), faults_);
       });
     });
   });
@@ -144,17 +212,26 @@ void CudaBackend::scatter_add_rows(const ScatterAddRows& s) {
   check(s);
   require_no_f64("scatter_add_rows", {&s.x, &s.y});
   select();
-  if (s.accumulate == Accumulate::overwrite && s.y.size() > 0)
+  const bool overwrite = s.accumulate == Accumulate::overwrite;
+  if (overwrite && s.y.size() > 0)
     must(cudaMemsetAsync(s.y.data, 0, size_t(s.y.size()) * sizeof(float), stream_), "scatter_add_rows");
   if (s.x.size() == 0) return;
-  const dim3 grid(unsigned(s.x.rows), unsigned((eights(s.x.cols) + kAddThreads - 1) / kAddThreads));
-  with_act(s.x.dtype, [&](auto act) {
-    using T = decltype(act);
-    with_width(are_wide({&s.x, &s.y}), [&](auto wide) {
-      scatter_add_kernel<T, wide.value><<<grid, kAddThreads, 0, stream_>>>(
-          s.x.matrix<const T>(), s.rows.vector<const int32_t>().data, s.y.matrix<float>(), faults_);
+  auto* memory = static_cast<int32_t*>(workspace_);
+  const Sorted sorted{.order = memory, .rows = memory + kMostSorted};
+  const bool wide = are_wide({&s.x, &s.y});
+  for (int64_t first = 0; first < s.x.rows; first += kMostSorted) {
+    const Tensor x = s.x.slice_rows(first, std::min(kMostSorted, s.x.rows - first));
+    launch(queue_, sort_kernel, unsigned((x.rows + kSorted - 1) / kSorted), kSortThreads, 0,
+           s.rows.vector<const int32_t>().data + first, x.rows, s.y.rows, sorted, faults_);
+    const dim3 grid(unsigned(x.rows), unsigned((x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab)));
+    with_act(x.dtype, [&](auto act) {
+      using T = decltype(act);
+      with_width(wide, [&](auto w) {
+        launch(queue_, scatter_add_kernel<T, w.value>, grid, kAddThreads, 0, x.matrix<const T>(), sorted,
+               s.y.matrix<float>(), overwrite && first == 0);
+      });
     });
-  });
+  }
   launched("scatter_add_rows");
 }
 

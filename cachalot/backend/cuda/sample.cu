@@ -2,13 +2,14 @@
 //
 // Tokens stand in one order: larger logit first, then lower id. What is asked is always the same: which token
 // is the first one at which the running count (top_k) or the running sum of p (top_p, the draw) reaches a
-// target? The answer is bracketed by logits, a quarter of the bracket after the other, until at most kList
+// target? The answer is bracketed by logits, a sixteenth of the bracket after the other, until at most kList
 // tokens are left; those are sorted and walked. When all that is kept fits the list, top_p and the draw walk
 // it as the contract says it, one addition after the other; else the sums of what lies above the bracket are
 // taken in another, fixed order of additions.
 #include <cmath>
 
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -16,9 +17,10 @@ namespace cachalot::cuda {
 
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512;
 constexpr int kList = 1024;
-constexpr int kRegions = 4;
+constexpr int kRegions = 16;  // of a bracket; each warp adds up one of them
+static_assert(kRegions == kThreads / 32);
 
 using Rank = unsigned long long;  // the larger, the earlier: key of the logit, then ~id
 
@@ -50,15 +52,37 @@ __device__ double uniform(uint64_t seed, uint64_t stream, uint64_t index) {
   return (double(bits) + 0.5) * 0x1p-53;
 }
 
+// exp(x) for -745 < x <= 0 to 2e-16 of it: 2^(j/32) from a table times a polynomial, half as long as the
+// library's, which knows every x.
+__device__ double exp_down(double x, const double* powers) {
+  constexpr double kSteps = 0x1.71547652b82fep+5;                                       // 32 / ln 2
+  constexpr double kStepHigh = 0x1.62e42fee00000p-6, kStepLow = 0x1.a39ef35793c76p-38;  // ln 2 / 32
+  constexpr double kRound = 0x1.8p52;
+  const double shifted = fma(x, kSteps, kRound), steps = shifted - kRound;
+  const int n = int(__double2loint(shifted));
+  const double r = fma(-steps, kStepLow, fma(-steps, kStepHigh, x));
+  double p = fma(r, 1.0 / 720, 1.0 / 120);
+  p = fma(r, p, 1.0 / 24);
+  p = fma(r, p, 1.0 / 6);
+  p = fma(r, p, 0.5);
+  p = fma(r * r, p, r);
+  const double power = powers[n & 31];
+  const double result = fma(power, p, power);
+  return n < -1000 * 32
+             ? 0.0
+             : __hiloint2double(__double2hiint(result) + (n >> 5) * 0x100000, __double2loint(result));
+}
+
 struct Row {
   const float* x;
   int64_t n;
-  double temperature;
-  float most;  // the largest logit
+  double inverse_temperature;
+  float most;            // the largest logit
+  const double* powers;  // 2^(j/32)
 
   // Without its denominator: the largest is 1, also when its logit is +inf.
   __device__ double p(float logit) const {
-    return logit == most ? 1.0 : exp((double(logit) - double(most)) / temperature);
+    return logit == most ? 1.0 : exp_down((double(logit) - double(most)) * inverse_temperature, powers);
   }
 };
 
@@ -77,10 +101,23 @@ template <class Body> __device__ void for_row(const Row& row, const Body& body) 
   }
 }
 
+// What each thread found in each region: nobody else touches it, so the sums have one order.
+struct Regions {
+  double sums[kRegions][kThreads];
+  int counts[kRegions][kThreads];
+};
+
+// A bracket of keys in regions, the largest first: region r lies between cuts[r] and cuts[r-1].
+struct Table {
+  uint32_t cuts[kRegions - 1];
+  double sums[kRegions];
+  int counts[kRegions];
+};
+
 struct Shared {
   Rank list[kList];
   double p[kList];
-  double sums[2 * kRegions][kThreads / 32];
+  Table table, first;  // of the bracket at hand; of everything
   Rank ranks[kThreads / 32];
   int counts[kThreads / 32];
   int listed;
@@ -197,54 +234,69 @@ __device__ Rank nth_equal(const Row& row, uint32_t key, Rank from, int64_t m, Sh
   return s.found;
 }
 
-// The first token, among `count` > 0 of a rank of at least `from`, at which the query is reached. `most`
-// is the largest key.
-__device__ Answer find(const Row& row, const Query& query, uint32_t most, Rank from, int64_t count,
-                       Shared& s) {
-  uint32_t low = uint32_t(from >> 32), high = most + 1;
-  double above = 0, sum_above = 0, inside = double(count);  // tokens before the bracket; in it
-  for (int pass = 0; inside > kList && high - low > 1; ++pass) {
-    // Thresholds in the middle of the logits and of the keys in turn: an outlier spoils only the first kind.
-    uint32_t cut[kRegions - 1];
-    const float top = logit_of(high - 1), bottom = logit_of(low);
-    const bool by_value = pass % 2 == 0 && isfinite(top) && isfinite(bottom) && isfinite(top - bottom);
-#pragma unroll
+// How many tokens of [low, high) and of a rank of at least `from` each region holds, and the sum of their p.
+// Cut at equal steps of the logits or of the keys.
+__device__ void divide(const Row& row, uint32_t low, uint32_t high, Rank from, bool by_value, bool with_sums,
+                       Regions& regions, Table& table) {
+  const float top = logit_of(high - 1), bottom = logit_of(low);
+  by_value = by_value && isfinite(top) && isfinite(bottom) && isfinite(top - bottom);
+  __syncthreads();  // the table before has been read
+  if (threadIdx.x == 0) {
+    uint32_t above = high - 1;
     for (int r = 0; r < kRegions - 1; ++r) {
       const float share = float(r + 1) / kRegions;
       const uint32_t wanted = by_value ? key_of(top - (top - bottom) * share)
                                        : high - uint32_t(double(high - low) * double(share));
-      cut[r] = min(max(wanted, low + 1), r == 0 ? high - 1 : cut[r - 1]);
+      table.cuts[r] = above = min(max(wanted, low + 1), above);
     }
-    int mine[kRegions] = {};
-    double counts[kRegions], sums[kRegions] = {};
-    for_row(row, [&](float x, int64_t i) {
-      if (!(x >= bottom && x <= top)) return;  // most are done here; the keys decide
-      const uint32_t key = key_of(x);
-      if (key < low || key >= high || rank_of(key, i) < from) return;
-      const int region = int(key < cut[0]) + int(key < cut[1]) + int(key < cut[2]);
-      const double p = query.by_count ? 0.0 : row.p(x);
+  }
 #pragma unroll
-      for (int r = 0; r < kRegions; ++r) {
-        mine[r] += int(region == r);
-        if (region == r) sums[r] += p;
-      }
-    });
+  for (int r = 0; r < kRegions; ++r) regions.sums[r][threadIdx.x] = 0, regions.counts[r][threadIdx.x] = 0;
+  __syncthreads();
+  for_row(row, [&](float x, int64_t i) {
+    if (!(x >= bottom && x <= top)) return;  // most are done here; the keys decide
+    const uint32_t key = key_of(x);
+    if (key < low || key >= high || rank_of(key, i) < from) return;
+    int region = 0;  // how many cuts lie above the key
 #pragma unroll
-    for (int r = 0; r < kRegions; ++r) {
-      counts[r] = row_sum(double(mine[r]), s.sums[r]);
-      sums[r] = row_sum(sums[r], s.sums[kRegions + r]);
-    }
+    for (int half = kRegions / 2; half > 0; half /= 2)
+      if (key < table.cuts[region + half - 1]) region += half;
+    ++regions.counts[region][threadIdx.x];
+    if (with_sums) regions.sums[region][threadIdx.x] += row.p(x);
+  });
+  __syncthreads();
+  const int r = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  double sum = 0;
+  int all = 0;
+  for (int t = lane; t < kThreads; t += 32) sum += regions.sums[r][t], all += regions.counts[r][t];
+  sum = warp_sum(sum);
+  all = warp_sum(all);
+  if (lane == 0) table.sums[r] = sum, table.counts[r] = all;
+  __syncthreads();
+}
+
+// The first token, among `count` > 0 of a rank of at least `from`, at which the query is reached. `most` is the
+// largest key. With `least`, s.first is of all tokens from that key on.
+__device__ Answer find(const Row& row, const Query& query, uint32_t most, uint32_t least, Rank from,
+                       int64_t count, Shared& s, Regions& regions) {
+  uint32_t low = least ? least : uint32_t(from >> 32), high = most + 1;
+  double above = 0, sum_above = 0, inside = double(count);  // tokens before the bracket; in it
+  for (int pass = 0; inside > kList && high - low > 1; ++pass) {
+    // Steps of the logits and of the keys in turn: an outlier spoils only the first kind.
+    const bool known = pass == 0 && least;
+    if (!known) divide(row, low, high, from, pass % 2 == 0, !query.by_count, regions, s.table);
+    const Table& table = known ? s.first : s.table;
     // The region where it is reached; the last one that holds a token when it is not.
     uint32_t next_low = low, next_high = high;
     double next_above = above, next_sum = sum_above, passed = above, passed_sum = sum_above;
     bool done = false;
-#pragma unroll
-    for (int r = 0; r < kRegions; ++r) {
-      if (done || counts[r] == 0) continue;
-      next_low = r < kRegions - 1 ? cut[r] : low;
-      next_high = r > 0 ? cut[r - 1] : high;
-      next_above = passed, next_sum = passed_sum, inside = counts[r];
-      passed += counts[r], passed_sum += sums[r];
+    for (int r = 0; r < kRegions && !done; ++r) {
+      const double tokens = table.counts[r];
+      const uint32_t begin = r < kRegions - 1 ? table.cuts[r] : low, end = r > 0 ? table.cuts[r - 1] : high;
+      if (tokens == 0 || end <= uint32_t(from >> 32)) continue;
+      next_low = begin, next_high = end;
+      next_above = passed, next_sum = passed_sum, inside = tokens;
+      passed += tokens, passed_sum += table.sums[r];
       done = query.reached(passed, passed_sum);
     }
     low = next_low, high = next_high, above = next_above, sum_above = next_sum;
@@ -281,30 +333,81 @@ struct SampleArgs {
   uint64_t seed;
 };
 
-__global__ void __launch_bounds__(kThreads) greedy_kernel(SampleArgs a) {
-  __shared__ Shared s;
-  const float* x = a.logits.data + blockIdx.x * a.logits.ld;
+// Block (part of a row, row). The last block of a row to come in looks at what all have found; which one that
+// is does not matter, since a largest rank needs no order.
+constexpr int kGreedyThreads = 256, kGreedyFours = 8;  // a thread, under way at once
+constexpr int64_t kGreedyStep = 4 * kGreedyThreads * kGreedyFours;
+
+__global__ void __launch_bounds__(kGreedyThreads)
+    greedy_kernel(SampleArgs a, int64_t part, Rank* found, uint32_t* arrived) {
+  __shared__ Rank ranks[kGreedyThreads / 32];
+  __shared__ bool last;
+  start();
+  const int64_t t = blockIdx.y, n = a.logits.cols, end = min(n, (blockIdx.x + 1) * part);
+  const float* x = a.logits.data + t * a.logits.ld;
   Rank best = 0;
-  const bool wide = reinterpret_cast<uintptr_t>(x) % 16 == 0;
-  const int64_t fours = wide ? a.logits.cols / 4 : 0;
   const auto look = [&](float logit, int64_t i) {
     const uint32_t key = key_of(logit);
     if (key > uint32_t(best >> 32)) best = rank_of(key, i);  // its own numbers come in the order of ids
   };
-#pragma unroll 4
-  for (int64_t q = threadIdx.x; q < fours; q += kThreads) {
-    const float4 four = reinterpret_cast<const float4*>(x)[q];
-    look(four.x, 4 * q), look(four.y, 4 * q + 1), look(four.z, 4 * q + 2), look(four.w, 4 * q + 3);
+  const bool wide = reinterpret_cast<uintptr_t>(x) % 16 == 0 && n % 4 == 0;
+  for (int64_t first = blockIdx.x * part + 4 * int64_t(threadIdx.x); first < end; first += kGreedyStep) {
+    float4 fours[kGreedyFours];
+#pragma unroll
+    for (int k = 0; k < kGreedyFours; ++k) {
+      const int64_t i = first + 4 * kGreedyThreads * k;
+      fours[k] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+      if (wide) {
+        if (i < end) fours[k] = __ldcs(reinterpret_cast<const float4*>(x + i));
+      } else {
+        if (i < end) fours[k].x = x[i];
+        if (i + 1 < end) fours[k].y = x[i + 1];
+        if (i + 2 < end) fours[k].z = x[i + 2];
+        if (i + 3 < end) fours[k].w = x[i + 3];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kGreedyFours; ++k) {
+      const int64_t i = first + 4 * kGreedyThreads * k;
+      look(fours[k].x, i), look(fours[k].y, i + 1), look(fours[k].z, i + 2), look(fours[k].w, i + 3);
+    }
   }
-  for (int64_t i = 4 * fours + threadIdx.x; i < a.logits.cols; i += kThreads) look(x[i], i);
-  best = block_max(best, s);
-  if (threadIdx.x == 0) a.tokens[blockIdx.x] = best == 0 ? 0 : id_of(best);
+  const auto block_best = [&] {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) best = max(best, __shfl_xor_sync(kAll, best, step));
+    if (threadIdx.x % 32 == 0) ranks[threadIdx.x / 32] = best;
+    __syncthreads();
+    best = ranks[0];
+    for (int w = 1; w < kGreedyThreads / 32; ++w) best = max(best, ranks[w]);
+  };
+  block_best();
+  if (gridDim.x > 1) {
+    if (threadIdx.x == 0) {
+      found[t * gridDim.x + blockIdx.x] = best;
+      __threadfence();
+      last = atomicInc(arrived + t, gridDim.x - 1) == gridDim.x - 1;  // back to zero with the last one
+      __threadfence();
+    }
+    __syncthreads();
+    if (!last) return;
+    best = 0;
+    for (unsigned i = threadIdx.x; i < gridDim.x; i += kGreedyThreads)
+      best = max(best, __ldcg(found + t * gridDim.x + i));
+    __syncthreads();
+    block_best();
+  }
+  if (threadIdx.x == 0) a.tokens[t] = best == 0 ? 0 : id_of(best);
 }
 
 __global__ void __launch_bounds__(kThreads) draw_kernel(SampleArgs a) {
   __shared__ Shared s;
+  extern __shared__ __align__(16) uint8_t memory[];
+  Regions& regions = *reinterpret_cast<Regions*>(memory);
+  start();
   const int64_t t = blockIdx.x;
-  Row row{a.logits.data + t * a.logits.ld, a.logits.cols, a.temperature, 0};
+  __shared__ double powers[32];
+  if (threadIdx.x < 32) powers[threadIdx.x] = exp2(double(threadIdx.x) / 32);  // seen after the first barrier
+  Row row{a.logits.data + t * a.logits.ld, a.logits.cols, 1 / a.temperature, 0, powers};
   float mine_most = -INFINITY;
   for_row(row, [&](float x, int64_t) { mine_most = fmaxf(mine_most, x); });  // passes over NaN
   const uint32_t most = uint32_t(block_max(key_of(mine_most), s));
@@ -321,36 +424,31 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(SampleArgs a) {
   Rank from = Rank(least) << 32;
   int64_t count = 0;
   double sum = 0;
-  const auto add_up = [&](bool with_sum) {
-    int mine = 0;
-    double part = 0;
-    const float bottom = logit_of(uint32_t(from >> 32));
-    for_row(row, [&](float x, int64_t i) {
-      if (!(x >= bottom) || rank_of(key_of(x), i) < from) return;
-      ++mine;
-      if (with_sum) part += row.p(x);
-    });
-    __syncthreads();
-    count = int64_t(row_sum(double(mine), s.sums[2 * kRegions - 2]));
-    sum = row_sum(part, s.sums[2 * kRegions - 1]);  // find() uses these last
-  };
-  add_up(a.top_k == 0);
+  bool cut = a.top_p >= 1;
+  divide(row, least, most + 1, from, true, a.top_k == 0, regions, s.first);
+  for (int r = 0; r < kRegions; ++r) count += s.first.counts[r], sum += s.first.sums[r];
+  uint32_t known = least;  // s.first can be used
   if (0 < a.top_k && a.top_k < count) {
-    from = find(row, {.by_count = true, .target = double(a.top_k)}, most, from, count, s).rank;
+    from =
+        find(row, {.by_count = true, .target = double(a.top_k)}, most, known, from, count, s, regions).rank;
     count = a.top_k;
   }
-  bool cut = a.top_p >= 1;
   if (count > kList) {
-    if (a.top_k > 0) add_up(true);
+    if (a.top_k > 0) {
+      known = 0;
+      divide(row, uint32_t(from >> 32), most + 1, from, true, true, regions, s.table);
+      sum = 0;
+      for (int r = 0; r < kRegions; ++r) sum += s.table.sums[r];
+    }
     if (!cut) {
-      const Answer last = find(row, {.target = a.top_p * sum}, most, from, count, s);
+      const Answer last = find(row, {.target = a.top_p * sum}, most, known, from, count, s, regions);
       from = last.rank, count = last.count, sum = last.sum;
       cut = true;
     }
   }
   const double u = uniform(a.seed, kSampleStream, uint64_t(int64_t(a.positions[t])));
   if (count > kList) {
-    const Answer drawn = find(row, {.beyond = true, .target = u * sum}, most, from, count, s);
+    const Answer drawn = find(row, {.beyond = true, .target = u * sum}, most, known, from, count, s, regions);
     if (threadIdx.x == 0) a.tokens[t] = id_of(drawn.rank);
     return;
   }
@@ -383,9 +481,26 @@ void CudaBackend::sample(const Sample& q) {
                         .top_p = q.top_p,
                         .top_k = q.top_k,
                         .seed = q.seed};
-  const auto blocks = unsigned(q.logits.rows);
-  if (q.temperature == 0) greedy_kernel<<<blocks, kThreads, 0, stream_>>>(args);
-  else draw_kernel<<<blocks, kThreads, 0, stream_>>>(args);
+  if (q.temperature == 0) {
+    for (int64_t first = 0; first < q.logits.rows; first += kCounters) {
+      SampleArgs some = args;
+      const int64_t rows = std::min(kCounters, q.logits.rows - first);
+      some.logits.data += first * some.logits.ld;
+      some.tokens += first;
+      // Parts of a whole number of steps; of many rows few, so that all blocks run at once.
+      const int64_t steps = (q.logits.cols + kGreedyStep - 1) / kGreedyStep;
+      const int64_t wanted = std::max<int64_t>(1, 4 * context_->multiprocessors / rows);
+      const int64_t part = (steps + wanted - 1) / wanted * kGreedyStep;
+      const int64_t parts = (q.logits.cols + part - 1) / part;
+      CHECK(parts * rows * int64_t(sizeof(Rank)) <= kWorkspace, "sample: too many columns on cuda");
+      launch(queue_, greedy_kernel, dim3(unsigned(parts), unsigned(rows)), kGreedyThreads, 0, some, part,
+             static_cast<Rank*>(workspace_), counters_);
+    }
+  } else {
+    must(cudaFuncSetAttribute(draw_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Regions))),
+         "sample");
+    launch(queue_, draw_kernel, unsigned(q.logits.rows), kThreads, sizeof(Regions), args);
+  }
   launched("sample");
 }
 

@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Tests and measures cachalot on a machine with an NVIDIA GPU: what CI, which has none, cannot do.
+#   scripts/gpu_check.sh                        builds the preset cuda, then everything below
+#   scripts/gpu_check.sh --build build/cuda     takes a finished build (the folder that holds `cachalot`)
+#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm train decode layer peer sanitize
+#   scripts/gpu_check.sh --out DIR              where results go (default build/gpu_check)
+# All but `sanitize` run when none is named: about ten minutes on an H200, the build and the peer included. The
+# peer is PyTorch with transformers; without them (python3 -c 'import torch, transformers') its rows stay empty.
+# Results: DIR/report.json (device, driver, clocks, power, energy, peak memory, date, commit, ours, the peer's,
+# ceilings), DIR/performance.md (rows for docs/performance.md), DIR/<stage>.log. Exits 1 when a test failed, 2 when
+# there is nothing to test on.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null
+export CACHALOT_SOURCE=$PWD
+
+build="" out=build/gpu_check stages=()
+while (($#)); do
+  case $1 in
+    --build) build=${2:?--build needs a folder}; shift 2 ;;
+    --out) out=${2:?--out needs a folder}; shift 2 ;;
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    tests | goldens | ops | gemm | train | decode | layer | peer | sanitize) stages+=("$1"); shift ;;
+    *) echo "gpu_check: no option or stage \"$1\" (scripts/gpu_check.sh --help)" >&2; exit 2 ;;
+  esac
+done
+((${#stages[@]})) || stages=(tests goldens ops gemm train decode layer peer)
+wants() { [[ " ${stages[*]} " == *" $1 "* ]]; }
+stop() { echo "gpu_check: $1" >&2; [[ -n ${2:-} ]] && echo "  try: $2" >&2; exit 2; }
+
+# What the machine has, before anything is built.
+command -v nvidia-smi >/dev/null || stop "no NVIDIA driver on this machine (nvidia-smi is not in PATH)" \
+  "run it on a machine with a GPU; in a container, start it with the GPUs passed through"
+gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap \
+  --format=csv,noheader,nounits -i 0 2>/dev/null) || stop "the driver shows no GPU" "nvidia-smi says why"
+IFS=',' read -r name driver memory clock memory_clock power_limit capability <<<"${gpu//, /,}"
+[[ ${capability%%.*} -ge 8 ]] || stop "$name has compute capability $capability; 8.0 (Ampere) is the oldest that runs"
+echo "gpu        $name, driver $driver, $memory MiB, $clock MHz, compute capability $capability"
+
+if [[ -z $build ]]; then
+  build=build/cuda
+  cmake --preset cuda -Wno-dev >/dev/null && cmake --build --preset cuda -j"$(nproc)" || stop "the build failed"
+fi
+[[ -x $build/cachalot ]] || stop "$build holds no program cachalot" "scripts/gpu_check.sh without --build"
+cachalot=$build/cachalot
+mkdir -p "$out/parts" || exit 2
+rm -f "$out"/parts/* "$out"/*.log
+"$cachalot" doctor --gpu-test >"$out/doctor.log" 2>&1 || { cat "$out/doctor.log"; stop "the GPU test of doctor failed"; }
+sed -n '/^.. *gpu/,/^.. *mpi/p' "$out/doctor.log" | sed '$d'
+
+# Power, clocks and memory while a stage runs, five times a second.
+meter=""
+start_meter() {
+  nvidia-smi --query-gpu=power.draw,clocks.sm,memory.used --format=csv,noheader,nounits -i 0 -lms 200 \
+    >"$out/parts/$1.meter" 2>/dev/null &
+  meter=$!
+}
+stop_meter() { kill "$meter" 2>/dev/null; wait "$meter" 2>/dev/null; meter=""; }
+trap '[[ -n $meter ]] && kill "$meter" 2>/dev/null' EXIT
+
+rows=() failed=0
+stage() {  # name, command...: into DIR/name.log, measured
+  local name=$1 begin=$SECONDS result=ok
+  shift
+  printf '\n==== %s ====\n' "$name"
+  start_meter "$name"
+  "$@" >"$out/$name.log" 2>&1 || { result=FAILED failed=1; }
+  stop_meter
+  awk -F', *' -v name="$name" -v result="$result" -v seconds=$((SECONDS - begin)) '
+    { n++; power += $1; if ($1 > most) most = $1; if ($2 > clock) clock = $2; if ($3 > memory) memory = $3 }
+    END { n += n == 0
+          printf "{\"stage\":\"%s\",\"result\":\"%s\",\"seconds\":%d,\"mean_watts\":%.0f,\"peak_watts\":%.0f,", \
+                 name, result, seconds, power / n, most
+          printf "\"energy_joules\":%.0f,\"sm_mhz\":%d,\"peak_memory_mib\":%d}", power / n * seconds, clock, memory }
+  ' "$out/parts/$name.meter" >"$out/parts/$name.stage"
+  rows+=("$(printf '%-10s %-7s %5d s' "$name" "$result" $((SECONDS - begin)))")
+  if [[ $result == ok ]]; then tail -n "${tail:-3}" "$out/$name.log"
+  else grep -aE 'FAILED|Failure|rror' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
+}
+
+run_tests() {  # every test program; those that need no GPU run too
+  local program status=0
+  for program in "$build"/bin/*_test; do
+    [[ -x $program ]] || continue
+    echo "-- $(basename "$program")"
+    "$program" --gtest_brief=1 || status=1
+  done
+  return $status
+}
+run_goldens() { [[ -x $build/bin/model_test ]] && "$build/bin/model_test" --gtest_brief=1 --gtest_filter='*Golden*'; }
+bench() {  # what is added to the report, then bench's arguments
+  local part=$1
+  shift
+  "$cachalot" bench "$@" --device cuda --json "$out/parts/$part.json"
+}
+run_decode() {
+  local n
+  for n in 1 128; do
+    bench "decode_$n" decode --config configs/v3-1b.json --sequences $n --new-tokens 64 --seconds 1 --lines 30 || return
+  done
+}
+run_peer() {
+  python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts train --json "$out/parts/peer_train.json" &&
+    for n in 1 128; do
+      python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode --sequences $n \
+        --json "$out/parts/peer_decode_$n.json" || return
+    done
+}
+run_sanitize() {
+  local tool
+  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not in PATH"; return 1; }
+  for tool in memcheck synccheck; do
+    compute-sanitizer --tool $tool --error-exitcode 9 "$build/bin/backend_test" --gtest_brief=1 \
+      --gtest_filter='*.ARow*:*.Aligned*:*.Small*:*.Equal*:*.Replay*:*.Nan*' || return
+  done
+}
+
+wants tests && stage tests run_tests
+wants goldens && stage goldens run_goldens
+wants ops && tail=60 stage ops bench ops ops
+wants gemm && tail=9 stage gemm bench gemm gemm
+wants train && tail=30 stage train bench train train --config configs/v3-1b.json --lines 20
+wants decode && tail=40 stage decode run_decode
+wants layer && tail=30 stage layer bench layer forward backward --config configs/v3-layer.json --lines 12
+if wants peer; then
+  if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then stage peer run_peer
+  else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
+fi
+wants sanitize && stage sanitize run_sanitize
+
+# The record: one JSON object, put together from the parts.
+{
+  commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+  git diff --quiet HEAD 2>/dev/null || commit+=" with changes"
+  printf '{"date":"%s","commit":"%s","device":"%s","driver":"%s","memory_mib":%s,"max_sm_mhz":%s,"max_memory_mhz":%s,"power_limit_watts":%s' \
+    "$(date -u +%FT%TZ)" "$commit" "$name" "$driver" "$memory" "$clock" "$memory_clock" "${power_limit%.*}"
+  printf ',"stages":['
+  separator=""
+  for f in "$out"/parts/*.stage; do [[ -f $f ]] && { printf '%s' "$separator"; cat "$f"; separator=,; }; done
+  printf ']'
+  for f in "$out"/parts/*.json; do [[ -f $f ]] && { printf ',"%s":' "$(basename "$f" .json)"; cat "$f"; }; done
+  printf '}\n'
+} >"$out/report.json"
+if command -v python3 >/dev/null; then
+  python3 scripts/gpu_tables.py "$out/report.json" >"$out/performance.md" && printf '\n' && cat "$out/performance.md"
+fi
+printf '\n'
+printf '%s\n' "${rows[@]}"
+echo "written: $out/report.json$([[ -s $out/performance.md ]] && echo ", $out/performance.md")"
+exit $failed
