@@ -12,12 +12,13 @@ namespace cachalot::cpu {
 
 namespace amx {
 namespace {
-// clang-format off: each stands on those before it
-#include "backend/cpu/amx.inc"
-#include "backend/cpu/amx_tiles.inc"
-#include "backend/cpu/bf16_pairs.inc"
-#include "backend/cpu/e4m3_vbmi.inc"
+// Each stands on those before it.
+// clang-format off
 #include "backend/cpu/kernels.inc"
+#include "backend/cpu/e4m3_vbmi.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/amx_tiles.inc"
+#include "backend/cpu/amx.inc"
 // clang-format on
 }  // namespace
 }  // namespace amx

@@ -9,11 +9,12 @@ namespace cachalot::cpu {
 
 namespace amx_emulated {
 namespace {
-// clang-format off: each stands on those before it
-#include "backend/cpu/amx.inc"
-#include "backend/cpu/amx_emulated_tiles.inc"
-#include "backend/cpu/bf16_pairs.inc"
+// Each stands on those before it.
+// clang-format off
 #include "backend/cpu/kernels.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/amx_emulated_tiles.inc"
+#include "backend/cpu/amx.inc"
 // clang-format on
 }  // namespace
 }  // namespace amx_emulated

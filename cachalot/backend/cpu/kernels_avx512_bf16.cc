@@ -13,11 +13,12 @@ namespace cachalot::cpu {
 
 namespace avx512_bf16 {
 namespace {
-// clang-format off: each stands on those before it
-#include "backend/cpu/bf16_dot.inc"
-#include "backend/cpu/bf16_pairs.inc"
-#include "backend/cpu/e4m3_vbmi.inc"
+// Each stands on those before it.
+// clang-format off
 #include "backend/cpu/kernels.inc"
+#include "backend/cpu/e4m3_vbmi.inc"
+#include "backend/cpu/bf16_pairs.inc"
+#include "backend/cpu/bf16_dot.inc"
 // clang-format on
 }  // namespace
 }  // namespace avx512_bf16
