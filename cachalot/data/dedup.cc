@@ -48,9 +48,11 @@ class WorkFile {
     std::setvbuf(file_.get(), nullptr, _IOFBF, 256 << 10);
   }
   void write(const void* data, size_t bytes) {
-    if (std::fwrite(data, 1, bytes, file_.get()) != bytes) fail();
+    // An empty list has no address to give to fwrite.
+    if (bytes > 0 && std::fwrite(data, 1, bytes, file_.get()) != bytes) fail();
   }
   bool read(void* data, size_t bytes) {  // false at the end
+    if (bytes == 0) return true;
     const size_t n = std::fread(data, 1, bytes, file_.get());
     if (n == 0 && std::feof(file_.get())) return false;
     if (n != bytes) throw Error(fmt::format("{} has become shorter", path_));
