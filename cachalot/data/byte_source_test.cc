@@ -64,7 +64,7 @@ TEST(ByteSource, PlainFilesComeAsTheyAre) {
 }
 
 TEST(ByteSource, GzipMembersFollowOneAnother) {
-  if (!can_read_gzip()) GTEST_SKIP() << "built without zlib";
+  if (!can_read_gzip()) GTEST_SKIP() << "runs where zlib1g-dev is installed (scripts/setup.sh installs it)";
   for (const size_t step : {1, 3, 1000}) {
     EXPECT_EQ(read_all(path_of(kGzip), step), "hello\n");
     EXPECT_EQ(read_all(path_of(kGzip + kGzip), step), "hello\nhello\n");
@@ -74,7 +74,7 @@ TEST(ByteSource, GzipMembersFollowOneAnother) {
 }
 
 TEST(ByteSource, DamagedGzipIsAnErrorWithThePlace) {
-  if (!can_read_gzip()) GTEST_SKIP() << "built without zlib";
+  if (!can_read_gzip()) GTEST_SKIP() << "runs where zlib1g-dev is installed (scripts/setup.sh installs it)";
   for (size_t size = 3; size < kGzip.size(); ++size)
     EXPECT_NE(error_of([&] { read_all(path_of(kGzip.substr(0, size))); }).find("byte"), std::string::npos)
         << size;
@@ -87,7 +87,7 @@ TEST(ByteSource, DamagedGzipIsAnErrorWithThePlace) {
 }
 
 TEST(ByteSource, ZstandardFramesComeBackInAnySteps) {
-  if (!can_use_zstd()) GTEST_SKIP() << "built without libzstd";
+  if (!can_use_zstd()) GTEST_SKIP() << "runs where libzstd-dev is installed (scripts/setup.sh installs it)";
   const std::string t = text(400000), frame = zstd_frame(t, 3);
   EXPECT_LT(frame.size(), t.size() / 2);
   EXPECT_EQ(zstd_frame(t, 3), frame);
@@ -98,7 +98,7 @@ TEST(ByteSource, ZstandardFramesComeBackInAnySteps) {
 }
 
 TEST(ByteSource, DamagedZstandardIsAnError) {
-  if (!can_use_zstd()) GTEST_SKIP() << "built without libzstd";
+  if (!can_use_zstd()) GTEST_SKIP() << "runs where libzstd-dev is installed (scripts/setup.sh installs it)";
   const std::string frame = zstd_frame(text(30000), 3);
   for (size_t size = 7; size < frame.size(); size += frame.size() / 40)
     EXPECT_NE(error_of([&] { read_all(path_of(frame.substr(0, size))); }), "") << size;

@@ -480,7 +480,7 @@ TEST_P(EngineGolden, ContinuationsAreIdenticalInEveryWayOfDecoding) {
   const std::string directory =
       std::string(root) + (GetParam().shipped ? "/tests/golden/" : "/../shared/golden/") + GetParam().name;
   if (!GetParam().shipped && !std::filesystem::exists(directory))
-    GTEST_SKIP() << "needs ../shared/golden/" << GetParam().name;
+    GTEST_SKIP() << "runs on machines that have ../shared/golden/" << GetParam().name;
   const Json reference = read_json_file(directory + "/reference.json");
   for (auto& device : devices()) {
     SCOPED_TRACE(device->name());
