@@ -2,9 +2,11 @@
 # Tests and measures cachalot on a machine with an NVIDIA GPU: what CI, which has none, cannot do.
 #   scripts/gpu_check.sh                        builds the preset cuda, then everything below
 #   scripts/gpu_check.sh --build build/cuda     takes a finished build (the folder that holds `cachalot`)
-#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm train decode layer peer sanitize
+#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm kernels train decode layer
+#                                               peer_kernels peer_model sanitize
 #   scripts/gpu_check.sh --out DIR              where results go (default build/gpu_check)
-# All but `sanitize` run when none is named: about ten minutes on an H200, the build and the peer included. The
+# All but `sanitize` run when none is named, on the first card of CUDA_VISIBLE_DEVICES. With several cards, stages can
+# run side by side, each call with a card and a DIR of its own; scripts/gpu_tables.py puts the records together. The
 # peer is PyTorch with transformers; without them (python3 -c 'import torch, transformers') its rows stay empty.
 # Results: DIR/report.json (device, driver, clocks, power, energy, peak memory, date, commit, ours, the peer's,
 # ceilings), DIR/performance.md (rows for docs/performance.md), DIR/<stage>.log. Exits 1 when a test failed, 2 when
@@ -19,20 +21,21 @@ while (($#)); do
   case $1 in
     --build) build=${2:?--build needs a folder}; shift 2 ;;
     --out) out=${2:?--out needs a folder}; shift 2 ;;
-    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    tests | goldens | ops | gemm | train | decode | layer | peer | sanitize) stages+=("$1"); shift ;;
+    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    tests | goldens | ops | gemm | kernels | train | decode | layer | peer_kernels | peer_model | sanitize) stages+=("$1"); shift ;;
     *) echo "gpu_check: no option or stage \"$1\" (scripts/gpu_check.sh --help)" >&2; exit 2 ;;
   esac
 done
-((${#stages[@]})) || stages=(tests goldens ops gemm train decode layer peer)
+((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels train decode layer peer_model)
 wants() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 stop() { echo "gpu_check: $1" >&2; [[ -n ${2:-} ]] && echo "  try: $2" >&2; exit 2; }
 
 # What the machine has, before anything is built.
 command -v nvidia-smi >/dev/null || stop "no NVIDIA driver on this machine (nvidia-smi is not in PATH)" \
   "run it on a machine with a GPU; in a container, start it with the GPUs passed through"
+card=${CUDA_VISIBLE_DEVICES:-0} card=${card%%,*}
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap \
-  --format=csv,noheader,nounits -i 0 2>/dev/null) || stop "the driver shows no GPU" "nvidia-smi says why"
+  --format=csv,noheader,nounits -i "$card" 2>/dev/null) || stop "the driver shows no GPU" "nvidia-smi says why"
 IFS=',' read -r name driver memory clock memory_clock power_limit capability <<<"${gpu//, /,}"
 [[ ${capability%%.*} -ge 8 ]] || stop "$name has compute capability $capability; 8.0 (Ampere) is the oldest that runs"
 echo "gpu        $name, driver $driver, $memory MiB, $clock MHz, compute capability $capability"
@@ -51,7 +54,7 @@ sed -n '/^.. *gpu/,/^.. *mpi/p' "$out/doctor.log" | sed '$d'
 # Power, clocks and memory while a stage runs, five times a second.
 meter=""
 start_meter() {
-  nvidia-smi --query-gpu=power.draw,clocks.sm,memory.used --format=csv,noheader,nounits -i 0 -lms 200 \
+  nvidia-smi --query-gpu=power.draw,clocks.sm,memory.used --format=csv,noheader,nounits -i "$card" -lms 200 \
     >"$out/parts/$1.meter" 2>/dev/null &
   meter=$!
 }
@@ -78,12 +81,18 @@ stage() {  # name, command...: into DIR/name.log, measured
   else grep -aE 'FAILED|Failure|rror' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
 }
 
-run_tests() {  # every test program; those that need no GPU run too
-  local program status=0
+run_tests() {  # every test program, those that need no GPU too; each cut into parts that run side by side
+  local program i parts=8 pids status=0
   for program in "$build"/bin/*_test; do
     [[ -x $program ]] || continue
-    echo "-- $(basename "$program")"
-    "$program" --gtest_brief=1 || status=1
+    pids=()
+    for ((i = 0; i < parts; i++)); do
+      GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$i "$program" --gtest_brief=1 >"$out/parts/test.$i" 2>&1 & pids+=($!)
+    done
+    for ((i = 0; i < parts; i++)); do
+      wait "${pids[i]}" || { status=1; echo "-- $(basename "$program"), part $i of $parts"; cat "$out/parts/test.$i"; }
+    done
+    echo "-- $(basename "$program"): $(cat "$out"/parts/test.* | awk '/PASSED/ { n += $4 } END { print n + 0 }') passed"
   done
   return $status
 }
@@ -93,13 +102,22 @@ bench() {  # what is added to the report, then bench's arguments
   shift
   "$cachalot" bench "$@" --device cuda --json "$out/parts/$part.json"
 }
+run_train() {
+  bench train train --config configs/v3-1b.json --lines 20 &&
+    bench train_fp8 train --config configs/v3-1b.json --lines 20 --precision fp8
+}
+run_layer() {
+  bench layer forward backward --config configs/v3-layer.json --lines 12 &&
+    bench layer_fp8 forward backward --config configs/v3-layer.json --lines 12 --precision fp8
+}
 run_decode() {
   local n
   for n in 1 128; do
     bench "decode_$n" decode --config configs/v3-1b.json --sequences $n --new-tokens 64 --seconds 1 --lines 30 || return
   done
 }
-run_peer() {
+run_peer_kernels() { python3 scripts/bench_torch.py --json "$out/parts/peer_kernels.json"; }
+run_peer_model() {
   python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts train --json "$out/parts/peer_train.json" &&
     for n in 1 128; do
       python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode --sequences $n \
@@ -119,11 +137,14 @@ wants tests && stage tests run_tests
 wants goldens && stage goldens run_goldens
 wants ops && tail=60 stage ops bench ops ops
 wants gemm && tail=9 stage gemm bench gemm gemm
-wants train && tail=30 stage train bench train train --config configs/v3-1b.json --lines 20
+wants kernels && tail=90 stage kernels bench kernels products attention
+wants train && tail=60 stage train run_train
 wants decode && tail=40 stage decode run_decode
-wants layer && tail=30 stage layer bench layer forward backward --config configs/v3-layer.json --lines 12
-if wants peer; then
-  if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then stage peer run_peer
+wants layer && tail=60 stage layer run_layer
+if wants peer_kernels || wants peer_model; then
+  if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
+    wants peer_kernels && tail=60 stage peer_kernels run_peer_kernels
+    wants peer_model && stage peer_model run_peer_model
   else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
 fi
 wants sanitize && stage sanitize run_sanitize

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what cachalot needs to build on Debian 12, and only what is missing. Safe to run again.
 #   scripts/setup.sh            compiler, CMake, libraries
-#   scripts/setup.sh --checks   also what scripts/check_all.sh needs: clang 19 with its sanitizer runtimes
+#   scripts/setup.sh --checks   also what scripts/check_all.sh needs: clang 19 with its sanitizer runtimes, Chromium
 #   scripts/setup.sh --cross    also what scripts/check_cross.sh needs: qemu, a compiler for 64-bit ARM
 set -euo pipefail
 
@@ -12,7 +12,7 @@ needs=(
   "libpcre2-dev|pcre2.h" "zlib1g-dev|zlib.h" "libzstd-dev|zstd.h"
   "libgtest-dev|gtest/gtest.h" "libgmock-dev|gmock/gmock.h"
 )
-checks=("clang-19|clang++-19" "clang-tidy-19|clang-tidy-19" "clang-format-19|clang-format-19"
+checks=("chromium|chromium" "clang-19|clang++-19" "clang-tidy-19|clang-tidy-19" "clang-format-19|clang-format-19"
         "libclang-rt-19-dev|/usr/lib/llvm-19/lib/clang/19/lib/linux/libclang_rt.fuzzer-$(uname -m).a")
 
 cross=("qemu-user|qemu-aarch64" "g++-aarch64-linux-gnu|aarch64-linux-gnu-g++"

@@ -54,6 +54,10 @@ class Backend {
   virtual GraphPtr capture(const std::function<void()>& /*work*/) { return nullptr; }
   virtual void replay(const GraphPtr&) { CHECK(false, "this device captures no graphs"); }
 
+  // From now on a row's bits depend on its own numbers only, in every operation that decoding consists of, however
+  // many rows stand beside it (docs/numerics.md). Where that always holds (ref, cpu) there is nothing to do.
+  virtual void fix_rows(bool /*fixed*/) {}
+
 #define CACHALOT_DECLARE(name, Args) virtual void name(const Args&) = 0;
   CACHALOT_OPS(CACHALOT_DECLARE)
 #undef CACHALOT_DECLARE

@@ -6,11 +6,13 @@
 #include "backend/ops/attention.h"
 #include "backend/ops/cross_entropy.h"
 #include "backend/ops/elementwise.h"
+#include "backend/ops/expert_mlp.h"
 #include "backend/ops/gate.h"
 #include "backend/ops/gemm.h"
 #include "backend/ops/grouped_gemm.h"
 #include "backend/ops/head_gemm.h"
 #include "backend/ops/latent_attention.h"
+#include "backend/ops/norm_gemm.h"
 #include "backend/ops/permute.h"
 #include "backend/ops/quantize.h"
 #include "backend/ops/rmsnorm.h"
@@ -26,7 +28,12 @@
   X(head_gemm, HeadGemm)                    \
   X(attention_forward, AttentionForward)    \
   X(attention_backward, AttentionBackward)  \
+  X(latent_plan, LatentPlan)                \
   X(latent_attention, LatentAttention)      \
+  X(latent_append, LatentAppend)            \
+  X(latent_gather, LatentGather)            \
+  X(norm_gemm, NormGemm)                    \
+  X(expert_mlp, ExpertMlp)                  \
   X(rmsnorm_forward, RmsNormForward)        \
   X(rmsnorm_backward, RmsNormBackward)      \
   X(rope, Rope)                             \

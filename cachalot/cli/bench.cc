@@ -14,6 +14,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "cli/bench_kernels.h"
 #include "cli/bench_ops.h"
 #include "cli/bench_steps.h"
 #include "cli/commands.h"
@@ -25,22 +26,25 @@ namespace cachalot::cli {
 
 namespace {
 
-const std::vector<std::string> kParts{"gemm", "ops", "train", "forward", "backward", "prefill", "decode"};
+const std::vector<std::string> kParts{"gemm",    "ops",      "products", "attention", "train",
+                                      "forward", "backward", "layer",    "prefill",   "decode"};
+// For models too large for an optimizer beside them, or at V3's sizes whatever the model: only where asked for.
+const std::vector<std::string> kAskedFor{"ops", "products", "attention", "forward", "backward", "layer"};
 constexpr int64_t kCeilingBytes = int64_t(256) << 20;
 
 struct Options {
   std::vector<std::string> parts;
   std::string config = "configs/cpu-100m.json", device = "cpu", json;
   int threads = 0;
-  int64_t batch = 0, seq_len = 0, lines = 12;
+  int64_t batch = 0, seq_len = 0, lines = 12, ranks = 1;
   GenerateBench generate;
   double seconds = 3;
 
-  // forward and backward are for models too large for an optimizer beside them, and ops takes V3's sizes
-  // whatever the model: only where asked for.
   bool wants(const std::string& part) const {
-    return (parts.empty() && part != "forward" && part != "backward" && part != "ops") ||
-           std::find(parts.begin(), parts.end(), part) != parts.end();
+    const auto holds = [&](const std::vector<std::string>& list) {
+      return std::find(list.begin(), list.end(), part) != list.end();
+    };
+    return parts.empty() ? !holds(kAskedFor) : holds(parts);
   }
 };
 
@@ -84,18 +88,39 @@ Json bench_gemm(Device& device, const Ceilings& c, double seconds) {
 
 Json show_ops(Device& device, const Ceilings& c, int64_t tokens) {
   Json rows = Json::array();
-  fmt::print("\nops        cold cache, median of 20, beside copying\n");
+  fmt::print("\nops        cold cache, median of 20; beside copying {}, and as many bytes as the operation moves\n",
+             human_bytes(double(c.bytes)));
   bench_ops(device, tokens, [&](const OpTime& t) {
     fmt::print("  {:<20} {:<48} {:>10.1f} us", t.op, t.shape, 1e6 * t.seconds);
     if (t.bytes > 0)
-      fmt::print(" {:>14} {:>5.0f} %", moved(t.bytes / t.seconds), 100 * t.bytes / t.seconds / c.copy_bytes);
+      fmt::print(" {:>14} {:>5.0f} % {:>5.0f} %", moved(t.bytes / t.seconds),
+                 100 * t.bytes / t.seconds / c.copy_bytes, 100 * t.copy_seconds / t.seconds);
     fmt::print("\n");
     std::fflush(stdout);
     rows.push_back({{"op", t.op},
                     {"shape", t.shape},
                     {"seconds", t.seconds},
                     {"bytes", t.bytes},
-                    {"share_of_copy", t.bytes / t.seconds / c.copy_bytes}});
+                    {"share_of_copy", t.bytes / t.seconds / c.copy_bytes},
+                    {"share_of_equal_copy", t.copy_seconds / t.seconds}});
+  });
+  return rows;
+}
+
+// Products and attention: what they compute and what they move a second.
+Json show_kernels(const char* title, const std::function<void(const ShowTime&)>& bench) {
+  Json rows = Json::array();
+  fmt::print("\n{:<10} cold cache, median of 20; \"graph\": without the launch\n", title);
+  bench([&](const OpTime& t) {
+    fmt::print("  {:<22} {:<36} {:<5} {:>10.1f} us {:>16} {:>12}\n", t.op, t.shape, t.graph ? "graph" : "",
+               1e6 * t.seconds, flops(t.flops / t.seconds), t.bytes > 0 ? moved(t.bytes / t.seconds) : "");
+    std::fflush(stdout);
+    rows.push_back({{"op", t.op},
+                    {"shape", t.shape},
+                    {"graph", t.graph},
+                    {"seconds", t.seconds},
+                    {"flops", t.flops},
+                    {"bytes", t.bytes}});
   });
   return rows;
 }
@@ -156,10 +181,12 @@ Json show_step(const char* name, const StepTime& t, const Ceilings& c, DType dty
              name, t.tokens, t.seconds, t.repeats, t.least, double(t.tokens) / t.seconds);
   fmt::print("           {}: {:.0f} % of the rate of its own products ({})\n", flops(rate),
              100 * rate / product_rate, flops(product_rate));
+  if (t.memory) fmt::print("           takes {} of memory\n", human_bytes(double(t.memory)));
   print_profile(t.profile, c, dtype, lines);
   return {{"tokens", t.tokens},
           {"seconds", t.seconds},
           {"fastest_seconds", t.least},
+          {"memory_bytes", t.memory},
           {"steps", t.repeats},
           {"tokens_per_second", double(t.tokens) / t.seconds},
           {"flops_per_second", rate},
@@ -190,13 +217,30 @@ Json show_decode(const StepTime& t, Device& device, const Ceilings& c, DType dty
           {"operations", profile_json(t.profile)}};
 }
 
+// The last layer: forward; with a backward that overwrites gradients; with one that adds to them.
+Json show_layer(Device& device, const ModelConfig& model, const TrainSection& train, const Ceilings& c,
+                DType dtype, const Options& o) {
+  if (model.n_routed_experts % o.ranks != 0)
+    throw Error(fmt::format("{} experts do not go evenly to {} ranks", model.n_routed_experts, o.ranks))
+        .hint("--ranks with a number that divides n_routed_experts");
+  fmt::print("\nlayer      rank 1 of {}: {} experts, {} rows for them\n", o.ranks,
+             model.n_routed_experts / o.ranks, train.tokens_per_step() * model.num_experts_per_tok);
+  Json report{{"ranks", o.ranks}};
+  for (const auto& [name, pass] : {std::pair{"forward", LayerPass::forward},
+                                   {"backward", LayerPass::overwriting},
+                                   {"adding", LayerPass::adding}}) {
+    report[name] = show_step(name, bench_layer(device, model, train, o.ranks, pass, o.seconds), c, dtype, o.lines);
+    std::fflush(stdout);
+  }
+  return report;
+}
+
 void run(const Options& o) {
   for (const std::string& part : o.parts)
     if (std::find(kParts.begin(), kParts.end(), part) == kParts.end()) {
       const std::string close = nearest(part, kParts);
       throw Error(fmt::format("bench has no part \"{}\"", part))
-          .hint(close.empty() ? "gemm, ops, train, forward, backward, prefill, decode"
-                              : "did you mean " + close + "?");
+          .hint(close.empty() ? fmt::format("{}", fmt::join(kParts, ", ")) : "did you mean " + close + "?");
     }
   RunConfig config = load_run_config(o.config, {});
   config.train.precision = o.generate.precision;
@@ -222,6 +266,12 @@ void run(const Options& o) {
   if (o.wants("gemm")) report["gemm"] = bench_gemm(*device, ceilings, o.seconds);
   std::fflush(stdout);
   if (o.wants("ops")) report["ops"] = show_ops(*device, ceilings, o.seq_len ? o.seq_len : 4096);
+  if (o.wants("products"))
+    report["products"] = show_kernels(
+        "products", [&](const ShowTime& show) { bench_products(*device, o.seq_len ? o.seq_len : 4096, show); });
+  if (o.wants("attention"))
+    report["attention"] = show_kernels(
+        "attention", [&](const ShowTime& show) { bench_attention(*device, o.seq_len ? o.seq_len : 4096, show); });
   if (o.wants("train"))
     report["train"] =
         show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype, o.lines);
@@ -230,6 +280,7 @@ void run(const Options& o) {
     if (o.wants(name))
       report[name] = show_step(name, bench_pass(*device, model, config.train, pass, o.seconds), ceilings,
                                dtype, o.lines);
+  if (o.wants("layer")) report["layer"] = show_layer(*device, model, config.train, ceilings, dtype, o);
   std::fflush(stdout);
   if (o.wants("prefill"))
     report["prefill"] =
@@ -248,8 +299,8 @@ void add_bench(CLI::App& app) {
   auto* c = app.add_subcommand("bench", "measure this machine and how much of it cachalot uses");
   c->add_option(
       "PART", o->parts,
-      "gemm, train, prefill, decode [these four]; ops: what only moves memory, at DeepSeek-V3's sizes; "
-      "forward, backward (a forward too): without an optimizer");
+      "gemm, train, prefill, decode [these four]; ops, products, attention: single operations at DeepSeek-V3's "
+      "sizes; forward, backward (a forward too): without an optimizer; layer: the last layer alone");
   c->add_option("--config", o->config, "training configuration whose model and batch are measured")
       ->capture_default_str();
   c->add_option("--precision", o->generate.precision, kPrecisions)->capture_default_str();
@@ -260,8 +311,11 @@ void add_bench(CLI::App& app) {
   c->add_option("--batch", o->batch, "train: sequences of a step [of the configuration]")
       ->check(CLI::Range(1, 1 << 20));
   c->add_option("--seq-len", o->seq_len,
-                "train: tokens of a sequence [of the configuration]; ops: rows [4096]")
+                "train: tokens of a sequence [of the configuration]; ops, products, attention: rows [4096]")
       ->check(CLI::Range(1, 1 << 20));
+  c->add_option("--ranks", o->ranks, "layer: expert-parallel ranks, each with its share of the experts")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
   c->add_option("--context", o->generate.context, "prefill, decode: tokens of the prompt")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -272,6 +326,8 @@ void add_bench(CLI::App& app) {
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   c->add_option("--speculate", o->generate.speculate, "decode: MTP depths that draft")->capture_default_str();
+  c->add_option("--cache", o->generate.cache, "prefill, decode: latents in bf16 or fp8")->capture_default_str();
+  c->add_flag("--batch-invariant", o->generate.batch_invariant, "prefill, decode: bits that no neighbour changes");
   c->add_option("--seconds", o->seconds, "at least so long for each part")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();

@@ -3,112 +3,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
-#include "backend/buffer.h"
 #include "base/rng.h"
 
 namespace cachalot::cli {
 
 namespace {
 
-constexpr int64_t kHidden = 7168, kExperts = 256, kTopK = 8, kExpertWidth = 2048, kVocabulary = 129280;
-constexpr int64_t kHeads = 128, kRope = 64, kQuery = 192;
-constexpr int64_t kFlushed = int64_t(256) << 20;  // bytes written between two calls: no cache is larger
-constexpr int kCalls = 20;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+void time(OpBench& g, const std::string& op, const std::string& shape, double bytes,
+          const OpBench::Call& call) {
+  g.time_beside_copy({.op = op, .shape = shape, .bytes = bytes}, call);
 }
 
-// Tensors of one group of operations: gone with it.
-class Group {
- public:
-  Group(Device& device, Stream& s, Tensor flush, const std::function<void(const OpTime&)>& show)
-      : device_(device), s_(s), flush_(flush), show_(show) {}
-
-  Tensor raw(DType dtype, int64_t rows, int64_t cols) {
-    buffers_.emplace_back(device_, rows * cols * size_of(dtype), "operands of an operation");
-    return make_tensor(buffers_.back().data(), dtype, rows, cols);
-  }
-  // The first rows are drawn and the others are copies of them.
-  Tensor normal(DType dtype, int64_t rows, int64_t cols, float width = 1) {
-    const int64_t drawn = std::clamp<int64_t>((int64_t(1) << 20) / cols, 1, rows);
-    std::vector<float> numbers(size_t(drawn * cols));
-    for (size_t i = 0; i < numbers.size(); ++i)
-      numbers[i] = width * float(random_normal(1, uint64_t(buffers_.size()), i));
-    const Tensor t = raw(dtype, rows, cols);
-    Buffer memory(device_, drawn * cols * 4, "random numbers");
-    const Tensor first = make_tensor(memory.data(), DType::f32, drawn, cols);
-    on(s_).upload(numbers.data(), first);
-    for (int64_t r = 0; r < rows; r += drawn) {
-      const int64_t n = std::min(drawn, rows - r);
-      on(s_).cast({.x = first.slice_rows(0, n), .y = t.slice_rows(r, n)});
-    }
-    on(s_).synchronize();
-    return t;
-  }
-  Tensor constant(DType dtype, int64_t rows, int64_t cols, double value) {
-    const Tensor t = raw(dtype, rows, cols);
-    on(s_).fill({.y = t, .value = value});
-    return t;
-  }
-  // FP8 codes with row tiles, and FP8 weights with blocks of 128 x 128.
-  Tensor row_tiles(int64_t rows, int64_t cols) {
-    Tensor t = raw(DType::e4m3, rows, cols);
-    t.scale_ld = (rows + 3) / 4 * 4;
-    t.scales = static_cast<float*>(raw(DType::f32, tiles(cols), t.scale_ld).data);
-    t.scale_tile = ScaleTile::row;
-    return t;
-  }
-  Tensor blocks(int64_t rows, int64_t cols, int64_t part_rows) {
-    Tensor t = raw(DType::e4m3, rows, cols);
-    t.scale_ld = tiles(cols);
-    t.scales = static_cast<float*>(raw(DType::f32, rows / part_rows * tiles(part_rows), t.scale_ld).data);
-    t.part_rows = part_rows;
-    return t;
-  }
-  // [rows, cols] of f(i).
-  template <class F> Tensor integers(int64_t rows, int64_t cols, const F& f) {
-    std::vector<int32_t> values;
-    for (int64_t i = 0; i < rows * cols; ++i) values.push_back(int32_t(f(i)));
-    const Tensor t = raw(DType::i32, rows, cols);
-    on(s_).upload(values.data(), t);
-    return t;
-  }
-
-  void time(const std::string& op, const std::string& shape, double bytes,
-            const std::function<void(Backend&)>& call) {
-    call(on(s_));
-    std::vector<double> times;
-    for (int i = 0; i < kCalls; ++i) {
-      on(s_).fill({.y = flush_, .value = double(i)});  // the call is queued while a card is still at this
-      const double start = now();
-      const EventPtr begin = on(s_).record();
-      call(on(s_));
-      const EventPtr end = on(s_).record();
-      on(s_).synchronize();
-      const double host = now() - start, device = end->seconds_after(*begin);
-      times.push_back(device >= 0 ? device : host);
-    }
-    std::sort(times.begin(), times.end());
-    show_({.op = op, .shape = shape, .seconds = times[kCalls / 2], .bytes = bytes});
-  }
-
- private:
-  static int64_t tiles(int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; }
-
-  Device& device_;
-  Stream& s_;
-  Tensor flush_;
-  const std::function<void(const OpTime&)>& show_;
-  std::vector<Buffer> buffers_;
-};
-
-std::string by(int64_t rows, int64_t cols) { return fmt::format("{} x {}", rows, cols); }
-
-void norms(Group g, int64_t tokens) {
+constexpr int64_t kHidden = 7168, kExperts = 256, kTopK = 8, kExpertWidth = 2048, kVocabulary = 129280;
+constexpr int64_t kHeads = 128, kRope = 64, kQuery = 192;
+void norms(OpBench g, int64_t tokens) {
   const DType act = DType::bf16;
   const Tensor x = g.normal(act, tokens, kHidden), dy = g.normal(act, tokens, kHidden),
                more = g.normal(act, tokens, kHidden), y = g.raw(act, tokens, kHidden),
@@ -116,53 +26,53 @@ void norms(Group g, int64_t tokens) {
                r = g.constant(DType::f32, 1, tokens, 1);
   const double bytes = 2 * double(x.size());
   const std::string shape = by(tokens, kHidden);
-  g.time("add", shape, 3 * bytes, [&](Backend& b) { b.add({.a = x, .b = dy, .y = y}); });
-  g.time("rmsnorm_forward", shape, 2 * bytes,
-         [&](Backend& b) { b.rmsnorm_forward({.x = x, .gain = gain, .y = y, .r = r, .eps = 1e-6}); });
-  g.time("rmsnorm_backward", shape, 3 * bytes, [&](Backend& b) {
+  time(g, "add", shape, 3 * bytes, [&](Backend& b) { b.add({.a = x, .b = dy, .y = y}); });
+  time(g, "rmsnorm_forward", shape, 2 * bytes,
+       [&](Backend& b) { b.rmsnorm_forward({.x = x, .gain = gain, .y = y, .r = r, .eps = 1e-6}); });
+  time(g, "rmsnorm_backward", shape, 3 * bytes, [&](Backend& b) {
     b.rmsnorm_backward({.dy = dy, .x = x, .gain = gain, .r = r, .dx = y, .dgain = dgain});
   });
-  g.time("rmsnorm_backward", shape + ", residual", 4 * bytes, [&](Backend& b) {
+  time(g, "rmsnorm_backward", shape + ", residual", 4 * bytes, [&](Backend& b) {
     b.rmsnorm_backward({.dy = dy, .x = x, .gain = gain, .r = r, .residual = more, .dx = y, .dgain = dgain});
   });
   for (const int64_t width : {int64_t(1536), int64_t(512)}) {  // the latents
     const auto narrow = [&](const Tensor& t) { return make_tensor(t.data, t.dtype, tokens, width); };
     const Tensor some = make_tensor(gain.data, DType::f32, 1, width);
-    g.time("rmsnorm_forward", by(tokens, width), 4.0 * double(tokens * width), [&](Backend& b) {
+    time(g, "rmsnorm_forward", by(tokens, width), 4.0 * double(tokens * width), [&](Backend& b) {
       b.rmsnorm_forward({.x = narrow(x), .gain = some, .y = narrow(y), .r = r, .eps = 1e-6});
     });
   }
 }
 
-void rotations(Group g, int64_t tokens) {
+void rotations(OpBench g, int64_t tokens) {
   const Tensor q = g.normal(DType::bf16, tokens, kHeads * kQuery),
                positions = g.integers(1, tokens, [](int64_t t) { return t; }),
                cos = g.normal(DType::f32, tokens, kRope / 2), sin = g.normal(DType::f32, tokens, kRope / 2);
-  g.time("rope", fmt::format("{} x {} heads, {} of {}", tokens, kHeads, kRope, kQuery),
-         4.0 * double(tokens * kHeads * kRope), [&](Backend& b) {
-           b.rope({.x = q,
-                   .positions = positions,
-                   .cos = cos,
-                   .sin = sin,
-                   .heads = kHeads,
-                   .stride = kQuery,
-                   .offset = kQuery - kRope,
-                   .width = kRope});
-         });
+  time(g, "rope", fmt::format("{} x {} heads, {} of {}", tokens, kHeads, kRope, kQuery),
+       4.0 * double(tokens * kHeads * kRope), [&](Backend& b) {
+         b.rope({.x = q,
+                 .positions = positions,
+                 .cos = cos,
+                 .sin = sin,
+                 .heads = kHeads,
+                 .stride = kQuery,
+                 .offset = kQuery - kRope,
+                 .width = kRope});
+       });
 }
 
-void activations(Group g, int64_t rows) {
+void activations(OpBench g, int64_t rows) {
   const Tensor x = g.normal(DType::bf16, rows, 2 * kExpertWidth),
                dy = g.normal(DType::bf16, rows, kExpertWidth), y = g.raw(DType::bf16, rows, kExpertWidth),
                dx = g.raw(DType::bf16, rows, 2 * kExpertWidth);
   const double bytes = 2 * double(y.size());
-  g.time("swiglu_forward", by(rows, kExpertWidth), 3 * bytes,
-         [&](Backend& b) { b.swiglu_forward({.x = x, .y = y}); });
-  g.time("swiglu_backward", by(rows, kExpertWidth), 5 * bytes,
-         [&](Backend& b) { b.swiglu_backward({.dy = dy, .x = x, .dx = dx}); });
+  time(g, "swiglu_forward", by(rows, kExpertWidth), 3 * bytes,
+       [&](Backend& b) { b.swiglu_forward({.x = x, .y = y}); });
+  time(g, "swiglu_backward", by(rows, kExpertWidth), 5 * bytes,
+       [&](Backend& b) { b.swiglu_backward({.dy = dy, .x = x, .dx = dx}); });
 }
 
-void routing(Group g, int64_t tokens) {
+void routing(OpBench g, int64_t tokens) {
   const DType stat = DType::f32, act = DType::bf16;
   const Tensor logits = g.normal(stat, tokens, kExperts), bias = g.normal(stat, 1, kExperts, 0.1f),
                scores = g.raw(stat, tokens, kExperts), indices = g.raw(DType::i32, tokens, kTopK),
@@ -186,27 +96,27 @@ void routing(Group g, int64_t tokens) {
                        .experts = kExperts};
   };
   for (const int64_t n : {int64_t(1), std::min<int64_t>(128, tokens), tokens}) {
-    g.time("gate_forward", by(n, kExperts), 0, [&](Backend& b) { b.gate_forward(gate(n)); });
-    g.time("permute_plan", by(n, kTopK), 0, [&](Backend& b) { b.permute_plan(plan(n)); });
+    time(g, "gate_forward", by(n, kExperts), 0, [&](Backend& b) { b.gate_forward(gate(n)); });
+    time(g, "permute_plan", by(n, kTopK), 0, [&](Backend& b) { b.permute_plan(plan(n)); });
   }
   const Tensor x = g.normal(act, tokens, kHidden), shared = g.normal(act, tokens, kHidden),
                out = g.raw(act, tokens, kHidden), rows = g.normal(act, tokens * kTopK, kHidden),
                drows = g.raw(act, tokens * kTopK, kHidden), dweights = g.raw(stat, tokens, kTopK);
   const double bytes = 2 * double(x.size());
   const std::string shape = fmt::format("{} x {}, {} of {}", tokens, kHidden, kTopK, kExperts);
-  g.time("permute", shape, bytes * (1 + kTopK),
-         [&](Backend& b) { b.permute({.x = x, .row_of = row_of, .y = drows}); });
-  g.time("unpermute", shape, bytes * (3 + kTopK), [&](Backend& b) {
+  time(g, "permute", shape, bytes * (1 + kTopK),
+       [&](Backend& b) { b.permute({.x = x, .row_of = row_of, .y = drows}); });
+  time(g, "unpermute", shape, bytes * (3 + kTopK), [&](Backend& b) {
     b.unpermute({.x = rows, .row_of = row_of, .weights = weights, .residual = x, .shared = shared, .y = out});
   });
-  g.time("unpermute_backward", shape, bytes * (1 + 2 * kTopK), [&](Backend& b) {
+  time(g, "unpermute_backward", shape, bytes * (1 + 2 * kTopK), [&](Backend& b) {
     b.unpermute_backward(
         {.dy = x, .x = rows, .row_of = row_of, .weights = weights, .dx = drows, .dweights = dweights});
   });
 }
 
 // Tokens as text has them: few of them often. A quarter of the vocabulary is enough for no cache to hold it.
-void embeddings(Group g, int64_t tokens) {
+void embeddings(OpBench g, int64_t tokens) {
   const int64_t vocabulary = kVocabulary / 4;
   const Tensor table = g.normal(DType::bf16, vocabulary, kHidden), x = g.normal(DType::bf16, tokens, kHidden),
                y = g.raw(DType::bf16, tokens, kHidden), sums = g.constant(DType::f32, vocabulary, kHidden, 0);
@@ -218,26 +128,26 @@ void embeddings(Group g, int64_t tokens) {
     return row;
   });
   const double bytes = 2 * double(x.size()), distinct = double(std::count(met.begin(), met.end(), true));
-  g.time("gather_rows", by(tokens, kHidden), 2 * bytes,
-         [&](Backend& b) { b.gather_rows({.x = table, .rows = rows, .y = y}); });
-  g.time("scatter_add_rows", fmt::format("{}, {} distinct", by(tokens, kHidden), distinct),
-         bytes + 8 * distinct * double(kHidden), [&](Backend& b) {
-           b.scatter_add_rows({.x = x, .rows = rows, .y = sums, .accumulate = Accumulate::add});
-         });
+  time(g, "gather_rows", by(tokens, kHidden), 2 * bytes,
+       [&](Backend& b) { b.gather_rows({.x = table, .rows = rows, .y = y}); });
+  time(g, "scatter_add_rows", fmt::format("{}, {} distinct", by(tokens, kHidden), distinct),
+       bytes + 8 * distinct * double(kHidden), [&](Backend& b) {
+         b.scatter_add_rows({.x = x, .rows = rows, .y = sums, .accumulate = Accumulate::add});
+       });
 }
 
-void losses(Group g, int64_t rows) {
+void losses(OpBench g, int64_t rows) {
   const Tensor logits = g.normal(DType::f32, rows, kVocabulary, 3), loss = g.raw(DType::f32, 1, rows),
                targets = g.integers(1, rows, [](int64_t t) { return t * 97 % kVocabulary; });
   const double bytes = 4 * double(logits.size());
-  g.time("cross_entropy", by(rows, kVocabulary), bytes,
-         [&](Backend& b) { b.cross_entropy({.logits = logits, .targets = targets, .loss = loss}); });
-  g.time("cross_entropy", by(rows, kVocabulary) + ", gradient", 2 * bytes, [&](Backend& b) {
+  time(g, "cross_entropy", by(rows, kVocabulary), bytes,
+       [&](Backend& b) { b.cross_entropy({.logits = logits, .targets = targets, .loss = loss}); });
+  time(g, "cross_entropy", by(rows, kVocabulary) + ", gradient", 2 * bytes, [&](Backend& b) {
     b.cross_entropy({.logits = logits, .targets = targets, .loss = loss, .gradient = true});
   });
 }
 
-void draws(Group g, int64_t most) {
+void draws(OpBench g, int64_t most) {
   const Tensor logits = g.normal(DType::f32, most, kVocabulary, 3), tokens = g.raw(DType::i32, 1, most),
                positions = g.integers(1, most, [](int64_t t) { return t; });
   struct Setting {
@@ -249,47 +159,47 @@ void draws(Group g, int64_t most) {
     for (const Setting& s :
          {Setting{"greedy", 0, 1, 0}, Setting{"temperature 1", 1, 1, 0},
           Setting{"temperature 1, top_p 0.95", 1, 0.95, 0}, Setting{"temperature 1, top_k 50", 1, 1, 50}})
-      g.time("sample", fmt::format("{}, {}", by(rows, kVocabulary), s.name), 4 * double(rows * kVocabulary),
-             [&](Backend& b) {
-               b.sample({.logits = logits.slice_rows(0, rows),
-                         .positions = positions.slice_cols(0, rows),
-                         .tokens = tokens.slice_cols(0, rows),
-                         .temperature = s.temperature,
-                         .top_p = s.top_p,
-                         .top_k = s.top_k});
-             });
+      time(g, "sample", fmt::format("{}, {}", by(rows, kVocabulary), s.name), 4 * double(rows * kVocabulary),
+           [&](Backend& b) {
+             b.sample({.logits = logits.slice_rows(0, rows),
+                       .positions = positions.slice_cols(0, rows),
+                       .tokens = tokens.slice_cols(0, rows),
+                       .temperature = s.temperature,
+                       .top_p = s.top_p,
+                       .top_k = s.top_k});
+           });
 }
 
 // FP8: activations and gradients, and what they are fused with.
-void quantised_rows(Group g, int64_t tokens) {
+void quantised_rows(OpBench g, int64_t tokens) {
   const Tensor x = g.normal(DType::bf16, tokens, kHidden), norm = g.raw(DType::bf16, tokens, kHidden),
                y = g.row_tiles(tokens, kHidden), turned = g.row_tiles(kHidden, tokens),
                gain = g.normal(DType::f32, 1, kHidden), r = g.raw(DType::f32, 1, tokens);
   const double n = double(x.size());
   const std::string shape = by(tokens, kHidden);
-  g.time("quantize", shape, 3 * n, [&](Backend& b) { b.quantize({.x = x, .y = y}); });
-  g.time("quantize", shape + ", transposed", 3 * n,
-         [&](Backend& b) { b.quantize({.x = x, .transposed = turned}); });
-  g.time("quantize", shape + ", both", 4 * n,
-         [&](Backend& b) { b.quantize({.x = x, .y = y, .transposed = turned}); });
-  g.time("quantize", shape + ", codes transposed", 2 * n,
-         [&](Backend& b) { b.quantize({.x = y, .transposed = turned}); });
-  g.time("rmsnorm_forward", shape + ", to FP8", 3 * n, [&](Backend& b) {
+  time(g, "quantize", shape, 3 * n, [&](Backend& b) { b.quantize({.x = x, .y = y}); });
+  time(g, "quantize", shape + ", transposed", 3 * n,
+       [&](Backend& b) { b.quantize({.x = x, .transposed = turned}); });
+  time(g, "quantize", shape + ", both", 4 * n,
+       [&](Backend& b) { b.quantize({.x = x, .y = y, .transposed = turned}); });
+  time(g, "quantize", shape + ", codes transposed", 2 * n,
+       [&](Backend& b) { b.quantize({.x = y, .transposed = turned}); });
+  time(g, "rmsnorm_forward", shape + ", to FP8", 3 * n, [&](Backend& b) {
     b.rmsnorm_forward({.x = x, .gain = gain, .y = {}, .r = r, .eps = 1e-6, .quantized = y});
   });
-  g.time("rmsnorm_forward", shape + ", and FP8", 5 * n, [&](Backend& b) {
+  time(g, "rmsnorm_forward", shape + ", and FP8", 5 * n, [&](Backend& b) {
     b.rmsnorm_forward({.x = x, .gain = gain, .y = norm, .r = r, .eps = 1e-6, .quantized = y});
   });
   const Tensor packed = g.raw(DType::i32, tokens, 3 * kHidden / 8),
                scales = g.raw(DType::f32, kHidden / kScaleBlock, tokens);
-  g.time("pack_e5m6", shape, 3.5 * n,
-         [&](Backend& b) { b.pack_e5m6({.x = x, .packed = packed, .scales = scales}); });
-  g.time("unpack_e5m6", shape, 3.5 * n,
-         [&](Backend& b) { b.unpack_e5m6({.packed = packed, .scales = scales, .y = norm}); });
+  time(g, "pack_e5m6", shape, 3.5 * n,
+       [&](Backend& b) { b.pack_e5m6({.x = x, .packed = packed, .scales = scales}); });
+  time(g, "unpack_e5m6", shape, 3.5 * n,
+       [&](Backend& b) { b.unpack_e5m6({.packed = packed, .scales = scales, .y = norm}); });
 }
 
 // Rows of 32 experts, ragged, on one card of many.
-void quantised_experts(Group g, int64_t rows) {
+void quantised_experts(OpBench g, int64_t rows) {
   constexpr int64_t kHere = 32;
   const int64_t padded = padded_rows(rows, kHere);
   const Tensor x = g.normal(DType::bf16, rows, 2 * kExpertWidth),
@@ -301,38 +211,36 @@ void quantised_experts(Group g, int64_t rows) {
                });
   const double n = double(dy.size());
   const std::string shape = by(rows, kExpertWidth);
-  g.time("pad_offsets", fmt::format("{} experts", kHere), 0,
-         [&](Backend& b) { b.pad_offsets({.offsets = offsets, .padded = pads}); });
-  g.time("quantize", shape + ", transposed, experts", 3 * n, [&](Backend& b) {
-    b.quantize({.x = dy, .transposed = turned, .offsets = offsets, .padded = pads});
-  });
-  g.time("swiglu_forward", shape + ", to FP8, x kept in FP8", 7 * n,
-         [&](Backend& b) { b.swiglu_forward({.x = x, .y = {}, .quantized = y, .cached = cached}); });
-  g.time("swiglu_backward", shape + ", from and to FP8, with y", 8 * n, [&](Backend& b) {
-    b.swiglu_backward({.dy = dy, .x = cached, .dx = {}, .y = out, .quantized = dx});
-  });
+  time(g, "pad_offsets", fmt::format("{} experts", kHere), 0,
+       [&](Backend& b) { b.pad_offsets({.offsets = offsets, .padded = pads}); });
+  time(g, "quantize", shape + ", transposed, experts", 3 * n,
+       [&](Backend& b) { b.quantize({.x = dy, .transposed = turned, .offsets = offsets, .padded = pads}); });
+  time(g, "swiglu_forward", shape + ", to FP8, x kept in FP8", 7 * n,
+       [&](Backend& b) { b.swiglu_forward({.x = x, .y = {}, .quantized = y, .cached = cached}); });
+  time(g, "swiglu_backward", shape + ", from and to FP8, with y", 8 * n,
+       [&](Backend& b) { b.swiglu_backward({.dy = dy, .x = cached, .dx = {}, .y = out, .quantized = dx}); });
 }
 
 // Some experts' gate and up, from f32 masters.
-void quantised_weights(Group g, int64_t experts) {
+void quantised_weights(OpBench g, int64_t experts) {
   const int64_t rows = experts * 2 * kExpertWidth;
   const Tensor w = g.normal(DType::f32, rows, kHidden), y = g.blocks(rows, kHidden, kExpertWidth),
                turned = g.blocks(experts * kHidden, 2 * kExpertWidth, kHidden);
   const double n = double(w.size());
-  g.time("quantize_weight", by(rows, kHidden) + ", f32, and transposed", 6 * n,
-         [&](Backend& b) { b.quantize_weight({.x = w, .y = y, .transposed = turned, .experts = experts}); });
-  g.time("quantize_weight", by(rows, kHidden) + ", codes transposed", 2 * n,
-         [&](Backend& b) { b.quantize_weight({.x = y, .transposed = turned, .experts = experts}); });
+  time(g, "quantize_weight", by(rows, kHidden) + ", f32, and transposed", 6 * n,
+       [&](Backend& b) { b.quantize_weight({.x = w, .y = y, .transposed = turned, .experts = experts}); });
+  time(g, "quantize_weight", by(rows, kHidden) + ", codes transposed", 2 * n,
+       [&](Backend& b) { b.quantize_weight({.x = y, .transposed = turned, .experts = experts}); });
 }
 
-void optimizer(Group g, int64_t n) {
+void optimizer(OpBench g, int64_t n) {
   const Tensor master = g.normal(DType::f32, 1, n), grad = g.normal(DType::f32, 1, n),
                m = g.normal(DType::bf16, 1, n, 0.1f), v = g.constant(DType::bf16, 1, n, 0.25),
                w = g.raw(DType::bf16, 1, n), norm = g.constant(DType::f64, 1, 1, 0);
   const std::string shape = fmt::format("{}", n);
-  g.time("sum_squares", shape, 4 * double(n), [&](Backend& b) { b.sum_squares({.x = grad, .out = norm}); });
-  g.time("cast", shape + ", f32 to bf16", 6 * double(n), [&](Backend& b) { b.cast({.x = master, .y = w}); });
-  g.time("adamw", shape, 22 * double(n), [&](Backend& b) {
+  time(g, "sum_squares", shape, 4 * double(n), [&](Backend& b) { b.sum_squares({.x = grad, .out = norm}); });
+  time(g, "cast", shape + ", f32 to bf16", 6 * double(n), [&](Backend& b) { b.cast({.x = master, .y = w}); });
+  time(g, "adamw", shape, 22 * double(n), [&](Backend& b) {
     b.adamw({.master = master,
              .grad = grad,
              .m = m,
@@ -347,11 +255,10 @@ void optimizer(Group g, int64_t n) {
 
 }  // namespace
 
-void bench_ops(Device& device, int64_t tokens, const std::function<void(const OpTime&)>& show) {
+void bench_ops(Device& device, int64_t tokens, const ShowTime& show) {
   Stream s(device);
-  const Buffer memory(device, kFlushed, "what empties the cache");
-  const Tensor flush = make_tensor(memory.data(), DType::f32, 1, kFlushed / 4);
-  const auto group = [&] { return Group(device, s, flush, show); };
+  const CacheFlush flush(device);
+  const auto group = [&] { return OpBench(device, s, flush, show); };
   norms(group(), tokens);
   rotations(group(), tokens);
   activations(group(), tokens * kTopK);

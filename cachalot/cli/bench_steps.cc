@@ -15,7 +15,7 @@ namespace cachalot::cli {
 
 namespace {
 
-constexpr uint64_t kSeed = 1, kTokenStream = 0x544F4B53;
+constexpr uint64_t kSeed = 1, kTokenStream = 0x544F4B53, kRowStream = 0x524F5753;
 constexpr double kLearningRate = 1e-4;
 
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, uint64_t first) {
@@ -41,6 +41,7 @@ StepTime repeat(double seconds, int64_t tokens, const std::function<double()>& r
           .least = times[0],
           .repeats = int64_t(times.size()),
           .tokens = tokens,
+          .memory = 0,
           .profile = {}};
 }
 
@@ -132,6 +133,99 @@ class PassRun {
   std::vector<TokenSpan> sequences_;
 };
 
+// The last layer of a model on random rows; see bench_layer.
+class LayerRun {
+ public:
+  LayerRun(Device& device, const ModelConfig& config, const TrainSection& train, int64_t ranks, int64_t arena)
+      : stream_(device),
+        held_(held(config, ranks)),
+        params_(device, held_, Recipe::of(parse_precision(train.precision)), {.gradients = true}),
+        model_(stream_, held_, params_, train.seq_len),
+        block_(model_.blocks().back()),
+        fixed_(device, fixed_bytes(config, train), "inputs of a layer"),
+        arena_(device, arena, "activations of a micro-batch"),
+        tokens_(random_sequences(config, train)) {
+    for (const auto& t : tokens_) sequences_.emplace_back(t);
+    draw_weights(stream_, params_, held_);
+    const int64_t rows = train.tokens_per_step();
+    x_ = draw(fixed_.take(params_.recipe().act, rows, config.hidden_size), 1);
+    dy_ = draw(fixed_.take_like(x_), 2);
+    if (block_.gate) hold_gate(config, rows);
+    on(stream_).synchronize();
+  }
+  void run(LayerPass pass) {
+    arena_.clear();
+    const TokenBatch batch = make_training_batch(stream_, arena_, sequences_, 0).main;
+    Block::State state = block_.forward_attention(stream_, arena_, batch, x_, {.cache = {}, .replay = {}});
+    const Tensor chosen = state.routing.indices;
+    if (local_) state.routing.indices = local_;
+    block_.forward_dispatch(stream_, arena_, state);
+    state.routing.indices = chosen;
+    block_.forward_mlp(stream_, arena_, state);
+    block_.forward_combine(stream_, arena_, state);
+    if (pass != LayerPass::forward)
+      block_.backward(stream_, arena_, batch, state, dy_, 0,
+                      pass == LayerPass::adding ? Accumulate::add : Accumulate::overwrite);
+    on(stream_).synchronize();
+  }
+  int64_t arena_high_water() const { return arena_.high_water(); }
+
+ private:
+  static ModelConfig held(ModelConfig c, int64_t ranks) {
+    c.first_k_dense_replace = c.has_experts(c.num_hidden_layers - 1) ? 0 : 1;
+    c.num_hidden_layers = 1, c.num_nextn_predict_layers = 0;
+    c.vocab_size = 1;  // embedding and head are no part of a layer
+    c.n_routed_experts /= ranks;
+    return c;
+  }
+  static int64_t fixed_bytes(const ModelConfig& c, const TrainSection& train) {
+    const int64_t rows = train.tokens_per_step(), experts = c.n_routed_experts;
+    return 8 * (rows + experts) * c.hidden_size + 4 * experts + 4 * rows * c.num_experts_per_tok + 2048;
+  }
+  Tensor draw(Tensor t, uint64_t stream) {
+    const auto as = [&]<class T>(T) {
+      std::vector<T> values(size_t(t.size()));
+      for (size_t k = 0; k < values.size(); ++k)
+        values[k] = T(float(random_uniform(kSeed, kRowStream + stream, k) - 0.5));
+      on(stream_).upload(values.data(), t);
+    };
+    t.dtype == DType::f32 ? as(float{}) : as(bf16{});
+    return t;
+  }
+  // The router knows the experts of all ranks; who has a row here is drawn evenly, whatever it says.
+  void hold_gate(const ModelConfig& c, int64_t rows) {
+    const Gate& some = *model_.blocks().back().gate;
+    Gate& gate = *block_.gate;
+    const int64_t experts = c.n_routed_experts, choices = c.num_experts_per_tok;
+    gate.w = fixed_.take(DType::f32, experts, c.hidden_size);
+    gate.dw = fixed_.take_like(gate.w);
+    gate.bias = fixed_.take_vector(DType::f32, experts);
+    for (int64_t e = 0; e < experts; e += some.w.rows) {
+      const int64_t n = std::min(some.w.rows, experts - e);
+      std::vector<float> w(size_t(n * c.hidden_size));
+      for (size_t k = 0; k < w.size(); ++k)
+        w[k] = float(c.initializer_range * std::sqrt(12.0) * (random_uniform(kSeed, uint64_t(e), k) - 0.5));
+      on(stream_).upload(w.data(), gate.w.slice_rows(e, n));
+    }
+    on(stream_).fill({.y = gate.bias, .value = 0});
+    if (held_.n_routed_experts == experts) return;
+    local_ = fixed_.take(DType::i32, rows, choices);
+    std::vector<int32_t> local;
+    for (int64_t i = 0; i < rows * choices; ++i) local.push_back(int32_t(i % held_.n_routed_experts));
+    on(stream_).upload(local.data(), local_);
+  }
+
+  Stream stream_;
+  ModelConfig held_;
+  ParamSet params_;
+  Transformer model_;
+  Block block_;
+  Arena fixed_, arena_;
+  std::vector<std::vector<int32_t>> tokens_;
+  std::vector<TokenSpan> sequences_;
+  Tensor x_, dy_, local_;
+};
+
 // What training takes apart from the model: random sequences and a step on them.
 class TrainRun {
  public:
@@ -160,7 +254,9 @@ class GenerateRun {
                                        EngineOptions{.max_context = bench.context + bench.new_tokens + 1,
                                                      .max_sequences = bench.sequences,
                                                      .prefill_chunk = std::min<int64_t>(bench.context, 512),
-                                                     .speculate = bench.speculate});
+                                                     .speculate = bench.speculate,
+                                                     .cache = parse_cache_format(bench.cache),
+                                                     .batch_invariant = bench.batch_invariant});
     for (int64_t i = 0; i < bench.sequences; ++i)
       requests_.push_back(
           {.prompt = random_tokens(bench.context, model.vocab_size, uint64_t(i * bench.context))});
@@ -189,6 +285,30 @@ class GenerateRun {
   std::vector<Request> requests_;
 };
 
+// A step that make(device, bytes of its arena) prepares: planned, repeated, and once more with a profile.
+template <class Make, class Step>
+StepTime measure(Device& device, int64_t tokens, double seconds, const Make& make, const Step& step) {
+  const auto plan = open_device("plan");
+  const auto planned = make(*plan, int64_t(1) << 50);
+  step(*planned);
+  const int64_t arena = planned->arena_high_water();
+  StepTime time;
+  {
+    const auto run = make(device, arena);
+    time = repeat(seconds, tokens, [&] {
+      const double begin = now();
+      step(*run);
+      return now() - begin;
+    });
+  }
+  const auto profiled = open_profile_device(device, time.profile);
+  const auto run = make(*profiled, arena);
+  step(*run);
+  time.profile.clear();
+  step(*run);
+  return time;
+}
+
 }  // namespace
 
 StepTime bench_train(Device& device, const ModelConfig& model, const TrainSection& train, double seconds) {
@@ -202,6 +322,7 @@ StepTime bench_train(Device& device, const ModelConfig& model, const TrainSectio
       run.step();
       return now() - begin;
     });
+    time.memory = plan.total();
   }
   const auto profiled = open_profile_device(device, time.profile);
   TrainRun run(*profiled, model, train, plan.arena);
@@ -213,25 +334,18 @@ StepTime bench_train(Device& device, const ModelConfig& model, const TrainSectio
 
 StepTime bench_pass(Device& device, const ModelConfig& model, const TrainSection& train, Pass pass,
                     double seconds) {
-  const auto plan = open_device("plan");
-  PassRun planned(*plan, model, train, int64_t(1) << 50);
-  planned.run(pass);
-  const int64_t arena = planned.arena_high_water();
-  StepTime time;
-  {
-    PassRun run(device, model, train, arena);
-    time = repeat(seconds, train.tokens_per_step(), [&] {
-      const double begin = now();
-      run.run(pass);
-      return now() - begin;
-    });
-  }
-  const auto profiled = open_profile_device(device, time.profile);
-  PassRun run(*profiled, model, train, arena);
-  run.run(pass);
-  time.profile.clear();
-  run.run(pass);
-  return time;
+  return measure(
+      device, train.tokens_per_step(), seconds,
+      [&](Device& d, int64_t arena) { return std::make_unique<PassRun>(d, model, train, arena); },
+      [&](PassRun& run) { run.run(pass); });
+}
+
+StepTime bench_layer(Device& device, const ModelConfig& model, const TrainSection& train, int64_t ranks,
+                     LayerPass pass, double seconds) {
+  return measure(
+      device, train.tokens_per_step(), seconds,
+      [&](Device& d, int64_t arena) { return std::make_unique<LayerRun>(d, model, train, ranks, arena); },
+      [&](LayerRun& run) { run.run(pass); });
 }
 
 StepTime bench_prefill(Device& device, const ModelConfig& model, const GenerateBench& bench, double seconds) {

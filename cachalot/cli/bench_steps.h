@@ -16,6 +16,7 @@ struct StepTime {
   double least = 0;    // the fastest
   int64_t repeats = 0;
   int64_t tokens = 0;  // of one step
+  int64_t memory = 0;  // that training takes on the device, all of it; else 0
   Profile profile;     // of one step, run once more with every operation timed alone
 };
 
@@ -28,12 +29,20 @@ enum class Pass : uint8_t { forward, forward_backward };
 StepTime bench_pass(Device& device, const ModelConfig& model, const TrainSection& train, Pass pass,
                     double seconds);
 
+// The last layer alone, as one of `ranks` expert-parallel ranks holds it: attention, router and shared expert
+// whole, n_routed_experts / ranks experts, and for these as many rows, evenly, as this rank's own tokens send
+// to the experts of all ranks. Nothing is sent: what a layer costs beside its communication.
+enum class LayerPass : uint8_t { forward, overwriting, adding };  // the last two: with a backward, by its gradients
+StepTime bench_layer(Device& device, const ModelConfig& model, const TrainSection& train, int64_t ranks,
+                     LayerPass pass, double seconds);
+
 struct GenerateBench {
   int64_t context = 512;  // tokens of the prompt
   int64_t sequences = 1;
   int64_t speculate = 0;
   int64_t new_tokens = 32;
-  std::string precision = "bf16";
+  std::string precision = "bf16", cache = "bf16";
+  bool batch_invariant = false;
 };
 // A prompt of `context` tokens through the cache, one sequence.
 StepTime bench_prefill(Device& device, const ModelConfig& model, const GenerateBench& bench, double seconds);

@@ -1,18 +1,22 @@
-// cachalot convert: a model directory from one storage type into another.
+// cachalot convert: a model directory from one storage type into another; a run as a model directory.
 #include "model/convert.h"
 
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
 
+#include "base/error.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "cli/commands.h"
+#include "model/load.h"
+#include "train/export.h"
 
 namespace cachalot::cli {
 
@@ -20,7 +24,7 @@ namespace {
 
 struct ConvertCommand {
   ConvertOptions options;
-  std::string dtype, scale_fmt;
+  std::string dtype, scale_fmt, weights = "latest";
   uint64_t max_shard_bytes = kDefaultShardBytes;
   int threads = 0;
 };
@@ -33,6 +37,24 @@ void run(const ConvertCommand& command) {
   o.max_shard_bytes = int64_t(command.max_shard_bytes);
   ThreadPool pool(command.threads > 0 ? command.threads : available_cpus());
   o.pool = &pool;
+  if (command.weights != "latest") {
+    if (o.drop_mtp)
+      throw Error("--drop-mtp is given with --weights " + command.weights)
+          .hint("export first, then convert the result with --drop-mtp");
+    export_weights({.from = o.from,
+                    .to = o.to,
+                    .weights = command.weights == "ema" ? ExportWeights::average : ExportWeights::masters,
+                    .storage = o.storage,
+                    .scale_format = o.scale_format.value_or(ScaleFormat::float32),
+                    .overwrite = o.overwrite,
+                    .max_shard_bytes = o.max_shard_bytes,
+                    .pool = &pool});
+    fmt::print("{}: the {} of {}\n", o.to, command.weights == "ema" ? "averages" : "master weights",
+               checkpoint_of(o.from));
+    return;
+  }
+  o.from =
+      std::filesystem::exists(o.from + "/COMPLETE") ? o.from + "/model" : resolve_model_directory(o.from);
 
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<Progress> progress;
@@ -55,7 +77,9 @@ void add_convert(CLI::App& app) {
   auto command = std::make_shared<ConvertCommand>();
   ConvertOptions& o = command->options;
   auto* c = app.add_subcommand("convert", "store a model's weights as F32, BF16 or FP8");
-  c->add_option("--from", o.from, "model directory to read")->required()->check(CLI::ExistingDirectory);
+  c->add_option("--from", o.from, "model directory, run, or checkpoint of a run to read")
+      ->required()
+      ->check(CLI::ExistingDirectory);
   c->add_option("--to", o.to, "model directory to write; appears complete or not at all")->required();
   c->add_option("--dtype", command->dtype,
                 "f32; bf16; fp8: linear layers E4M3 in 128 x 128 blocks, the rest BF16")
@@ -64,6 +88,10 @@ void add_convert(CLI::App& app) {
   c->add_option("--scale-fmt", command->scale_fmt,
                 "FP8 scales: any fp32, or ue8m0, powers of two [the source's, else fp32]")
       ->check(CLI::IsMember({"fp32", "ue8m0"}));
+  c->add_option("--weights", command->weights,
+                "of a run: latest; ema: their average (train.ema_decay); master: the FP32 copies")
+      ->check(CLI::IsMember({"latest", "ema", "master"}))
+      ->capture_default_str();
   c->add_flag("--drop-mtp", o.drop_mtp, "leave the MTP layers out");
   c->add_option("--max-shard-size", command->max_shard_bytes,
                 "split larger models, such as 500MB or 5GB (1000-based)")

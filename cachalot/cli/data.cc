@@ -1,4 +1,4 @@
-// cachalot data clean | tokenize | inspect: from folders of text to token shards.
+// cachalot data clean | tokenize | inspect | needles: from folders of text to token shards.
 #include <CLI/CLI.hpp>
 
 #include "cli/commands.h"
@@ -18,6 +18,7 @@ void add_data(CLI::App& app) {
       "docs/data.md explains every stage.");
   add_data_clean(*group);
   add_data_tokenize(*group);
+  add_data_needles(*group);
 }
 
 }  // namespace cachalot::cli

@@ -31,7 +31,7 @@ namespace {
 constexpr double kTemperature = 0.8, kTopP = 0.95;
 
 struct Options {
-  std::string model, prompt_file, device = "cpu", precision = "f32";
+  std::string model, prompt_file, device = "cpu", precision = "f32", cache = "bf16";
   std::optional<std::string> prompt, tokens;
   int64_t max_new_tokens = 128;
   std::optional<double> temperature, top_p;
@@ -40,7 +40,7 @@ struct Options {
   std::vector<std::string> stops;
   int64_t speculate = 0, prefill_chunk = 256;
   int threads = 0;
-  bool ignore_eos = false, json = false;
+  bool ignore_eos = false, json = false, batch_invariant = false;
 };
 
 std::vector<int32_t> parse_tokens(const std::string& text) {
@@ -130,7 +130,10 @@ void run(const Options& o) {
   if (!o.ignore_eos) request.end_tokens = wishes.end_tokens;
   TextSession text(o.stops);
 
-  EngineOptions options{.prefill_chunk = o.prefill_chunk, .speculate = o.speculate};
+  EngineOptions options{.prefill_chunk = o.prefill_chunk,
+                        .speculate = o.speculate,
+                        .cache = parse_cache_format(o.cache),
+                        .batch_invariant = o.batch_invariant};
   const int64_t most = config.max_position_embeddings, prompt = int64_t(request.prompt.size());
   const int64_t wanted = prompt + std::clamp<int64_t>(o.max_new_tokens, 0, most);
   options.max_context = o.max_context.value_or(std::clamp<int64_t>(wanted, 1, most));
@@ -211,6 +214,11 @@ void add_generate(CLI::App& app) {
                 "tokens of prompt and text together; 0: all that the model allows [as many as asked for]");
   c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt that run together")
       ->capture_default_str();
+  c->add_option("--cache", o->cache,
+                "the latents of earlier tokens: bf16 (f32 in precision f32) or fp8, 0.57 of the memory")
+      ->capture_default_str();
+  c->add_flag("--batch-invariant", o->batch_invariant,
+              "the same bits whatever else runs in the batch; slower on a GPU");
   c->add_flag("--json", o->json, "print one JSON object: text, tokens, statistics");
   c->callback([o] { run(*o); });
 }

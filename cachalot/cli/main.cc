@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "train/machine_error.h"
 
 namespace {
 
@@ -21,9 +22,12 @@ int main(int argc, char** argv) {
   cachalot::cli::add_tokenizer(app);
   cachalot::cli::add_data(app);
   cachalot::cli::add_pretrain(app);
+  cachalot::cli::add_extend(app);
+  cachalot::cli::add_report(app);
   cachalot::cli::add_generate(app);
   cachalot::cli::add_forward(app);
   cachalot::cli::add_convert(app);
+  cachalot::cli::add_eval(app);
   cachalot::cli::add_bench(app);
   cachalot::cli::add_doctor(app);
   try {
@@ -31,6 +35,9 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : kUserError;  // --help and --version are no errors
+  } catch (const cachalot::MachineError& e) {
+    fmt::print(stderr, "cachalot: {}\n  try: {}\n", e.what(), e.hint());
+    return cachalot::kExitDrainNode;
   } catch (const cachalot::Error& e) {
     fmt::print(stderr, "cachalot: {}\n", e.what());
     if (!e.hint().empty()) fmt::print(stderr, "  try: {}\n", e.hint());

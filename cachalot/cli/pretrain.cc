@@ -1,7 +1,9 @@
-// cachalot pretrain CONFIG [--run-dir DIR] [--overwrite] [--threads N] [--device cpu|cuda[:N]|ref] [--train.lr 1e-4 ...]
+// cachalot pretrain CONFIG [--run-dir DIR] [--resume|--overwrite] [--threads N] [--device cpu|cuda[:N]|ref] [--train.lr 1e-4 ...]
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -11,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/terminal.h"
 #include "config/fields.h"
+#include "train/machine_error.h"
 #include "train/pretrain.h"
 
 namespace cachalot::cli {
@@ -19,10 +22,19 @@ namespace {
 
 struct Options {
   std::string config, run_dir, device = "cpu";
-  bool overwrite = false;
+  bool overwrite = false, resume = false, allow_different_bits = false, dry_run = false;
   int threads = -1;
   std::map<std::string, std::string> overrides;  // by dotted key
 };
+
+// The training thread hangs: nothing can be unwound, and the newest checkpoint is complete.
+void exit_on_hang(const std::string& report) {
+  fmt::print(stderr, "\ncachalot: {}  the process ends with exit code {}: the same command goes on from the newest "
+                     "checkpoint\n",
+             report, kExitRetryHere);
+  std::fflush(stderr);
+  _exit(kExitRetryHere);
+}
 
 void run(const Options& o, const CLI::App& command) {
   // In the order given, so that the last of two wins.
@@ -38,8 +50,12 @@ void run(const Options& o, const CLI::App& command) {
   PretrainOptions options{.config_path = o.config,
                           .run_dir = o.run_dir,
                           .overwrite = o.overwrite,
+                          .require_resume = o.resume,
+                          .allow_different_bits = o.allow_different_bits,
                           .device = o.device,
-                          .style = progress_style(std::cout)};
+                          .dry_run = o.dry_run,
+                          .style = progress_style(std::cout),
+                          .on_hang = exit_on_hang};
   if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
   while (options.run_dir.size() > 1 && options.run_dir.back() == '/') options.run_dir.pop_back();
   pretrain(config, options, std::cout,
@@ -53,7 +69,13 @@ void add_pretrain(CLI::App& app) {
   auto* c = app.add_subcommand("pretrain", "train a model on text files or token shards");
   c->add_option("CONFIG", o->config, "training configuration, like configs/nano.json")->required();
   c->add_option("--run-dir", o->run_dir, "where the run is written [runs/<name of CONFIG>]");
-  c->add_flag("--overwrite", o->overwrite, "replace the run that is there");
+  CLI::Option* resume =
+      c->add_flag("--resume", o->resume,
+                  "the run that is there goes on, which needs no flag; with it, there must be one");
+  c->add_flag("--overwrite", o->overwrite, "replace the run that is there")->excludes(resume);
+  c->add_flag("--allow-different-bits", o->allow_different_bits,
+              "resume with another program, instruction set or GPU");
+  c->add_flag("--dry-run", o->dry_run, "tell what the run would take (memory, disk, time) and end");
   c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
       ->check(CLI::Range(0, 4096));
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();

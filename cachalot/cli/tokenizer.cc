@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -21,6 +22,7 @@
 #include "cli/terminal.h"
 #include "cli/tokenizer_bench.h"
 #include "data/bpe_trainer.h"
+#include "data/documents.h"
 #include "data/json_fields.h"
 #include "data/tokenizer.h"
 
@@ -145,6 +147,12 @@ struct TrainOptions {
   std::string out;
 };
 
+// A folder, or JSONL, packed or not: many texts (data/documents.h); everything else is one.
+bool holds_documents(const std::string& input) {
+  return std::filesystem::is_directory(input) || input.find(".jsonl") != std::string::npos ||
+         input.find(".ndjson") != std::string::npos;
+}
+
 void train(const TrainOptions& o) {
   const Stopwatch watch;
   ThreadPool pool(thread_count(o.threads));
@@ -152,10 +160,18 @@ void train(const TrainOptions& o) {
   if (!o.special.empty()) options.special_tokens = o.special;
   BpeTrainer trainer(options);
   int64_t bytes = 0;
-  for (const std::string& file : o.input) {
-    const std::string text = read_input(file);
-    trainer.add_text(text);
-    bytes += int64_t(text.size());
+  for (const std::string& input : o.input) {
+    if (!holds_documents(input)) {
+      const std::string text = read_input(input);
+      trainer.add_text(text);
+      bytes += int64_t(text.size());
+      continue;
+    }
+    DocumentReader reader(find_inputs({input}), {});
+    for (Document document; reader.next(document);) {
+      trainer.add_text(document.text);
+      bytes += int64_t(document.text.size());
+    }
   }
   const TrainedBpe trained = trainer.train();
   const std::string file = save_tokenizer(trained, o.out);
@@ -316,7 +332,7 @@ void add_tokenizer(CLI::App& app) {
   auto* c = group->add_subcommand("train",
                                   "learn a byte-level BPE vocabulary from text and write a tokenizer.json\n"
                                   "that Hugging Face's tokenizers library reads too");
-  c->add_option("--input", t->input, "text files, each a text of its own; - is standard input")->required();
+  c->add_option("--input", t->input, "text files, each a text of its own; folders and JSONL files of documents; - is standard input")->required();
   c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")->required();
   c->add_option("--out", t->out,
                 "directory, or a file ending in .json; tokenizer_config.json is written beside")

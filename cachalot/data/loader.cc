@@ -33,11 +33,12 @@ DataCursor parse_cursor(const Json& json, const std::string& where) {
 }
 
 struct Loader::Reader {
-  Reader(std::shared_ptr<const State> state, int64_t first_row)
+  Reader(std::shared_ptr<const State> state, int64_t first_row, int64_t steps)
       : batches(
-            [state = std::move(state), row = first_row]() mutable {
-              LoadedBatch batch = state->read(row);
-              row += state->options.batch;
+            [state, row = first_row, step = steps]() mutable {
+              const int64_t rows = state->batch(++step);
+              LoadedBatch batch = state->read(row, rows);
+              row += rows;
               return std::optional(std::move(batch));
             },
             size_t(state->options.prefetch)) {}
@@ -68,8 +69,8 @@ Loader::Loader(std::vector<TokenStream> parts, LoaderOptions options) : state_(s
 
 Loader::~Loader() = default;
 
-LoadedBatch Loader::State::read(int64_t first_row) const {
-  const int64_t mine = options.batch / options.ranks, width = options.seq_len + 1;
+LoadedBatch Loader::State::read(int64_t first_row, int64_t batch_rows) const {
+  const int64_t mine = batch_rows / options.ranks, width = options.seq_len + 1;
   LoadedBatch batch{
       .first_row = first_row, .tokens = std::vector<int32_t>(size_t(mine * width)), .rows = {}, .parts = {}};
   for (int64_t r = 0; r < mine; ++r) {
@@ -88,20 +89,21 @@ LoadedBatch Loader::State::read(int64_t first_row) const {
 }
 
 LoadedBatch Loader::next() {
-  if (!reader_) reader_ = std::make_unique<Reader>(state_, next_row_);
+  if (!reader_) reader_ = std::make_unique<Reader>(state_, next_row_, steps_);
   auto batch = reader_->batches.next();
   CHECK(batch && batch->first_row == next_row_);
-  next_row_ += state_->options.batch;
+  next_row_ += state_->batch(++steps_);
   return std::move(*batch);
 }
 
-void Loader::seek(const DataCursor& cursor) {
+void Loader::seek(const DataCursor& cursor, int64_t steps) {
   if (cursor.data != data_)
     throw Error(fmt::format("the checkpoint was trained on data {:016x}; what is given now is {:016x}",
                             cursor.data, data_))
         .hint("resume with the same shards in the same order, weights, row length, packing and seed");
   reader_.reset();
   next_row_ = cursor.next_row;
+  steps_ = steps;
 }
 
 }  // namespace cachalot

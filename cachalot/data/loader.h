@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -33,6 +34,8 @@ DataCursor parse_cursor(const Json& json, const std::string& where);  // Error n
 struct LoaderOptions {
   int64_t seq_len = 0;  // T
   int64_t batch = 0;    // rows of a step, of all ranks together; a multiple of ranks
+  // Batches that change: of step 1, 2, ...; absent: `batch`. Called by the thread that reads ahead.
+  std::function<int64_t(int64_t step)> batch_of_step = {};
   int rank = 0, ranks = 1;
   Packing packing = Packing::concatenate;
   int64_t shortest = 2;  // tokens of a row, at least (data/row_sampler.h)
@@ -57,8 +60,8 @@ class Loader {
   LoadedBatch next();
   // Before the next batch. Cursors of all ranks are equal.
   DataCursor cursor() const { return {next_row_, data_}; }
-  // Error, if the cursor is of other data.
-  void seek(const DataCursor& cursor);
+  // Error, if the cursor is of other data. `steps`: that were done before, for batches that change.
+  void seek(const DataCursor& cursor, int64_t steps = 0);
 
   const std::vector<TokenStream>& parts() const { return state_->parts; }
   const RowSampler& sampler(size_t part) const { return state_->samplers[part]; }
@@ -71,13 +74,14 @@ class Loader {
     LoaderOptions options;
     std::vector<RowSampler> samplers;
     Mixture mixture{{1}};
-    LoadedBatch read(int64_t first_row) const;
+    int64_t batch(int64_t step) const { return options.batch_of_step ? options.batch_of_step(step) : options.batch; }
+    LoadedBatch read(int64_t first_row, int64_t batch) const;
   };
   struct Reader;
 
   std::shared_ptr<State> state_;
   std::unique_ptr<Reader> reader_;  // from the first next() on
-  int64_t next_row_ = 0;
+  int64_t next_row_ = 0, steps_ = 0;
   uint64_t data_ = 0;
 };
 

@@ -91,6 +91,21 @@ TEST(Loader, AnotherBatchSizeGoesOnInTheSameOrder) {
   EXPECT_TRUE(read(a, 4) == read(b, 1));
 }
 
+TEST(Loader, ABatchThatGrowsTakesTheSameRowsAndGoesOnWhereItStood) {
+  LoaderOptions growing = options();
+  growing.batch_of_step = [](int64_t step) { return std::min<int64_t>(4 * step, 16); };  // 4, 8, 12, 16, 16, ...
+  Loader a(parts(), growing), whole(parts(), options());
+  const Rows expected = read(whole, 7);  // 112 rows
+  Rows rows = read(a, 3);
+  EXPECT_EQ(rows.size(), 24u);
+  EXPECT_EQ(a.cursor().next_row, 24);
+  Loader resumed(parts(), growing);
+  resumed.seek(a.cursor(), 3);
+  for (int s = 0; s < 5; ++s) append(rows, resumed.next());
+  EXPECT_EQ(rows.size(), 24u + 80);
+  EXPECT_TRUE(Rows(expected.begin(), expected.begin() + 104) == rows);
+}
+
 TEST(Loader, RowsAreWhatTheSamplersAndTheMixtureSay) {
   Loader loader(parts(), options());
   const Mixture mixture({0.2, 0.5, 0.3});

@@ -71,6 +71,9 @@ EngineOptions checked(const ModelConfig& config, EngineOptions o) {
         .hint("--prefill-chunk 1 or more");
   if (o.max_sequences < 1)
     throw Error(fmt::format("{} sequences at a time", o.max_sequences)).hint("1 or more");
+  if (o.cache == CacheFormat::fp8 && config.kv_lora_rank % 4 != 0)
+    throw Error(fmt::format("an FP8 cache of latents of {} numbers (kv_lora_rank)", config.kv_lora_rank))
+        .hint("FP8 takes multiples of 4; --cache bf16 takes any");
   CHECK(o.page_size >= 1);
   return o;
 }

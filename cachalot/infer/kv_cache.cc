@@ -16,7 +16,7 @@ Buffer take_pages(Device& device, const KvShape& shape) {
     throw Error(fmt::format("the KV pages for {} tokens need {} on {}; free: {}", shape.slots(),
                             human_bytes(double(bytes)), device.name(),
                             human_bytes(double(device.free_bytes()))))
-        .hint("lower --max-context, or use --precision bf16");
+        .hint("lower --max-context, or use --precision bf16 or --cache fp8");
   };
   if (bytes > device.free_bytes()) refuse();
   try {
@@ -28,6 +28,12 @@ Buffer take_pages(Device& device, const KvShape& shape) {
 }
 
 }  // namespace
+
+CacheFormat parse_cache_format(std::string_view text) {
+  if (text == "bf16") return CacheFormat::act;
+  if (text == "fp8") return CacheFormat::fp8;
+  throw Error(fmt::format("a latent cache in {}", text)).hint("--cache bf16 or --cache fp8");
+}
 
 int64_t KvShape::bytes() const {
   CHECK(layers >= 0 && pages >= 0 && page_size > 0 && width > 0);
@@ -53,8 +59,10 @@ KvCache::KvCache(Device& device, const KvShape& shape) : shape_(shape), buffer_(
 }
 
 std::string KvCache::plan() const {
-  return fmt::format("{} layers of {} pages of {} tokens, {} numbers {} a token", shape_.layers, shape_.pages,
-                     shape_.page_size, shape_.width, name_of(shape_.dtype));
+  const bool codes = shape_.dtype == DType::e4m3;
+  return fmt::format("{} layers of {} pages of {} tokens, {} {} a token", shape_.layers, shape_.pages,
+                     shape_.page_size, shape_.width,
+                     codes ? "bytes FP8" : fmt::format("numbers {}", name_of(shape_.dtype)));
 }
 
 PageTable::~PageTable() {

@@ -9,17 +9,26 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/buffer.h"
 
 namespace cachalot {
 
+// How a token lies in the cache (ops/latent_attention.h).
+enum class CacheFormat : uint8_t {
+  act,  // as the recipe computes: bf16, or f32
+  fp8,  // E4M3 codes with scales beside a bf16 key: 656 bytes instead of 1152 at V3's widths
+};
+// "bf16" (the recipe's own format) or "fp8". Error: anything else.
+CacheFormat parse_cache_format(std::string_view text);
+
 struct KvShape {
   int64_t layers = 0;
   int64_t pages = 0;       // a layer
   int64_t page_size = 64;  // tokens a page
-  int64_t width = 0;       // C + P numbers a token and layer
+  int64_t width = 0;       // C + P numbers a token and layer; e4m3: bytes
   DType dtype = DType::f32;
 
   int64_t slots() const { return pages * page_size; }
@@ -33,7 +42,7 @@ class KvCache {
   KvCache(const KvCache&) = delete;  // page tables point at it
 
   const KvShape& shape() const { return shape_; }
-  std::span<const Tensor> layers() const { return layers_; }  // [pages * page_size, C + P] each
+  std::span<const Tensor> layers() const { return layers_; }  // [pages * page_size, width] each
   int64_t free_pages() const { return int64_t(free_.size()); }
   std::string plan() const;  // "3 layers of 2 pages of 64 tokens, 80 numbers f32 a token"
 

@@ -8,6 +8,10 @@ namespace cachalot {
 
 namespace {
 
+// Tokens a piece of a context that is cut at fixed places: long, since few contexts are longer, and cutting more
+// often costs more (hopper/latent_decode.h has the figures).
+constexpr int64_t kInvariantPiece = 4096;
+
 std::vector<int32_t> range(int64_t first, int64_t count) {
   std::vector<int32_t> values;
   for (int64_t i = 0; i < count; ++i) values.push_back(int32_t(first + i));
@@ -28,11 +32,12 @@ bool equal(const Sampling& a, const Sampling& b) {
 }  // namespace
 
 KvShape Steps::cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& o) {
+  const bool codes = o.cache == CacheFormat::fp8;
   return {.layers = config.num_hidden_layers + o.speculate,
           .pages = o.max_sequences * ((o.max_context + o.page_size - 1) / o.page_size),
           .page_size = o.page_size,
-          .width = config.cached_per_token(),
-          .dtype = recipe.act};
+          .width = codes ? latent_bytes(config.kv_lora_rank, config.qk_rope_head_dim) : config.cached_per_token(),
+          .dtype = codes ? DType::e4m3 : recipe.act};
 }
 
 Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options,
@@ -72,11 +77,28 @@ std::vector<int32_t> Steps::window_rows(const Sequence& sequence, int64_t first,
   return rows;
 }
 
+TokenBatch Steps::planned(TokenBatch batch) {
+  if (batch.attend != Attend::absorb) return batch;
+  batch.piece = options_.batch_invariant ? kInvariantPiece : 0;
+  batch.latent_plan = arena_.take_vector(DType::i32, latent_plan_size(batch.sequences));
+  on(stream_).latent_plan({.page_table = batch.page_table,
+                           .kv_lens = batch.kv_lens,
+                           .q_starts = batch.starts,
+                           .plan = batch.latent_plan,
+                           .cache = cache_.shape().dtype,
+                           .rows = batch.rows,
+                           .heads = config_.num_attention_heads,
+                           .page_size = batch.page_size,
+                           .sequences = batch.sequences,
+                           .piece = batch.piece});
+  return batch;
+}
+
 Tensor Steps::trunk(const TokenBatch& batch) {
   Tensor hidden = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
   Arena::Scope scratch(arena_);
   const auto state =
-      model_.forward(stream_, arena_, batch, {.caches = cache_.layers(), .replay = {}, .keep_states = false});
+      model_.forward(stream_, arena_, planned(batch), {.caches = cache_.layers(), .replay = {}, .keep_states = false});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
 }
@@ -84,7 +106,7 @@ Tensor Steps::trunk(const TokenBatch& batch) {
 Tensor Steps::mtp(int64_t depth, const TokenBatch& batch, Tensor previous) {
   Tensor hidden = arena_.take_like(previous);
   Arena::Scope scratch(arena_);
-  const auto state = model_.forward_mtp(stream_, arena_, batch, depth, previous,
+  const auto state = model_.forward_mtp(stream_, arena_, planned(batch), depth, previous,
                                         {.caches = cache_.layers(), .replay = {}, .keep_states = false});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
@@ -275,6 +297,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     for (size_t m = 0; m < depth.members.size(); ++m) key.push_back(depth.batch->first_row(m + 1));
 
   run_recorded(std::move(key), [&] {
+    on(stream_).fix_rows(options_.batch_invariant);  // a prompt runs alone: it has no neighbours
     for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
 
     const TokenBatch batch = verify.view(pack);
@@ -298,6 +321,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
       to.cols = to.ld = count;
       sample(sampling, logits.slice_rows(row, count), pack.view(positions_handle).slice_cols(row, count), to);
     }
+    on(stream_).fix_rows(false);
   });
 
   const std::vector<int32_t> host = wait_for(drawn);

@@ -37,6 +37,10 @@ struct EngineOptions {
   int64_t prefill_chunk = 256;  // tokens of a prompt run together
   int64_t speculate = 0;        // MTP depths used for drafting; 0: plain decoding
   int64_t page_size = 64;
+  CacheFormat cache = CacheFormat::act;
+  // A request's bits do not depend on what runs beside it: decoding's products take rows one like the other, and
+  // contexts are cut at fixed places (docs/numerics.md). Costs speed where the device has to do something for it.
+  bool batch_invariant = false;
 };
 
 struct Sampling {          // ops/sample.h
@@ -107,6 +111,8 @@ class Steps {
   int64_t window_row(const Sequence& sequence, int64_t position) const;
   // Window rows of positions first ... end-1, -1 for all but the last W.
   std::vector<int32_t> window_rows(const Sequence& sequence, int64_t first, int64_t end) const;
+  // What all layers share of a decoding step: where contexts are cut.
+  TokenBatch planned(TokenBatch batch);
   Tensor trunk(const TokenBatch& batch);                                // h^0 [T, D]
   Tensor mtp(int64_t depth, const TokenBatch& batch, Tensor previous);  // h^depth [T, D]
   void sample(const Sampling& sampling, Tensor logits, Tensor positions, Tensor tokens);

@@ -12,8 +12,12 @@
 // order of one forward beside one backward (profile-data, train.json): combine(B) attn(F) mlp(B) dispatch(F)
 // dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F).
 //
-// fp8: the norms hand codes to what follows them, and the dispatch moves codes, with scales that are powers
-// of two (V3 report, section 3.3.3); the combination of both directions stays bf16.
+// Under Keep::for_recompute the outputs of the norms, MLA's up-projections and the output of SwiGLU are not kept:
+// the backwards of MLP and attention begin by computing them again, to the same bits. The norms' outputs are at
+// work in one block at a time, so the blocks of a micro-batch share their memory.
+//
+// fp8: the norms hand codes to what follows them, and both directions dispatch codes, of n and of dy, with scales
+// that are powers of two (V3 report, section 3.3.3); what comes back is combined in bf16.
 #pragma once
 
 #include <optional>
@@ -38,23 +42,32 @@ struct Block {
   std::optional<Experts> experts;
   Recipe recipe;
 
+  // The outputs of the norms. [T, D]
+  struct Normed {
+    Tensor attention_in;  // fp8: codes
+    Tensor normed;        // what the router reads; absent where it would be nothing but codes
+    Tensor mlp_in;        // what the experts and the MLP take: `normed`, or its codes (fp8)
+  };
+  Normed take_normed(Arena& arena, int64_t rows) const;
+
   // One micro-batch in this block. All tensors live in its arena. [T, D] unless said otherwise.
   struct State {
     Keep keep = Keep::for_backward;
-    Tensor x, x1, normed;
-    Tensor y;       // holds the MLP's output until the combination
-    Tensor mlp_in;  // what the experts and the MLP take: `normed`, or its codes (fp8)
+    Tensor x, x1;
+    Tensor y;  // holds the MLP's output until the combination
+    Normed normed;
     RmsNorm::Saved input_norm, post_norm;
     Mla::Saved attention;
     SwigluMlp::Saved mlp;
     Gate::Routing routing;
     ExpertDispatch::Plan plan;
     Experts::Saved experts;
-    Tensor rows, expert_out;  // [R, D]; fp8: rows are codes
+    Tensor rows, expert_out;  // [R, D]; fp8: rows are codes. expert_out: until the combination
     // Backward.
     Tensor dy, d_normed, dx1, dx;
-    Tensor d_expert_out, d_rows;  // [R, D]
-    Tensor d_weights;             // [T, K]
+    Tensor dy_rows, d_rows;              // [R, D]; fp8: dy_rows are codes
+    Tensor row_weights, d_row_weights;   // [1, R]
+    Tensor d_weights;                    // [T, K]
   };
 
   struct Options {
@@ -62,6 +75,8 @@ struct Block {
     Tensor replay;              // expert choices to follow, or absent
     bool with_balance = false;  // compute the sequence-wise balance loss
     Tensor y = {};              // where the output goes; absent: into the arena
+    Normed normed = {};         // memory for them, also shared with other blocks; absent: from the arena
+    Tensor expert_out = {};     // memory for it, the same
     Keep keep = Keep::for_backward;
   };
 
@@ -81,8 +96,15 @@ struct Block {
   void weight_mlp(Stream& s, Arena& arena, const State& state, Accumulate mode) const;
   void weight_attention(Stream& s, Arena& arena, const State& state, Accumulate mode) const;
 
+  // What the norms gave to attention and to what follows it, into state.normed.
+  void norm_input(Stream& s, const State& state) const;
+  void norm_attended(Stream& s, const State& state) const;
+
   // All phases one after the other on one stream.
   State forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, const Options& options) const;
+  // A decoding step (Attend::absorb, not fp8): the residual stream x becomes the block's output. The same formulas
+  // in fused operations, which round less: attention's output and the MLP's are not rounded before they are added.
+  void decode(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x) const;
   void backward(Stream& s, Arena& arena, const TokenBatch& batch, State& state, Tensor dy,
                 double balance_factor, Accumulate mode) const;
 };

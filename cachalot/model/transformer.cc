@@ -90,7 +90,10 @@ Block::Options Transformer::block_options(int64_t layer, const Options& options)
           .replay = options.replay.empty() ? Tensor{} : options.replay[layer],
           .with_balance = options.with_balance,
           .y = {},
-          .keep = options.keep_states ? Keep::for_backward : Keep::nothing};
+          .normed = {},
+          .keep = !options.keep_states ? Keep::nothing
+                  : options.recompute  ? Keep::for_recompute
+                                       : Keep::for_backward};
 }
 
 Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatch& batch,
@@ -100,9 +103,20 @@ Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatc
   embedding_.forward(s, batch.tokens, state.embedded);
   Tensor x = state.embedded;
   Tensor y = options.keep_states ? Tensor{} : arena.take_like(x);
+  Block::Normed shared;  // the last block's, which has a router if any has one
+  if (options.keep_states && options.recompute) shared = blocks_.back().take_normed(arena, batch.rows);
+  Tensor expert_out;  // not needed behind a block
+  if (options.keep_states && config_.has_experts(config_.num_hidden_layers - 1))
+    expert_out = arena.take(recipe_.act, batch.rows * config_.num_experts_per_tok, config_.hidden_size);
+  const bool decode = batch.attend == Attend::absorb && !recipe_.fp8 && !options.keep_states && options.replay.empty();
   for (size_t l = 0; l < blocks_.size(); ++l) {
-    if (options.keep_states) {
-      state.blocks.push_back(blocks_[l].forward(s, arena, batch, x, block_options(int64_t(l), options)));
+    if (decode) {
+      blocks_[l].decode(s, arena, batch, options.caches[l], x);
+    } else if (options.keep_states) {
+      Block::Options of_block = block_options(int64_t(l), options);
+      of_block.normed = shared;
+      of_block.expert_out = expert_out;
+      state.blocks.push_back(blocks_[l].forward(s, arena, batch, x, of_block));
       x = state.blocks.back().y;
     } else {
       Arena::Scope scratch(arena);

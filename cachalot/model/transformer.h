@@ -26,6 +26,7 @@ class Transformer {
     std::span<const Tensor> replay;  // expert choices of every layer to follow; absent entries route freely
     bool with_balance = false;
     bool keep_states = true;  // false (inference): layers share their memory, State::blocks stays empty
+    bool recompute = false;   // of the states, keep only what the backward computes the rest from (Keep)
   };
 
   struct State {  // one micro-batch

@@ -124,7 +124,7 @@ TEST(Transformer, PowersOfTwoAsScalesAreTheCheckpointsChoice) {
           block.attention.cq, block.experts.hidden, pass.trunk.blocks[0].mlp.dhidden})
       count(t);
     EXPECT_EQ(others == 0, power_of_two) << others;
-    EXPECT_EQ(count(block.mlp_in), 0) << "what the dispatch moves has them in any case";
+    EXPECT_EQ(count(block.normed.mlp_in), 0) << "what the dispatch moves has them in any case";
     EXPECT_EQ(count(block.rows), 0);
   }
 }

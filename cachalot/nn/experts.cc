@@ -20,13 +20,14 @@ Experts::Saved Experts::forward(Stream& s, Arena& arena, Tensor rows, Tensor off
   saved.offsets = offsets;
   if (!recipe.fp8) {
     saved.hidden = arena.take(recipe.act, rows.rows, 2 * width);
-    saved.activated = arena.take(recipe.act, rows.rows, width);
+    Arena::Scope scratch(arena);
+    Tensor activated = arena.take(recipe.act, rows.rows, width);
     multiply(s, rows, gate_up, saved.hidden, offsets);
-    on(s).swiglu_forward({.x = saved.hidden, .y = saved.activated});
-    multiply(s, saved.activated, down, y, offsets);
+    on(s).swiglu_forward({.x = saved.hidden, .y = activated});
+    multiply(s, activated, down, y, offsets);
     return saved;
   }
-  if (keep == Keep::for_backward) {
+  if (keep != Keep::nothing) {
     saved.hidden = take_row_tiles(arena, rows.rows, 2 * width);
     saved.padded = arena.take_like(offsets);
     on(s).pad_offsets({.offsets = offsets, .padded = saved.padded});
@@ -44,50 +45,51 @@ Experts::Saved Experts::forward(Stream& s, Arena& arena, Tensor rows, Tensor off
   return saved;
 }
 
-void Experts::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor drows) const {
+void Experts::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor weights, Tensor drows,
+                             Tensor dweights) const {
   const int64_t rows = dy.rows, width = down.cols;
   const Tensor offsets = saved.offsets;
+  saved.dy = dy;
   if (!recipe.fp8) {
-    saved.dy = dy;
     saved.dhidden = arena.take_like(saved.hidden);
+    saved.weighted = arena.take(recipe.act, rows, width);
     Arena::Scope scratch(arena);
-    Tensor d_activated = arena.take_like(saved.activated);
+    Tensor d_activated = arena.take_like(saved.weighted);
     multiply_back(s, dy, down, {}, d_activated, offsets);
-    on(s).swiglu_backward({.dy = d_activated, .x = saved.hidden, .dx = saved.dhidden});
+    on(s).swiglu_backward({.dy = d_activated,
+                           .x = saved.hidden,
+                           .dx = saved.dhidden,
+                           .y = saved.weighted,
+                           .weights = weights,
+                           .dweights = dweights});
     multiply_back(s, saved.dhidden, gate_up, {}, drows, offsets);
     return;
   }
   const Groups groups{.offsets = offsets, .padded = saved.padded, .experts = experts};
-  const auto quantise = [&](Tensor x, Tensor y, Tensor transposed) {
+  const auto quantise = [&](Tensor x, Tensor transposed) {
     on(s).quantize({.x = x,
-                    .y = y,
                     .transposed = transposed,
                     .offsets = offsets,
                     .padded = saved.padded,
                     .power_of_two = recipe.power_of_two});
   };
-  saved.dy = take_columns(arena, rows, dy.cols, groups);
-  saved.activated = take_columns(arena, rows, width, groups);
+  saved.weighted = take_columns(arena, rows, width, groups);
   saved.dhidden = take_columns(arena, rows, 2 * width, groups);
   Arena::Scope scratch(arena);
-  Tensor d_activated = arena.take(recipe.act, rows, width);
-  {
-    Arena::Scope of_dy(arena);
-    Tensor dy_codes = take_row_tiles(arena, rows, dy.cols);
-    quantise(dy, dy_codes, saved.dy);
-    multiply_back(s, dy_codes, down, down_transposed, d_activated, offsets);
-  }
-  Tensor activated = arena.take_like(d_activated);
+  Tensor d_activated = arena.take(recipe.act, rows, width), weighted = arena.take_like(d_activated);
+  multiply_back(s, dy, down, down_transposed, d_activated, offsets);
   Tensor dhidden = arena.take(recipe.act, rows, 2 * width),
          dhidden_codes = take_row_tiles(arena, rows, 2 * width);
   on(s).swiglu_backward({.dy = d_activated,
                          .x = saved.hidden,
                          .dx = dhidden,
-                         .y = activated,
+                         .y = weighted,
                          .quantized = dhidden_codes,
-                         .power_of_two = recipe.power_of_two});
-  quantise(activated, {}, saved.activated);
-  quantise(dhidden, {}, saved.dhidden);
+                         .power_of_two = recipe.power_of_two,
+                         .weights = weights,
+                         .dweights = dweights});
+  quantise(weighted, saved.weighted);
+  quantise(dhidden, saved.dhidden);
   multiply_back(s, dhidden_codes, gate_up, gate_up_transposed, drows, offsets);
 }
 
@@ -100,11 +102,16 @@ void Experts::backward_weight(Stream& s, Arena& arena, const Saved& saved, Accum
                                .experts = experts,
                                .accumulate = mode});
   };
-  weight_grad(saved.dy, saved.activated, d_down);
-  Arena::Scope scratch(arena);
   const Groups groups{.offsets = saved.offsets, .padded = saved.padded, .experts = experts};
-  const Tensor rows = recipe.fp8 ? columns(s, arena, saved.rows, /*power_of_two=*/true, groups) : saved.rows;
-  weight_grad(saved.dhidden, rows, d_gate_up);
+  const auto operand = [&](Tensor rows) {  // what the dispatch moved
+    return recipe.fp8 ? columns(s, arena, rows, /*power_of_two=*/true, groups) : rows;
+  };
+  {
+    Arena::Scope scratch(arena);
+    weight_grad(operand(saved.dy), saved.weighted, d_down);
+  }
+  Arena::Scope scratch(arena);
+  weight_grad(saved.dhidden, operand(saved.rows), d_gate_up);
 }
 
 }  // namespace cachalot

@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "nn/operand.h"
 #include "nn/recipe.h"
+#include "nn/swiglu.h"
 
 namespace cachalot {
 
@@ -18,14 +19,22 @@ struct Experts {
 
   struct Saved {
     Tensor rows, offsets, hidden;  // [R, D], i32 [1, E+1], [R, 2I]; fp8: codes
-    Tensor activated;              // [R, I]; fp8: by backward_input
     Tensor padded;                 // fp8: offsets of whole tiles, i32 [1, E+1]
-    // Written by backward_input for backward_weight; in fp8 these and `activated` are codes of the transpose.
-    Tensor dy, dhidden;
+    // For backward_weight: dy as backward_input got it; dhidden and, times the rows' weights, the output of SwiGLU
+    // as it wrote them (fp8: codes of the transposes).
+    Tensor dy, dhidden, weighted;
   };
   Saved forward(Stream& s, Arena& arena, Tensor rows, Tensor offsets, Tensor y,
                 Keep keep = Keep::for_backward) const;
-  void backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor drows) const;
+  // residual += shared(x) + the weighted experts of x [T, D], where nothing is kept for a backward (not fp8; one
+  // rank). `shared` may be nullptr.
+  void decode(Stream& s, Arena& arena, Tensor x, Tensor indices, Tensor weights, const SwigluMlp* shared,
+              Tensor residual) const;
+  // `weights` [1, R] stat: what the combination multiplies a row of y by. dy (fp8: codes) is the gradient behind
+  // that product; the weights' own gradients are a by-product. In V3, too, dy is quantised before the dispatch
+  // (report, section 3.3.3).
+  void backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, Tensor weights, Tensor drows,
+                      Tensor dweights) const;
   void backward_weight(Stream& s, Arena& arena, const Saved& saved, Accumulate mode) const;
 
  private:

@@ -20,6 +20,35 @@ Gate::Routing Gate::forward(Stream& s, Arena& arena, const TokenBatch& batch, Te
   Arena::Scope scratch(arena);
   Tensor logits = arena.take_like(r.scores);
   on(s).gemm({.a = x, .b = w, .c = logits, .trans_b = true});
+  choose(s, logits, r, bool(replay));
+  if (with_balance)
+    on(s).balance_loss({.scores = r.scores,
+                        .starts = batch.starts,
+                        .fractions = r.fractions,
+                        .loss = r.balance,
+                        .sequences = batch.sequences,
+                        .top_k = top_k});
+  return r;
+}
+
+Gate::Routing Gate::decode(Stream& s, Arena& arena, const RmsNorm& norm, Tensor residual, Tensor x) const {
+  const int64_t t = x.rows, experts = w.rows;
+  Routing r{.x = x,
+            .scores = arena.take(recipe.stat, t, experts),
+            .indices = arena.take(DType::i32, t, top_k),
+            .weights = arena.take(recipe.stat, t, top_k),
+            .counts = arena.take_vector(DType::i32, experts),
+            .fractions = {},
+            .balance = {},
+            .dlogits = {}};
+  Arena::Scope scratch(arena);
+  Tensor logits = arena.take_like(r.scores);
+  norm.multiply(s, arena, residual, x, w, logits);
+  choose(s, logits, r, /*replay=*/false);
+  return r;
+}
+
+void Gate::choose(Stream& s, Tensor logits, const Routing& r, bool replay) const {
   on(s).gate_forward({.logits = logits,
                       .bias = bias,
                       .scores = r.scores,
@@ -30,15 +59,7 @@ Gate::Routing Gate::forward(Stream& s, Arena& arena, const TokenBatch& batch, Te
                       .topk_groups = topk_groups,
                       .normalise = normalise,
                       .scale = scale,
-                      .replay = bool(replay)});
-  if (with_balance)
-    on(s).balance_loss({.scores = r.scores,
-                        .starts = batch.starts,
-                        .fractions = r.fractions,
-                        .loss = r.balance,
-                        .sequences = batch.sequences,
-                        .top_k = top_k});
-  return r;
+                      .replay = replay});
 }
 
 void Gate::backward(Stream& s, Arena& arena, const TokenBatch& batch, Routing& r, Tensor dweights,

@@ -4,6 +4,7 @@
 #include "backend/buffer.h"
 #include "config/model.h"
 #include "nn/recipe.h"
+#include "nn/rmsnorm.h"
 #include "tensor/token_batch.h"
 
 namespace cachalot {
@@ -26,10 +27,15 @@ struct Gate {
   // `replay` (i32 [T, K], ascending, or absent): another run's choices.
   Routing forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor x, Tensor replay,
                   bool with_balance) const;
+  // x = norm(residual) and its routing, where nothing is kept for a backward.
+  Routing decode(Stream& s, Arena& arena, const RmsNorm& norm, Tensor residual, Tensor x) const;
   // dx += dlogits W; dW (=, +=) dlogits^T x: small, so both here. balance_factor: alpha / sequences in the
   // batch.
   void backward(Stream& s, Arena& arena, const TokenBatch& batch, Routing& routing, Tensor dweights,
                 double balance_factor, Tensor dx, Accumulate mode) const;
+
+ private:
+  void choose(Stream& s, Tensor logits, const Routing& r, bool replay) const;
 };
 
 }  // namespace cachalot

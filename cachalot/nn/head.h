@@ -13,7 +13,8 @@ namespace cachalot {
 struct Head {
   Linear linear;
   Recipe recipe;
-  int64_t chunk_rows = 256;  // logits in memory: chunk_rows * V; more of them when there are many rows
+  // Rows of logits, and of gradients of logits, in memory at a time; 0: what head.cc finds.
+  int64_t chunk_rows = 0, gradient_rows = 0;
 
   void logits(Stream& s, Tensor x, Tensor y) const { linear.forward(s, x, y); }  // y [T, V] stat
   void losses(Stream& s, Arena& arena, Tensor x, Tensor targets, Tensor losses) const;

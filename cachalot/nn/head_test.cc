@@ -15,7 +15,7 @@ TEST(Head, GradientsContractsBackendsOverSeveralChunks) {
                 .dy = c.t.values(c.recipe.stat, 1, tokens, std::vector<double>(tokens, 0.25)),
                 .dx = c.act_garbage(tokens, d), .parameters = {w}, .forward = {}, .backward = {}};
     Tensor targets = c.t.indices({3, 0, -1, 10, 5, 5, 1});
-    const Head head{.linear = {w.w, w.dw}, .recipe = c.recipe, .chunk_rows = 3};
+    const Head head{.linear = {w.w, w.dw}, .recipe = c.recipe, .chunk_rows = 2, .gradient_rows = 4};
     l.forward = [=, &s = c.s, &arena = c.arena] { head.losses(s, arena, l.x, targets, l.y); };
     l.backward = [=, &s = c.s, &arena = c.arena](Accumulate mode) {
       head.losses_and_gradients(s, arena, l.x, targets, 0.25, l.y, l.dx, mode);

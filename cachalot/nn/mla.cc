@@ -15,123 +15,101 @@ AttentionShape Mla::shape(const TokenBatch& batch, Tensor key_starts) const {
 
 Mla::Saved Mla::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y,
                         Keep keep) const {
-  const int64_t t = x.rows, qk = nope + rope;
-  const bool two = recipe.power_of_two;
+  const int64_t t = x.rows;
   Saved saved;
   saved.x = operand(s, arena, x, recipe);
-
-  // Query.
-  Tensor q_in = saved.x;
   if (q_a) {
-    Tensor compressed = arena.take(recipe.act, t, q_a->out());
-    q_a->forward(s, saved.x, compressed);
-    saved.cq = recipe.fp8 ? take_row_tiles(arena, t, q_a->out()) : arena.take_like(compressed);
-    saved.q_norm = recipe.fp8 ? q_a_norm.forward(s, arena, compressed, {}, saved.cq, two)
-                              : q_a_norm.forward(s, arena, compressed, saved.cq);
-    q_in = saved.cq;
+    saved.q_norm = {arena.take(recipe.act, t, q_a->out()), arena.take_vector(q_a_norm.gain.dtype, t)};
+    q_a->forward(s, saved.x, saved.q_norm.x);
   }
-  saved.q = arena.take(recipe.act, t, heads * qk);
-  q_b.forward(s, q_in, saved.q);
-  table->apply(s, saved.q, batch.positions, heads, qk, nope);
-
-  // Latent and rotary key: the numbers that the cache keeps.
-  Tensor kva = arena.take(recipe.act, t, latent + rope);
-  kv_a.forward(s, saved.x, kva);
-  saved.cached = arena.take(recipe.act, t, latent + rope);
-  if (recipe.fp8 && batch.attend == Attend::self) saved.latent = take_row_tiles(arena, t, latent);
-  saved.kv_norm = kv_a_norm.forward(s, arena, kva.slice_cols(0, latent), saved.cached.slice_cols(0, latent),
-                                    saved.latent, two);
-  on(s).cast({.x = kva.slice_cols(latent, rope), .y = saved.cached.slice_cols(latent, rope)});
-  table->apply(s, saved.cached, batch.positions, 1, 0, latent);
-  if (batch.attend != Attend::self) on(s).scatter_rows({.x = saved.cached, .rows = batch.slots, .y = cache});
-
-  Tensor keys = saved.cached, key_starts = batch.starts;
-  if (batch.attend == Attend::expand) {
-    keys = arena.take(recipe.act, batch.key_rows, latent + rope);
-    key_starts = batch.key_starts;
-    on(s).gather_rows({.x = cache, .rows = batch.key_slots, .y = keys});
-  }
-  if (batch.attend != Attend::absorb) {
-    saved.kv = arena.take(recipe.act, keys.rows, heads * (nope + value));
-    saved.lse = arena.take(recipe.stat, t, heads);
-  }
-  const bool pack = recipe.fp8 && keep == Keep::for_backward;
+  saved.kva = arena.take(recipe.act, t, latent + rope);
+  saved.kv_norm = {saved.kva.slice_cols(0, latent), arena.take_vector(kv_a_norm.gain.dtype, t)};
+  kv_a.forward(s, saved.x, saved.kva);
+  if (batch.attend != Attend::absorb) saved.lse = arena.take(recipe.stat, t, heads);
+  const bool pack = recipe.fp8 && keep != Keep::nothing;
   if (pack) {
     const int64_t n = heads * value;
     saved.packed = arena.take(DType::i32, t, (n + 7) / 8 * 3);
     saved.packed_scales = arena.take(DType::f32, (n + kScaleBlock - 1) / kScaleBlock, t);
   }
+  if (!recipe.fp8) saved.attended = arena.take(recipe.act, t, heads * value);
+
+  std::optional<Arena::Scope> expanded;  // of what recompute() makes again
+  if (keep == Keep::for_recompute) expanded.emplace(arena);
+  expand(s, arena, batch, saved);
+  if (batch.attend != Attend::self) append(s, batch, saved.kva, saved.q, cache);
+  Tensor keys = saved.cached, key_starts = batch.starts;
+  if (batch.attend == Attend::expand) {
+    keys = arena.take(recipe.act, batch.key_rows, latent + rope);
+    key_starts = batch.key_starts;
+    gather(s, cache, batch.key_slots, keys);
+  }
+  if (batch.attend != Attend::absorb) saved.kv = arena.take(recipe.act, keys.rows, heads * (nope + value));
   std::optional<Arena::Scope> scratch;
-  if (recipe.fp8) scratch.emplace(arena);
-  saved.attended = arena.take(recipe.act, t, heads * value);
+  if (recipe.fp8) {
+    scratch.emplace(arena);
+    saved.attended = arena.take(recipe.act, t, heads * value);
+  }
   if (batch.attend == Attend::absorb) {
-    attend_absorbed(s, arena, batch, cache, saved);
+    attend_absorbed(s, arena, batch, cache, saved.q, saved.attended);
   } else {
     // The cache's numbers quantised: the same codes whether they come from the norm or from the cache.
-    const Tensor kv_in = saved.latent ? saved.latent : operand(s, arena, keys.slice_cols(0, latent), recipe);
-    attend_expanded(s, batch, keys, kv_in, key_starts, saved);
+    kv_b.forward(s, saved.latent ? saved.latent : operand(s, arena, keys.slice_cols(0, latent), recipe), saved.kv);
+    attend_expanded(s, batch, keys, key_starts, saved);
   }
   if (!recipe.fp8) {
     o.forward(s, saved.attended, y);
-    return saved;
+  } else {
+    Tensor codes = take_row_tiles(arena, t, heads * value);
+    on(s).quantize({.x = saved.attended, .y = codes, .power_of_two = true});
+    o.forward(s, codes, y);
+    if (pack) on(s).pack_e5m6({.x = saved.attended, .packed = saved.packed, .scales = saved.packed_scales});
+    saved.attended = {};
   }
-  Tensor codes = take_row_tiles(arena, t, heads * value);
-  on(s).quantize({.x = saved.attended, .y = codes, .power_of_two = true});
-  o.forward(s, codes, y);
-  if (pack) on(s).pack_e5m6({.x = saved.attended, .packed = saved.packed, .scales = saved.packed_scales});
-  saved.attended = {};
+  if (keep == Keep::for_recompute) saved.cq = saved.q = saved.cached = saved.latent = saved.kv = {};
   return saved;
 }
 
-void Mla::attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor kv_in, Tensor key_starts,
+void Mla::expand(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved) const {
+  const int64_t t = saved.kva.rows, qk = nope + rope;
+  const bool two = recipe.power_of_two;
+
+  // Query.
+  Tensor q_in = saved.x;
+  if (q_a) {
+    saved.cq = recipe.fp8 ? take_row_tiles(arena, t, q_a->out()) : arena.take_like(saved.q_norm.x);
+    if (recipe.fp8) q_a_norm.compute(s, saved.q_norm, {}, saved.cq, two);
+    else q_a_norm.compute(s, saved.q_norm, saved.cq);
+    q_in = saved.cq;
+  }
+  saved.q = arena.take(recipe.act, t, heads * qk);
+  q_b.forward(s, q_in, saved.q);
+  if (batch.attend != Attend::self) return;  // append() does the rest
+  table->apply(s, saved.q, batch.positions, heads, qk, nope);
+
+  // Latent and rotary key: the numbers that the cache keeps.
+  saved.cached = arena.take(recipe.act, t, latent + rope);
+  if (recipe.fp8) saved.latent = take_row_tiles(arena, t, latent);
+  kv_a_norm.compute(s, saved.kv_norm, saved.cached.slice_cols(0, latent), saved.latent, two);
+  on(s).cast({.x = saved.kva.slice_cols(latent, rope), .y = saved.cached.slice_cols(latent, rope)});
+  table->apply(s, saved.cached, batch.positions, 1, 0, latent);
+}
+
+void Mla::recompute(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved) const {
+  CHECK(batch.attend == Attend::self, "only whole sequences have a backward");
+  expand(s, arena, batch, saved);
+  saved.kv = arena.take(recipe.act, saved.kva.rows, heads * (nope + value));
+  kv_b.forward(s, saved.latent ? saved.latent : saved.cached.slice_cols(0, latent), saved.kv);
+}
+
+void Mla::attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor key_starts,
                           const Saved& saved) const {
-  kv_b.forward(s, kv_in, saved.kv);
   on(s).attention_forward({.shape = shape(batch, key_starts),
                            .q = saved.q,
                            .kv = saved.kv,
                            .k_rope = latents.slice_cols(latent, rope),
                            .o = saved.attended,
                            .lse = saved.lse});
-}
-
-void Mla::attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
-                          const Saved& saved) const {
-  const int64_t t = saved.q.rows, qk = nope + rope;
-  Arena::Scope scratch(arena);
-  Tensor q_latent = arena.take(recipe.act, t, heads * latent), o_latent = arena.take_like(q_latent);
-  on(s).head_gemm({.x = saved.q,
-                   .w = kv_b.w,
-                   .y = q_latent,
-                   .heads = heads,
-                   .x_stride = qk,
-                   .y_stride = latent,
-                   .w_first = 0,
-                   .w_stride = nope + value,
-                   .w_rows = nope});
-  on(s).latent_attention({.q_latent = q_latent,
-                          .q_rope = saved.q.slice_cols(nope, heads * qk - nope),
-                          .cache = cache,
-                          .page_table = batch.page_table,
-                          .kv_lens = batch.kv_lens,
-                          .q_starts = batch.starts,
-                          .o_latent = o_latent,
-                          .heads = heads,
-                          .latent = latent,
-                          .rope = rope,
-                          .q_rope_stride = qk,
-                          .page_size = batch.page_size,
-                          .sequences = batch.sequences,
-                          .scale = softmax_scale});
-  on(s).head_gemm({.x = o_latent,
-                   .w = kv_b.w,
-                   .y = saved.attended,
-                   .heads = heads,
-                   .x_stride = latent,
-                   .y_stride = value,
-                   .w_first = nope,
-                   .w_stride = nope + value,
-                   .w_rows = value,
-                   .trans_w = true});
 }
 
 void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved, Tensor dy, Tensor dx,

@@ -45,32 +45,43 @@ struct Mla {
   Linear o;     // W_o [D, H U]
 
   struct Saved {
-    Tensor x;  // input [T, D]; fp8: codes
+    Tensor x;    // input [T, D]; fp8: codes
+    Tensor kva;  // [T, C + P]: latent and rotary key before norm and rotation
     RmsNorm::Saved q_norm, kv_norm;
     Tensor cq, q;                  // [T, Q] (fp8: codes), [T, H (N + P)] rotated
     Tensor cached;                 // [T, C + P]: what the cache gets
     Tensor latent;                 // fp8: codes of cached[:C]
     Tensor kv, attended, lse;      // [T, H (N + U)], [T, H U], [T, H]
+    // Under Keep::for_recompute cq, q, cached, latent and kv are absent until recompute().
     Tensor packed, packed_scales;  // fp8: `attended` in E5M6
     // Written by backward_input for backward_weight. fp8: codes of the transpose, and so is `attended`.
     Tensor dy, dq, dcq, dkv, dkva;
   };
 
-  // y [T, D]. `cache` [slots, C + P] is this layer's, or absent (Attend::self).
+  // y [T, D]. `cache` (ops/latent_attention.h) is this layer's, or absent (Attend::self).
   Saved forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor x, Tensor y,
                 Keep keep = Keep::for_backward) const;
+  // The up-projections once more, before backward_input, to the same bits; `saved.x` must hold what it held.
+  void recompute(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved) const;
   // dx = gradient with respect to x (Attend::self only); overwrites. Norm gains' gradients: `mode`.
   void backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved, Tensor dy, Tensor dx,
                       Accumulate mode) const;
   void backward_weight(Stream& s, Arena& arena, const Saved& saved, Accumulate mode) const;
+  // x += attention of norm(x), where nothing is kept: a decoding step (Attend::absorb, not fp8).
+  void decode(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, const RmsNorm& norm,
+              Tensor x) const;
 
  private:
   AttentionShape shape(const TokenBatch& batch, Tensor key_starts) const;
-  // `kv_in`: what kv_b multiplies, the latents or their codes.
-  void attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor kv_in, Tensor key_starts,
+  // From compressed query and latent: cq, q, and what the cache keeps.
+  void expand(Stream& s, Arena& arena, const TokenBatch& batch, Saved& saved) const;
+  void attend_expanded(Stream& s, const TokenBatch& batch, Tensor latents, Tensor key_starts,
                        const Saved& saved) const;
-  void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
-                       const Saved& saved) const;
+  // mla_decode.cc: the cache. q is turned in place.
+  void append(Stream& s, const TokenBatch& batch, Tensor kva, Tensor q, Tensor cache) const;
+  void gather(Stream& s, Tensor cache, Tensor rows, Tensor y) const;
+  void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor q,
+                       Tensor attended) const;
 };
 
 }  // namespace cachalot

@@ -32,7 +32,9 @@ struct Recipe {
   }
 };
 
-// What a forward keeps in memory: everything that the backward needs, or nothing (inference).
-enum class Keep : bool { nothing = false, for_backward = true };
+// What a forward keeps in memory: nothing (inference), everything that the backward needs, or only what the
+// backward computes the rest from again, to the same bits (V3 report, section 3.2.3: RMSNorms, MLA's
+// up-projections, SwiGLU).
+enum class Keep : uint8_t { nothing, for_backward, for_recompute };
 
 }  // namespace cachalot

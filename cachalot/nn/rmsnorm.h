@@ -17,15 +17,33 @@ struct RmsNorm {
   // `codes` (fp8): y quantised, with which y may be absent.
   Saved forward(Stream& s, Arena& arena, Tensor x, Tensor y, Tensor codes = {},
                 bool power_of_two = false) const {
-    Saved saved{x, arena.take_vector(gain.dtype, x.rows)};
-    on(s).rmsnorm_forward({.x = x,
+    const Saved saved{x, arena.take_vector(gain.dtype, x.rows)};
+    compute(s, saved, y, codes, power_of_two);
+    return saved;
+  }
+  // The outputs alone, into saved.r too: once more for a backward that did not keep them, with the same bits.
+  void compute(Stream& s, const Saved& saved, Tensor y, Tensor codes = {}, bool power_of_two = false) const {
+    on(s).rmsnorm_forward({.x = saved.x,
                            .gain = gain,
                            .y = y,
                            .r = saved.r,
                            .eps = eps,
                            .quantized = codes,
                            .power_of_two = power_of_two});
-    return saved;
+  }
+  // y = norm(x), c = y W^T and, optionally, c2 = y W2^T: where nothing is kept for a backward.
+  void multiply(Stream& s, Arena& arena, Tensor x, Tensor y, Tensor w, Tensor c, Tensor w2 = {},
+                Tensor c2 = {}) const {
+    Arena::Scope scratch(arena);
+    on(s).norm_gemm({.x = x,
+                     .gain = gain,
+                     .y = y,
+                     .r = arena.take_vector(gain.dtype, x.rows),
+                     .eps = eps,
+                     .w = w,
+                     .c = c,
+                     .w2 = w2,
+                     .c2 = c2});
   }
   // dx = residual + gradient (residual may be absent, or dx itself); dgain = or += .
   void backward(Stream& s, const Saved& saved, Tensor dy, Tensor residual, Tensor dx, Accumulate mode) const {

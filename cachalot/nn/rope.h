@@ -23,6 +23,8 @@ class RopeTable {  // cos and sin for positions 0 ... positions-1, on the device
   RopeTable(Stream& s, const ModelConfig& config, int64_t positions, DType stat);
 
   int64_t positions() const { return cos_.rows; }
+  Tensor cos() const { return cos_; }
+  Tensor sin() const { return sin_; }
   // Columns [h stride + offset, + P) of x for h < heads, in place; `inverse` for gradients.
   void apply(Stream& s, Tensor x, Tensor positions, int64_t heads, int64_t stride, int64_t offset) const;
   void apply_inverse(Stream& s, Tensor x, Tensor positions, int64_t heads, int64_t stride,

@@ -1,5 +1,7 @@
 #include "nn/swiglu.h"
 
+#include <optional>
+
 namespace cachalot {
 
 SwigluMlp::Saved SwigluMlp::forward(Stream& s, Arena& arena, Tensor x, Tensor y, Keep keep) const {
@@ -8,13 +10,16 @@ SwigluMlp::Saved SwigluMlp::forward(Stream& s, Arena& arena, Tensor x, Tensor y,
   saved.x = operand(s, arena, x, recipe);
   if (!recipe.fp8) {
     saved.hidden = arena.take(recipe.act, rows, 2 * width);
+    std::optional<Arena::Scope> scratch;
+    if (keep == Keep::for_recompute) scratch.emplace(arena);
     saved.activated = arena.take(recipe.act, rows, width);
     gate_up.forward(s, x, saved.hidden);
     on(s).swiglu_forward({.x = saved.hidden, .y = saved.activated});
     down.forward(s, saved.activated, y);
+    if (scratch) saved.activated = {};
     return saved;
   }
-  if (keep == Keep::for_backward) saved.hidden = take_row_tiles(arena, rows, 2 * width);
+  if (keep != Keep::nothing) saved.hidden = take_row_tiles(arena, rows, 2 * width);
   Arena::Scope scratch(arena);
   Tensor hidden = arena.take(recipe.act, rows, 2 * width), activated = take_row_tiles(arena, rows, width);
   gate_up.forward(s, saved.x, hidden);
@@ -33,6 +38,10 @@ void SwigluMlp::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy,
   if (!recipe.fp8) {
     saved.dy = dy;
     saved.dhidden = arena.take_like(saved.hidden);
+    if (!saved.activated) {
+      saved.activated = arena.take(recipe.act, rows, width);
+      on(s).swiglu_forward({.x = saved.hidden, .y = saved.activated});
+    }
     Arena::Scope scratch(arena);
     Tensor d_activated = arena.take_like(saved.activated);
     down.backward_input(s, dy, d_activated);

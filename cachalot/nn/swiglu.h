@@ -16,7 +16,8 @@ struct SwigluMlp {
   Recipe recipe;
 
   struct Saved {
-    Tensor x, hidden, activated;  // [T, D], [T, 2F], [T, F]; fp8: codes, `activated` by backward_input
+    // [T, D], [T, 2F], [T, F]; fp8: codes. `activated` by backward_input in fp8 and under Keep::for_recompute.
+    Tensor x, hidden, activated;
     // Written by backward_input for backward_weight; in fp8 these and `activated` are codes of the transpose.
     Tensor dy, dhidden;
   };

@@ -26,10 +26,19 @@ void ExpertDispatch::combine(Stream& s, const Plan& plan, Tensor rows, Tensor we
       {.x = rows, .row_of = plan.row_of, .weights = weights, .residual = residual, .shared = shared, .y = y});
 }
 
-void ExpertDispatch::combine_backward(Stream& s, const Plan& plan, Tensor dy, Tensor rows, Tensor weights,
-                                      Tensor drows, Tensor dweights) const {
-  on(s).unpermute_backward(
-      {.dy = dy, .x = rows, .row_of = plan.row_of, .weights = weights, .dx = drows, .dweights = dweights});
+namespace {
+
+Tensor column(const Tensor& t) { return make_tensor(t.data, t.dtype, t.size(), 1); }
+Tensor flat(const Tensor& indices) { return make_tensor(indices.data, indices.dtype, 1, indices.size()); }
+
+}  // namespace
+
+void ExpertDispatch::dispatch_numbers(Stream& s, const Plan& plan, Tensor of_choices, Tensor of_rows) const {
+  on(s).scatter_rows({.x = column(of_choices), .rows = flat(plan.row_of), .y = column(of_rows)});
+}
+
+void ExpertDispatch::return_numbers(Stream& s, const Plan& plan, Tensor of_rows, Tensor of_choices) const {
+  on(s).gather_rows({.x = column(of_rows), .rows = flat(plan.row_of), .y = column(of_choices)});
 }
 
 }  // namespace cachalot

@@ -25,9 +25,9 @@ class ExpertDispatch {
   // y [T, D] = residual + shared + sum_j weights(t, j) rows(t, j)
   void combine(Stream& s, const Plan& plan, Tensor rows, Tensor weights, Tensor residual, Tensor shared,
                Tensor y) const;
-  // drows [R, D], dweights [T, K] from dy [T, D]
-  void combine_backward(Stream& s, const Plan& plan, Tensor dy, Tensor rows, Tensor weights, Tensor drows,
-                        Tensor dweights) const;
+  // A number for each choice, as the combination's weights are [T, K], to the rows [1, R]; and back.
+  void dispatch_numbers(Stream& s, const Plan& plan, Tensor of_choices, Tensor of_rows) const;
+  void return_numbers(Stream& s, const Plan& plan, Tensor of_rows, Tensor of_choices) const;
 
  private:
   int64_t experts_;

@@ -30,6 +30,8 @@ struct TokenBatch {
   int64_t page_size = 0;  // absorb
   Tensor page_table;      // [S, max_pages] absorb: see ops/latent_attention.h
   Tensor kv_lens;         // [1, S]   absorb: tokens of each sequence in the cache, this batch's included
+  Tensor latent_plan;     // absorb: see ops/latent_attention.h; absent: every layer makes its own
+  int64_t piece = 0;      // absorb: LatentAttention::piece
 };
 
 }  // namespace cachalot

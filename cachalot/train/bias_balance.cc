@@ -9,7 +9,10 @@ namespace cachalot {
 
 BiasBalance::BiasBalance(Device& device, const ModelConfig& config, const ParamSet& params) {
   for (int64_t l = 0; l < config.layers_with_mtp(); ++l)
-    if (config.has_experts(l)) biases_.push_back(params.weight(fmt::format("layers.{}.mlp.gate_bias", l)));
+    if (config.has_experts(l)) {
+      biases_.push_back(params.weight(fmt::format("layers.{}.mlp.gate_bias", l)));
+      layers_.push_back(l);
+    }
   const int64_t experts = config.n_routed_experts, row = (experts * 4 + 255) / 256 * 256;
   buffer_ = Buffer(device, int64_t(biases_.size()) * row, "expert counts");
   for (size_t i = 0; i < biases_.size(); ++i) {
@@ -41,6 +44,17 @@ void BiasBalance::update(Stream& s, double gamma) {
 std::vector<double> BiasBalance::max_violation() const {
   std::vector<double> result;
   for (const auto& counts : host_) result.push_back(cachalot::max_violation(counts));
+  return result;
+}
+
+std::vector<std::vector<float>> BiasBalance::biases(Stream& s) const {
+  std::vector<std::vector<float>> result;
+  for (const Tensor& b : biases_) {
+    CHECK(b.dtype == DType::f32);
+    result.emplace_back(size_t(b.size()));
+    on(s).download(b, result.back().data());
+  }
+  on(s).synchronize();
   return result;
 }
 

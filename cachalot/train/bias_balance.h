@@ -25,12 +25,15 @@ class BiasBalance {
 
   const std::vector<std::vector<int32_t>>& counts() const { return host_; }
   std::vector<double> max_violation() const;  // of every layer
+  std::vector<std::vector<float>> biases(Stream& s) const;  // waits for them
+  const std::vector<int64_t>& layers() const { return layers_; }  // the numbers of the layers with experts
   int64_t bytes() const { return buffer_.bytes(); }
 
  private:
   Buffer buffer_;
   std::vector<Tensor> counts_, biases_;
   std::vector<std::vector<int32_t>> host_;
+  std::vector<int64_t> layers_;
 };
 
 // MaxVio = max_e counts[e] / mean - 1: how much the busiest expert has above its share; 0 when perfectly

@@ -1,6 +1,7 @@
 #include "train/config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include "base/text.h"
 #include "config/fields.h"
 #include "config/precision.h"
+#include "train/step_plan.h"
 
 namespace cachalot {
 
@@ -133,6 +135,22 @@ void assign(PartNumbers& field, const Json& value, const std::string& where) {
   for (const auto& [part, number] : value.items()) fields::assign(field.of[part], number, where + "." + part);
 }
 
+void assign(NamedPaths& field, const Json& value, const std::string& where) {
+  if (!value.is_object()) fields::wrong_kind(value, where, "an object such as {\"books\": [\"books.txt\"]}");
+  field.of.clear();
+  for (const auto& [name, paths] : value.items()) {
+    std::vector<std::string>& list = field.of[name];
+    if (paths.is_string()) list = {paths.get<std::string>()};
+    else fields::read(list, paths, where + "." + name);
+    if (list.empty()) throw Error(fmt::format("{}.{} names no path", where, name)).hint("leave the name out");
+  }
+}
+
+void to_json(Json& json, const NamedPaths& paths) {
+  json = Json::object();
+  for (const auto& [name, list] : paths.of) json[name] = list;
+}
+
 void to_json(Json& json, const PartNumbers& numbers) {
   json = Json::object();
   for (const auto& [part, number] : numbers.of) json[part] = number;
@@ -184,7 +202,7 @@ void RunConfig::validate(const std::string& where) const {
   c.at_least("train.batch", t.batch, 1);
   c.at_most("train.batch", t.batch, kMostSequences);
   c.at_least("train.micro_batch", t.micro_batch, 0);
-  if (t.micro_batch > 0 && t.batch % t.micro_batch != 0) {
+  if (t.micro_batch > 0 && t.schedule.batch.empty() && t.batch % t.micro_batch != 0) {
     int64_t divisor = std::min(t.micro_batch, t.batch);
     while (t.batch % divisor != 0) --divisor;
     c.fail(
@@ -210,9 +228,26 @@ void RunConfig::validate(const std::string& where) const {
     c.fail(fmt::format("train.min_lr is {}, above train.lr {}", t.min_lr, t.lr),
            "the cosine falls from lr to min_lr");
   c.at_least("train.warmup_steps", t.warmup_steps, 0);
-  if (t.warmup_steps > t.total_steps())
-    c.fail(fmt::format("train.warmup_steps is {}, but the run has {} steps", t.warmup_steps, t.total_steps()),
-           fmt::format("lower it (--train.warmup_steps {}) or train longer", t.total_steps() / 10));
+  for (const SchedulePiece& p : t.schedule.batch)
+    for (const auto& value : {p.from, p.to})
+      if (value && !(*value >= 1 && *value <= double(kMostSequences)))
+        c.fail(fmt::format("train.schedule.batch goes to {}", *value),
+               fmt::format("a batch has between 1 and {} sequences", kMostSequences));
+  const auto plan = [&](const TrainSection& section) {
+    try {
+      return StepPlan(section);
+    } catch (const Error& e) {
+      c.fail(e.what(), e.hint());
+    }
+  };
+  TrainSection batches = t;  // a warm-up longer than the run has a message of its own
+  batches.warmup_steps = 0;
+  batches.schedule = {.batch = t.schedule.batch};
+  const int64_t steps = plan(batches).steps();
+  if (t.schedule.lr.empty() && t.warmup_steps > steps)
+    c.fail(fmt::format("train.warmup_steps is {}, but the run has {} steps", t.warmup_steps, steps),
+           fmt::format("lower it (--train.warmup_steps {}) or train longer", steps / 10));
+  plan(t);
   c.below("train.beta1", t.beta1, 1, "it must be 0 or more, below 1");
   c.below(
       "train.beta2", t.beta2, kBeta2Limit,
@@ -221,6 +256,7 @@ void RunConfig::validate(const std::string& where) const {
   c.positive("train.eps", t.eps);
   c.not_negative("train.weight_decay", t.weight_decay);
   c.not_negative("train.clip", t.clip);
+  c.below("train.ema_decay", t.ema_decay, 1, "it must be 0 (no average) or more, below 1");
   c.not_negative("train.mtp_lambda", t.mtp_lambda);
   c.not_negative("train.balance_alpha", t.balance_alpha);
   c.not_negative("train.bias_gamma", t.bias_gamma);
@@ -229,12 +265,38 @@ void RunConfig::validate(const std::string& where) const {
   } catch (const Error& e) {
     c.fail(std::string("train.") + e.what(), e.hint());
   }
+  if (t.recompute != "none" && t.recompute != "v3")
+    c.fail(fmt::format("train.recompute \"{}\" is not known", t.recompute), "none or v3");
   c.at_least("train.threads", t.threads, 0);
   c.at_most("train.threads", t.threads, 4096);
   c.at_least("train.eval_every", t.eval_every, 0);
   c.at_least("train.eval_sequences", t.eval_sequences, 0);
   c.at_least("train.save_every", t.save_every, 0);
   c.at_least("train.log_every", t.log_every, 1);
+  const auto one_of = [&](const char* key, const std::string& value, const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), value) == known.end())
+      c.fail(fmt::format("{} is \"{}\"", key, value), fmt::format("{}", fmt::join(known, ", ")));
+  };
+  const GuardSection& g = guard;
+  c.at_least("guard.window", g.window, 1);
+  c.at_most("guard.window", g.window, 100000);
+  c.not_negative("guard.spike", g.spike);
+  one_of("guard.on_spike", g.on_spike, {"log", "skip", "rewind", "stop"});
+  one_of("guard.on_not_finite", g.on_not_finite, {"skip", "rewind", "stop"});
+  c.at_least("guard.most_skipped", g.most_skipped, 1);
+  c.at_least("guard.most_rewinds", g.most_rewinds, 1);
+  c.at_least("guard.rewind_beyond", g.rewind_beyond, 0);
+  c.at_least("guard.collapse_steps", g.collapse_steps, 0);
+  c.not_negative("guard.collapse_share", g.collapse_share);
+  one_of("guard.on_collapse", g.on_collapse, {"log", "rewind", "stop"});
+  c.at_least("guard.recheck_every", g.recheck_every, 0);
+  one_of("guard.on_corruption", g.on_corruption, {"retry", "stop"});
+  c.not_negative("guard.hang_seconds", g.hang_seconds);
+  c.not_negative("guard.hang_factor", g.hang_factor);
+  c.at_least("train.keep_last", t.keep_last, 1);
+  c.at_least("train.keep_every", t.keep_every, 0);
+  c.not_negative("train.price_per_hour", t.price_per_hour);
+  c.not_negative("train.price_per_kwh", t.price_per_kwh);
 }
 
 RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
@@ -309,7 +371,8 @@ std::vector<fields::Line> list_run_config() {
   }
   const RunConfig defaults;
   for (const auto& section : {list_fields(defaults.tokenizer, "tokenizer."),
-                              list_fields(defaults.data, "data."), list_fields(defaults.train, "train.")})
+                              list_fields(defaults.data, "data."), list_fields(defaults.train, "train."),
+                              list_fields(defaults.guard, "guard.")})
     lines.insert(lines.end(), section.begin(), section.end());
   return lines;
 }

@@ -1,9 +1,10 @@
-// What `cachalot pretrain CONFIG` is told: one JSON file of four sections, every value of which can be
+// What `cachalot pretrain CONFIG` is told: one JSON file of five sections, every value of which can be
 // overridden on the command line by its dotted key (--train.lr 1e-4, --model.hidden_size 64).
 //   "model"      the model's hyper-parameters under their Hugging Face names, as in a config.json
 //   "tokenizer"  a tokenizer.json, or the size of one to train on the training text
 //   "data"       text files and the share of them that is held out, or token shards and their mixture
-//   "train"      everything else
+//   "train"      how it is trained
+//   "guard"      what watches the run
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 
 #include "base/json.h"
 #include "config/model.h"
+#include "train/schedule.h"
 
 namespace cachalot {
 
@@ -45,9 +47,17 @@ struct PartNumbers {
 void assign(PartNumbers& field, const Json& value, const std::string& where);
 void to_json(Json& json, const PartNumbers& numbers);
 
+// Paths by name: {"books": ["shards/books"]}; one path may stand without its list.
+struct NamedPaths {
+  std::map<std::string, std::vector<std::string>> of;
+};
+void assign(NamedPaths& field, const Json& value, const std::string& where);
+void to_json(Json& json, const NamedPaths& paths);
+
 struct DataSection {
   std::vector<std::string> files;
   double held_out = 0.1;
+  NamedPaths validation;
   std::vector<std::string> shards;
   PartNumbers weights, epochs;
   double max_epochs = 0;
@@ -55,11 +65,26 @@ struct DataSection {
   template <class V> void visit(V& v) {
     v("files", files, "UTF-8 text files, in order: [\"a.txt\",\"b.txt\"]");
     v("held_out", held_out, "share of each file, its end, that is never trained on; 0: none");
+    v("validation", validation,
+      "more text to score: {\"books\": [\"books/\"]}, each of text files or of folders of shards");
     v("shards", shards, "instead of files: folders that `cachalot data tokenize` wrote");
     v("weights", weights, "of the shards' parts in the mixture: {\"en\": 0.7}; none: by size");
     v("epochs", epochs, "of parts passed that often in the run: {\"code\": 2}; weights share the rest");
     v("max_epochs", max_epochs, "a mixture that passes a part more often is refused; 0: any");
     v("packing", packing, "concatenate, or best_fit: documents are not cut where a row ends");
+  }
+};
+
+// Quantities that change with the trained tokens (train/schedule.h); a list that is empty leaves the plain
+// field.
+struct ScheduleSection {
+  Pieces lr, batch, bias_gamma, mtp_lambda, balance_alpha;
+  template <class V> void visit(V& v) {
+    v("lr", lr, "pieces over the trained tokens, instead of lr, min_lr and warmup_steps");
+    v("batch", batch, "the same instead of batch; each step's is rounded to whole micro-batches");
+    v("bias_gamma", bias_gamma, "the same instead of bias_gamma");
+    v("mtp_lambda", mtp_lambda, "the same instead of mtp_lambda");
+    v("balance_alpha", balance_alpha, "the same instead of balance_alpha");
   }
 };
 
@@ -71,10 +96,15 @@ struct TrainSection {
   double lr = 2.2e-4, min_lr = 2.2e-5;
   int64_t warmup_steps = 100;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
+  double ema_decay = 0;
   double mtp_lambda = 0.3, balance_alpha = 1e-4, bias_gamma = 0.001;
-  std::string precision = "f32";
+  ScheduleSection schedule;
+  std::string precision = "f32", recompute = "none";
   int64_t threads = 0;
   int64_t eval_every = 0, eval_sequences = 0, save_every = 0, log_every = 10;
+  int64_t keep_last = 2, keep_every = 0;
+  double price_per_hour = 0, price_per_kwh = 0;
+  std::string init_from;
 
   template <class V> void visit(V& v) {
     v("seed", seed, "of the initial weights and of the order of the data");
@@ -91,22 +121,63 @@ struct TrainSection {
     v("eps", eps, "AdamW: added to the root of the second moment");
     v("weight_decay", weight_decay, "AdamW: decay of matrices; norms and router biases have none");
     v("clip", clip, "largest global norm of the gradient; 0: no clipping");
+    v("ema_decay", ema_decay, "of an average of the weights in the host's memory, such as 0.999; 0: none");
     v("mtp_lambda", mtp_lambda, "weight of the multi-token prediction losses");
     v("balance_alpha", balance_alpha, "weight of the sequence-wise balance loss");
     v("bias_gamma", bias_gamma, "step of the router biases that balance the experts' load");
+    v("schedule", schedule, "");
     v("precision", precision, "f32, bf16 or fp8");
+    v("recompute", recompute,
+      "in the backward, to the same bits: none, or v3 (norms, MLA's up-projections, SwiGLU)");
     v("threads", threads, "of the cpu device; 0: all that the machine and the container allow");
     v("eval_every", eval_every, "steps between held-out evaluations; 0: at the end only");
     v("eval_sequences", eval_sequences,
       "held-out windows of an evaluation on the way; 0: all, as at the end");
     v("save_every", save_every, "steps between checkpoints; 0: at the end only");
     v("log_every", log_every, "steps between lines when the output is no terminal");
+    v("keep_last", keep_last, "checkpoints that are kept: the newest ones");
+    v("keep_every", keep_every, "and those of steps that are multiples of it; 0: no others");
+    v("price_per_hour", price_per_hour, "of the machine, for the run's cost; 0: unknown");
+    v("price_per_kwh", price_per_kwh, "of its energy, where it can be measured; 0: none");
+    v("init_from", init_from, "a model directory whose weights training begins with; empty: random ones");
   }
 
   // What follows from the fields; call validate() first.
   int64_t micro_batch_sequences() const { return micro_batch ? micro_batch : batch; }
-  int64_t tokens_per_step() const { return batch * seq_len; }
-  int64_t total_steps() const { return steps ? steps : (tokens + tokens_per_step() - 1) / tokens_per_step(); }
+  int64_t tokens_per_step() const { return batch * seq_len; }  // without a schedule of the batch
+  int64_t total_steps() const;                                 // train/step_plan.h knows more
+};
+
+// What watches a run (train/guard.h, train/watchdog.h), and what is done about what it finds: log (tell it and
+// go on), skip (leave the update of that step out), rewind (to a checkpoint, and leave the rows out that were
+// trained on since), stop.
+struct GuardSection {
+  int64_t window = 128;
+  double spike = 12;
+  std::string on_spike = "skip", on_not_finite = "skip";
+  int64_t most_skipped = 10, most_rewinds = 3, rewind_beyond = 0;
+  int64_t collapse_steps = 200;
+  double collapse_share = 0.9;
+  std::string on_collapse = "log";
+  int64_t recheck_every = 1000;
+  std::string on_corruption = "retry";
+  double hang_seconds = 600, hang_factor = 10;
+  template <class V> void visit(V& v) {
+    v("window", window, "steps that a spike is compared with");
+    v("spike", spike, "deviations from the median, robustly estimated, that make a spike; 0: none does");
+    v("on_spike", on_spike, "of the loss or the gradient's norm: log, skip, rewind or stop");
+    v("on_not_finite", on_not_finite, "loss or gradient: skip, rewind or stop");
+    v("most_skipped", most_skipped, "updates left out in a row: more end the run");
+    v("most_rewinds", most_rewinds, "rewinds without a new checkpoint: more end the run");
+    v("rewind_beyond", rewind_beyond, "a rewind leaves out as many steps' rows behind the bad one, too");
+    v("collapse_steps", collapse_steps, "a router that looks collapsed for as many steps is; 0: none is");
+    v("collapse_share", collapse_share, "of the largest possible MaxVio that looks collapsed");
+    v("on_collapse", on_collapse, "or on an expert without tokens: log, rewind or stop");
+    v("recheck_every", recheck_every, "steps after which a micro-batch is computed twice and compared; 0: never");
+    v("on_corruption", on_corruption, "when the two differ: retry (what comes twice is right) or stop");
+    v("hang_seconds", hang_seconds, "without progress that end the process (exit code 3); 0: never");
+    v("hang_factor", hang_factor, "and no fewer than as many times the median step");
+  }
 };
 
 struct RunConfig {
@@ -114,11 +185,13 @@ struct RunConfig {
   TokenizerSection tokenizer;
   DataSection data;
   TrainSection train;
+  GuardSection guard;
   template <class V> void visit(V& v) {
     v("model", model, "");
     v("tokenizer", tokenizer, "");
     v("data", data, "");
     v("train", train, "");
+    v("guard", guard, "");
   }
   // Everything but the model: throws Error naming the key, the values and what to do. `where`: the file.
   void validate(const std::string& where) const;

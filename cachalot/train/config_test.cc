@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "config/fields.h"
+#include "train/extend.h"
 #include "train/testing.h"
 
 namespace cachalot {
@@ -192,6 +193,10 @@ TEST(RunConfigFiles, ShippedConfigurationsLoad) {
   ASSERT_NE(source, nullptr) << "run by ctest, or set CACHALOT_SOURCE to the repository";
   int found = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::string(source) + "/configs")) {
+    if (entry.path().string().ends_with("-extend.json")) {
+      EXPECT_FALSE(load_extend_config(entry.path().string(), {}).extend.stages.empty());
+      continue;
+    }
     const RunConfig c = load_run_config(entry.path().string(), {});
     const int64_t vocab = c.tokenizer.path.empty() ? c.tokenizer.vocab_size : 0;
     resolve_model(c, vocab, 1, entry.path().string());

@@ -1,50 +1,146 @@
 #include "train/held_out.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <numbers>
 
 namespace cachalot {
 
-HeldOut::HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len) {
-  CHECK(seq_len >= 1);
-  if (held_out.empty()) return;
-  const int32_t end_of_text = int32_t(held_out[0].shards()[0].header().end_of_text);
-  tokens_.push_back(end_of_text);
-  for (const TokenStream& part : held_out) {
-    const size_t begin = tokens_.size();
-    tokens_.resize(begin + size_t(part.tokens()));
-    part.read(0, std::span(tokens_).subspan(begin));
-  }
-  const auto text_bytes = [&](TokenSpan ids) {  // exactly the text's: an end-of-text token stands for none
-    int64_t bytes = 0;
-    for (const int32_t id : ids) bytes += id == end_of_text ? 0 : int64_t(tokenizer.token_bytes(id).size());
-    return bytes;
-  };
-  const TokenSpan all(tokens_);
-  for (size_t first = 0; first + 1 < all.size(); first += size_t(seq_len)) {
-    windows_.push_back(all.subspan(first, std::min(size_t(seq_len) + 1, all.size() - first)));
-    bytes_.push_back(text_bytes(windows_.back().subspan(1)));
-  }
+namespace {
+
+double bits(double nats, int64_t bytes) { return nats / std::numbers::ln2 / double(bytes); }
+
+Json depths_json(const std::vector<TextScore::Depth>& depths) {
+  Json json = Json::array();
+  for (const TextScore::Depth& d : depths)
+    json.push_back({{"loss", d.loss()}, {"acceptance", d.acceptance()}});
+  return json;
 }
 
-double HeldOut::Result::bits_per_byte() const { return nats / std::numbers::ln2 / double(bytes); }
+std::string acceptance_text(const std::vector<TextScore::Depth>& depths) {
+  std::string text;
+  for (const TextScore::Depth& d : depths)
+    if (d.targets > 0)
+      text += fmt::format("{}{:.1f} %", text.empty() ? ", MTP accepts " : " ", 100 * d.acceptance());
+  return text;
+}
+
+}  // namespace
+
+HeldOut::HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len,
+                 const std::vector<TokenStream>& validation) {
+  CHECK(seq_len >= 1);
+  const auto add = [&](const TokenStream& part, bool is_held_out) {
+    const int32_t end_of_text = int32_t(part.shards()[0].header().end_of_text);
+    std::vector<int32_t>& tokens = tokens_.emplace_back(size_t(part.tokens()) + 1, end_of_text);
+    part.read(0, std::span(tokens).subspan(1));
+    const auto text_bytes = [&](TokenSpan ids) {  // exactly the text's: an end-of-text token stands for none
+      int64_t bytes = 0;
+      for (const int32_t id : ids) bytes += id == end_of_text ? 0 : int64_t(tokenizer.token_bytes(id).size());
+      return bytes;
+    };
+    const TokenSpan all(tokens);
+    const size_t begin = windows_.size();
+    for (size_t first = 0; first + 1 < all.size(); first += size_t(seq_len)) {
+      windows_.push_back(all.subspan(first, std::min(size_t(seq_len) + 1, all.size() - first)));
+      bytes_.push_back(text_bytes(windows_.back().subspan(1)));
+    }
+    if (windows_.size() > begin)
+      ranges_.push_back(
+          {.name = part.name(), .first = begin, .end = windows_.size(), .held_out = is_held_out});
+  };
+  for (const TokenStream& part : held_out) add(part, true);
+  for (const TokenStream& set : validation) add(set, false);
+}
+
+double HeldOut::Set::bits_per_byte() const { return bits(score.nats, bytes); }
+double HeldOut::Result::bits_per_byte() const { return bits(nats, bytes); }
+double HeldOut::Result::average_bits_per_byte() const { return bits(average_nats, bytes); }
+
+std::vector<std::string> HeldOut::sets() const {
+  std::vector<std::string> names;
+  for (const Range& r : ranges_) names.push_back(r.name);
+  return names;
+}
 
 std::optional<HeldOut::Result> HeldOut::score(Trainer& trainer, int64_t limit,
                                               const std::atomic<bool>& stop) const {
   const int64_t all = int64_t(windows_.size()), n = limit == 0 ? all : std::min(limit, all);
+  std::vector<size_t> chosen;
+  for (int64_t i = 0; i < n; ++i) chosen.push_back(size_t(i * all / n));
+  const bool held_out =
+      std::any_of(ranges_.begin(), ranges_.end(), [](const Range& r) { return r.held_out; });
   Result result;
-  std::vector<TokenSpan> chosen;
-  for (int64_t i = 0; i < n; ++i) {
-    const size_t w = size_t(i * all / n);
-    chosen.push_back(windows_[w]);
-    result.tokens += int64_t(windows_[w].size()) - 1;
-    result.bytes += bytes_[w];
+  std::vector<std::vector<TokenSpan>> counted;  // of the sets that `result` is about
+  for (const Range& range : ranges_) {
+    Set set{.name = range.name, .score = {}, .bytes = 0};
+    std::vector<TokenSpan> windows;
+    for (const size_t w : chosen)
+      if (range.first <= w && w < range.end) {
+        windows.push_back(windows_[w]);
+        set.bytes += bytes_[w];
+      }
+    if (set.bytes == 0) continue;
+    const auto score = trainer.score_text(windows, Drafts::yes, stop);
+    if (!score) return std::nullopt;
+    set.score = *score;
+    if (range.held_out == held_out) {
+      TextScore sum{.nats = result.nats, .targets = result.tokens, .depths = std::move(result.depths)};
+      sum += *score;
+      result.nats = sum.nats;
+      result.tokens = sum.targets;
+      result.depths = std::move(sum.depths);
+      result.bytes += set.bytes;
+      counted.push_back(std::move(windows));
+    }
+    result.sets.push_back(std::move(set));
   }
   if (result.bytes == 0) return std::nullopt;
-  const auto nats = trainer.score(chosen, stop);
-  if (!nats) return std::nullopt;
-  result.nats = *nats;
+  if (Ema* average = trainer.average()) {
+    average->lend(trainer.stream());
+    bool stopped = false;
+    for (const auto& windows : counted) {
+      const auto score = stopped ? std::nullopt : trainer.score_text(windows, Drafts::no, stop);
+      stopped = !score;
+      if (score) result.average_nats += score->nats;
+    }
+    average->take_back(trainer.stream());
+    if (stopped) return std::nullopt;
+  }
   return result;
+}
+
+Json held_out_json(const HeldOut::Result& r) {
+  Json json{
+      {"bits_per_byte", r.bits_per_byte()}, {"loss", r.loss()}, {"tokens", r.tokens}, {"bytes", r.bytes}};
+  if (!r.depths.empty()) json["mtp"] = depths_json(r.depths);
+  if (r.average_nats > 0) json["average_bits_per_byte"] = r.average_bits_per_byte();
+  for (const HeldOut::Set& set : r.sets) {
+    if (r.sets.size() == 1) break;
+    Json& one = json["sets"][set.name];
+    one = {{"bits_per_byte", set.bits_per_byte()},
+           {"loss", set.loss()},
+           {"tokens", set.score.targets},
+           {"bytes", set.bytes}};
+    if (!set.score.depths.empty()) one["mtp"] = depths_json(set.score.depths);
+  }
+  for (const HeldOut::Set& set : r.sets)
+    if (!set.score.expert_load.empty()) json["expert_load"][set.name] = set.score.expert_load;
+  return json;
+}
+
+std::string held_out_text(const HeldOut::Result& r) {
+  std::string text = fmt::format("held out {:.4f} bits per byte (loss {:.4f}){}", r.bits_per_byte(), r.loss(),
+                                 acceptance_text(r.depths));
+  if (r.average_nats > 0)
+    text += fmt::format("; with the average of the weights {:.4f}", r.average_bits_per_byte());
+  for (const HeldOut::Set& set : r.sets)
+    if (r.sets.size() > 1)
+      text += fmt::format("\n  {:<14} {:.4f} bits per byte{}", set.name, set.bits_per_byte(),
+                          acceptance_text(set.score.depths));
+  return text;
 }
 
 }  // namespace cachalot

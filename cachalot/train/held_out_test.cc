@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "data/bpe_trainer.h"
 #include "data/corpus.h"
@@ -73,6 +74,41 @@ TEST_F(HeldOutTest, AModelThatKnowsNothingPaysTheLogarithmOfTheVocabularyForEver
   EXPECT_EQ(some->tokens, 3 * train.seq_len);
   EXPECT_LT(some->bytes, all->bytes);
   EXPECT_FALSE(held_out.score(trainer, 0, halt));
+}
+
+TEST_F(HeldOutTest, EverySetIsScoredAndTheTotalIsOfWhatThePartsHoldOut) {
+  write_file_atomic(folder_ / "more.txt", "another text, of another kind: " + std::string(300, 'x'));
+  const std::vector<TokenStream> kept = held_out_of(0.2),
+                                 more = tokenize_files({folder_ / "more.txt"}, tokenizer(), 0).train;
+  ModelConfig model = tiny_model();
+  model.vocab_size = 280;
+  TrainSection train = tiny_training();
+  train.ema_decay = 0.9;
+  const auto device = open_device("cpu", {.threads = 2});
+  Stream s(*device);
+  Trainer trainer(s, model, train, Trainer::plan(model, train).arena);
+  trainer.init();
+  const std::vector<TokenStream> books = {TokenStream("books", more[0].shards())};
+  const HeldOut both(kept, tokenizer(), train.seq_len, books), one(kept, tokenizer(), train.seq_len),
+      other({}, tokenizer(), train.seq_len, books);
+  EXPECT_EQ(both.sets(), (std::vector<std::string>{kept[0].name(), "books"}));
+  const std::atomic<bool> go{false};
+  const auto all = both.score(trainer, 0, go), part = one.score(trainer, 0, go),
+             set = other.score(trainer, 0, go);
+  ASSERT_TRUE(all && part && set);
+  EXPECT_EQ(all->nats, part->nats);
+  EXPECT_EQ(all->bytes, part->bytes);
+  ASSERT_EQ(all->sets.size(), 2u);
+  EXPECT_EQ(all->sets[1].score.nats, set->nats) << "without parts the total is of the sets";
+  EXPECT_EQ(all->sets[1].bytes, set->bytes);
+  EXPECT_EQ(all->average_nats, all->nats) << "before the first step the average is the weights";
+  ASSERT_EQ(all->depths.size(), 1u);
+  const Json json = held_out_json(*all);
+  EXPECT_EQ(json["sets"]["books"]["bits_per_byte"], set->bits_per_byte());
+  EXPECT_TRUE(json["sets"]["books"]["mtp"][0].contains("acceptance"));
+  EXPECT_FALSE(held_out_json(*part).contains("sets"));
+  EXPECT_TRUE(contains(held_out_text(*all), "books"));
+  EXPECT_TRUE(contains(held_out_text(*all), "MTP accepts"));
 }
 
 TEST_F(HeldOutTest, NothingHeldOutGivesNoScore) {

@@ -46,10 +46,35 @@ void Optimizer::init(Stream& s) {
   }
 }
 
-void Optimizer::step(Stream& s, double lr, int64_t update) {
+void Optimizer::adopt_masters(Stream& s) {
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (!states_[i].master) continue;
+    if (params_->weight(i).dtype == DType::e4m3) quantise_weight(s, *params_, i, states_[i].master);
+    else on(s).cast({.x = states_[i].master, .y = params_->weight(i)});
+  }
+}
+
+void Optimizer::sum_gradients(Stream& s) {
   on(s).fill({.y = grad_norm_squared_, .value = 0});
-  for (size_t i = 0; i < states_.size(); ++i)
-    if (states_[i].m) on(s).sum_squares({.x = params_->gradient(i), .out = grad_norm_squared_});
+  Tensor together;  // gradients that follow each other in memory: one sum instead of hundreds of small ones
+  const auto sum = [&] {
+    if (together) on(s).sum_squares({.x = together, .out = grad_norm_squared_});
+  };
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (!states_[i].m) continue;
+    const Tensor& g = params_->gradient(i);
+    const auto* end = static_cast<const uint8_t*>(together.data) + together.size() * size_of(g.dtype);
+    if (together && end == g.data) {
+      together = make_tensor(together.data, g.dtype, 1, together.size() + g.size());
+    } else {
+      sum();
+      together = make_tensor(g.data, g.dtype, 1, g.size());
+    }
+  }
+  sum();
+}
+
+void Optimizer::update(Stream& s, double lr, int64_t count) {
   for (size_t i = 0; i < states_.size(); ++i) {
     const State& state = states_[i];
     if (!state.m) continue;
@@ -66,7 +91,7 @@ void Optimizer::step(Stream& s, double lr, int64_t update) {
                  .eps = options_.eps,
                  .weight_decay = params_->table()[i].decayed() ? options_.weight_decay : 0.0,
                  .max_norm = options_.max_norm,
-                 .step = update});
+                 .step = count});
     if (codes) quantise_weight(s, *params_, i, state.master);
   }
 }

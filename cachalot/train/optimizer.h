@@ -23,15 +23,27 @@ class Optimizer {
   Optimizer(Device& device, const ParamSet& params, const AdamWOptions& options);
   void init(Stream& s);
 
-  // Queues: the squared norm of all gradients (parameter after parameter, in double), then the update of
-  // every parameter; E4M3 weights and their transposes are quantised from their masters, once a step. A norm
-  // that is not finite changes nothing. `update` counts the updates that took place: 1 for the first.
-  void step(Stream& s, double lr, int64_t update);
+  // Queues: the squared norm of all gradients, parameter after parameter, in double.
+  void sum_gradients(Stream& s);
+  // Queues: the update of every parameter; E4M3 weights and their transposes are quantised from their masters,
+  // once a step. A norm that is not finite changes nothing. `count` counts the updates that took place: 1 for
+  // the first.
+  void update(Stream& s, double lr, int64_t count);
+  // Both.
+  void step(Stream& s, double lr, int64_t count) {
+    sum_gradients(s);
+    update(s, lr, count);
+  }
 
-  // The squared norm that the last step() used, f64 [1, 1] on the device.
+  // The squared norm of the last sum_gradients(), f64 [1, 1] on the device.
   Tensor grad_norm_squared() const { return grad_norm_squared_; }
   // The best copy of a parameter: the FP32 master, which is the weight itself where the weight is FP32.
   Tensor master(size_t i) const { return states_[i].master ? states_[i].master : params_->weight(i); }
+  // The moments of a parameter; absent: not trained.
+  Tensor first_moment(size_t i) const { return states_[i].m; }
+  Tensor second_moment(size_t i) const { return states_[i].v; }
+  // Queues: weights from their masters, after those have been given other numbers (a checkpoint's).
+  void adopt_masters(Stream& s);
   int64_t bytes() const { return buffer_.bytes(); }
 
  private:

@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 #include <fmt/ostream.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/cpu.h"
 #include "base/files.h"
 #include "base/text.h"
 #include "base/thread_pool.h"
@@ -14,20 +16,23 @@
 #include "config/params.h"
 #include "data/bpe_trainer.h"
 #include "data/corpus.h"
-#include "model/load.h"
+#include "train/checkpoint_writer.h"
+#include "train/dry_run.h"
+#include "train/init_from.h"
+#include "train/resume.h"
 #include "train/run_directory.h"
-#include "train/schedule.h"
+#include "train/step_plan.h"
 #include "train/telemetry.h"
 #include "train/trainer.h"
 #include "train/training_data.h"
+#include "train/training_loop.h"
+#include "train/watchdog.h"
 
 namespace cachalot {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr int kMostSkippedSteps = 10;
 
 // Learns the tokens from what will be trained on, not from what is held out.
 TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
@@ -43,8 +48,12 @@ TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
 // it until then, which is gone when the run does not come about.
 class RunTokenizer {
  public:
-  RunTokenizer(const RunConfig& config, const std::string& run_dir, ThreadPool& pool)
+  RunTokenizer(const RunConfig& config, const std::string& run_dir, bool resume, ThreadPool& pool)
       : path_(config.tokenizer.path) {
+    if (resume) {
+      if (!path_.empty()) require_same(path_, run_dir);
+      path_ = run_dir;
+    }
     if (path_.empty() && !config.data.shards.empty()) path_ = tokenizer_of_shards(config.data.shards);
     if (!path_.empty()) {
       tokenizer_.emplace(Tokenizer::load(path_));
@@ -58,7 +67,7 @@ class RunTokenizer {
   const Tokenizer& get() const { return *tokenizer_; }
   const std::string& path() const { return path_; }
   void move_to(const std::string& directory) {
-    const fs::path from(path_), json = fs::is_directory(from) ? from / "tokenizer.json" : from;
+    const fs::path json = json_of(path_);
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
     const fs::path config = json.parent_path() / "tokenizer_config.json";
     if (fs::exists(config))
@@ -67,25 +76,32 @@ class RunTokenizer {
   }
 
  private:
+  static fs::path json_of(const fs::path& path) {
+    return fs::is_directory(path) ? path / "tokenizer.json" : path;
+  }
+  static void require_same(const std::string& given, const std::string& run_dir) {
+    if (read_file(json_of(given).string()) == read_file(run_dir + "/tokenizer.json")) return;
+    throw Error(fmt::format("{} is another tokenizer than the run in {} has", given, run_dir))
+        .hint(fmt::format("--tokenizer.path {}/tokenizer.json, or another --run-dir", run_dir));
+  }
+
   std::string path_;
   std::optional<AtomicDirectory> scratch_;
   std::optional<Tokenizer> tokenizer_;
 };
-
-// Trained tokens of each part so far, when there are several.
-std::vector<std::pair<std::string, int64_t>> part_tokens(const Loader& loader, const TrainSection& t) {
-  std::vector<std::pair<std::string, int64_t>> tokens;
-  if (loader.parts().size() == 1) return tokens;
-  const std::vector<int64_t> rows = loader.part_rows(loader.cursor().next_row);
-  for (size_t i = 0; i < rows.size(); ++i) tokens.emplace_back(loader.parts()[i].name(), rows[i] * t.seq_len);
-  return tokens;
-}
 
 std::string resolved_json(RunConfig config, const ModelConfig& model) {
   config.model.json =
       model_config_json(model, config.train.precision == "f32" ? "float32" : "bfloat16").dump();
   config.train.micro_batch = config.train.micro_batch_sequences();
   return write_fields(config).dump(2) + "\n";
+}
+
+// What the run in `run_dir` was begun with, compared with what it shall go on with (train/resume.h).
+std::vector<std::string> compare_with_run(const std::string& resolved, const std::string& run_dir) {
+  RunConfig was;  // fields that a version before did not have get their defaults
+  read_fields(was, read_json_file(run_dir + "/config.json"), run_dir + "/config.json");
+  return compare_configs(write_fields(was), parse_json(resolved, "the configuration"), run_dir);
 }
 
 void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model,
@@ -131,9 +147,11 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
              count(parameter_count(parameter_table(model))), count(active_parameter_count(model)), parts);
   int64_t rows = 0;  // of one pass over everything
   for (size_t i = 0; i < mixture.size(); ++i) rows += planned.loader->sampler(i).rows_per_epoch();
+  const StepPlan steps(t);
+  const int64_t first = steps.batch(1), last = steps.batch(steps.steps());
   fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
-             t.total_steps(), t.batch, t.seq_len, count(t.total_steps() * t.tokens_per_step()),
-             double(t.total_steps() * t.batch) / double(rows), t.precision, device.name());
+             steps.steps(), first == last ? fmt::format("{}", last) : fmt::format("{} to {}", first, last),
+             t.seq_len, count(steps.tokens()), double(steps.rows()) / double(rows), t.precision, device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
                held_out.windows().size(), t.seq_len);
@@ -142,110 +160,196 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
              "           activations {}, tables {}\n",
              bytes(plan.total()), bytes(device.free_bytes()), bytes(plan.weights), bytes(plan.gradients),
              bytes(plan.optimizer), bytes(plan.arena), bytes(plan.tables));
+  if (t.ema_decay > 0)
+    fmt::print(out, "average    of the weights, decay {}, {} in memory of the host\n", t.ema_decay,
+               bytes(4 * parameter_count(parameter_table(model))));
   fmt::print(out, "run        {}\n", run_dir);
+  out << std::flush;
+}
+
+// What a reader of the run's report wants to know of where it ran.
+void write_machine(const std::string& run_dir, const Device& device, const std::string& meters) {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  const Json machine{{"device", device.name()},
+                     {"processor", cpu_model_name()},
+                     {"cpus", available_cpus()},
+                     {"host", host},
+                     {"measured", meters}};
+  write_file_atomic(run_dir + "/machine.json", machine.dump(2) + "\n");
+}
+
+void tell_of_hang(const std::string& run_dir, const std::string& report,
+                  const std::function<void(const std::string&)>& on_hang) {
+  try {
+    write_file_atomic(run_dir + "/hang.txt", report);
+  } catch (const Error&) {  // a disk that hangs or is full: the terminal has it
+  }
+  on_hang(report);
+}
+
+std::string describe(const Snapshot& snapshot) {
+  switch (snapshot.place()) {
+    case Snapshot::Place::device:
+      return fmt::format("from a copy on the device, {}, while training goes on",
+                         human_bytes(double(snapshot.bytes())));
+    case Snapshot::Place::host:
+      return fmt::format("from a copy in memory of the host, {}, while training goes on",
+                         human_bytes(double(snapshot.bytes())));
+    case Snapshot::Place::nowhere: return "without a copy, for which there is no memory: training waits meanwhile";
+  }
+  CHECK(false);
+}
+
+// Of waits that should not be seen: "3.2 ms", or seconds from one on.
+std::string milliseconds(double seconds) {
+  return seconds < 1 ? fmt::format("{:.3g} ms", 1000 * seconds) : human_seconds(seconds);
+}
+
+void print_end(std::ostream& out, const LoopResult& done, int64_t steps, const Telemetry& telemetry) {
+  if (done.stopped) {
+    fmt::print(out, "stopped at step {} of {}; saved {}\nthe same command goes on from there\n", done.steps, steps,
+               done.checkpoint);
+    out << std::flush;
+    return;
+  }
+  if (done.here == 0)
+    fmt::print(out,
+               "complete   all {} steps were done before; --overwrite begins anew, a larger budget goes on\n",
+               done.steps);
+  const double in_steps = telemetry.seconds_in_steps();
+  const std::string curve = telemetry.curve();
+  if (!curve.empty()) fmt::print(out, "\n{}\n", curve);
+  if (done.held_out)
+    fmt::print(out,
+               "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
+               done.held_out->bits_per_byte(), done.held_out->loss(), done.held_out->tokens,
+               done.held_out->bytes);
+  if (done.here > 0)
+    fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(done.tokens_here)),
+               done.here, human_seconds(in_steps),
+               human_count(double(done.tokens_here) / std::max(in_steps, 1e-9)));
+  if (done.saved > 0)
+    fmt::print(out, "saving     {} checkpoints; training waited {} for them ({:.2g} %), {} at most\n", done.saved,
+               milliseconds(done.stall), 100 * done.stall / std::max(in_steps + done.stall, 1e-9),
+               milliseconds(done.longest_stall));
+  fmt::print(out, "saved      {}\n", done.checkpoint);
   out << std::flush;
 }
 
 }  // namespace
 
-PretrainResult pretrain(const RunConfig& config, const PretrainOptions& options, std::ostream& out,
+PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, std::ostream& out,
                         const std::atomic<bool>& stop) {
+  RunConfig config = given;
   const TrainSection& t = config.train;
-  RunDirectory::require_usable(options.run_dir, options.overwrite);
+  const std::string& run_dir = options.run_dir;
+  const bool resume = RunDirectory::look(run_dir) == RunDirectory::Holds::run && !options.overwrite;
+  if (options.require_resume && !resume)
+    throw Error(fmt::format("{} holds no run to resume", run_dir))
+        .hint("leave --resume out to begin one, or name another --run-dir");
   // What is wrong with the model should show before the minutes that a tokenizer may take.
   if (config.tokenizer.path.empty() && config.data.shards.empty())
     resolve_model(config, 258, 1, options.config_path);
 
   ThreadPool threads(t.threads ? int(t.threads) : available_cpus());  // of the text
-  RunTokenizer run_tokenizer(config, options.run_dir, threads);
+  RunTokenizer run_tokenizer(config, run_dir, resume, threads);
   const Tokenizer& tokenizer = run_tokenizer.get();
-  const TokenData data = load_training_data(config.data, tokenizer, run_tokenizer.path(), &threads);
   const ModelConfig model =
       resolve_model(config, tokenizer.vocab_size(), tokenizer.eos_id().value_or(0), options.config_path);
+  if (!t.init_from.empty() && !resume) require_same_shapes(model, t.init_from);
+  const std::string resolved = resolved_json(config, model);
+  std::vector<std::string> changes;
+  if (resume) changes = compare_with_run(resolved, run_dir);
+  const TokenData data = load_training_data(config.data, tokenizer, run_tokenizer.path(), &threads);
   const PlannedData planned = plan_data(data, config.data, t, model.num_nextn_predict_layers);
-  Loader& loader = *planned.loader;
-  const HeldOut held_out(data.held_out, tokenizer, t.seq_len);
+  const HeldOut held_out(data.held_out, tokenizer, t.seq_len,
+                         load_validation(config.data, data, tokenizer, run_tokenizer.path(), &threads));
 
-  const auto device = open_device(options.device, {.threads = int(t.threads)});
+  const DeviceOptions device_options{.threads = int(t.threads)};
+  const auto device = options.open ? options.open(options.device, device_options)
+                                   : open_device(options.device, device_options);
   const MemoryPlan plan = Trainer::plan(model, t);
-  print_start(out, config, model, tokenizer, data, planned, held_out, *device, plan, options.run_dir);
+  print_start(out, config, model, tokenizer, data, planned, held_out, *device, plan, run_dir);
   plan.require_fit(*device, t);
 
+  if (options.dry_run) {
+    print_dry_run(out, model, config, *device, plan, run_dir, options.device);
+    return {};
+  }
   if (stop) {
     fmt::print(out, "stopped before the first step; nothing to save\n");
     return {.stopped = true};
   }
-  const RunDirectory run(options.run_dir, options.overwrite);
-  run.write_config(resolved_json(config, model));
-  run_tokenizer.move_to(run.path());
+  const RunDirectory run(run_dir,
+                         resume              ? RunDirectory::Open::resume
+                         : options.overwrite ? RunDirectory::Open::overwrite
+                                             : RunDirectory::Open::fresh,
+                         {.last = t.keep_last, .every = t.keep_every});
+  std::optional<Checkpoint> checkpoint;
+  const auto tell = [&](const std::string& line) { out << line << std::endl; };
+  const BitsIdentity bits = BitsIdentity::of(*device);
+  if (resume) {
+    checkpoint = newest_checkpoint(run, tell);
+    if (checkpoint && !options.allow_different_bits) require_same_bits(checkpoint->state().bits, bits);
+    for (const std::string& change : changes) tell("changed    " + change);
+    tell(checkpoint ? fmt::format("resumed    from {}", checkpoint->directory())
+                    : "resumed    from the beginning: there is no checkpoint yet");
+  } else {
+    run_tokenizer.move_to(run.path());
+  }
+  run.write_config(resolved);  // last: with it the folder is a run
 
-  Stream s(*device);
+  Activity activity;
+  const auto followed = open_followed_device(*device, activity);
+  Stream s(*followed);
   Trainer trainer(s, model, t, plan.arena);
-  trainer.init();
-  const Schedule schedule{
-      .lr = t.lr, .min_lr = t.min_lr, .warmup_steps = t.warmup_steps, .total_steps = t.total_steps()};
-  Telemetry telemetry(out, options.style, run.metrics_path(), t);
-  PretrainResult result;
-  int64_t saved_step = 0;
-  const auto save = [&](int64_t step) {
-    if (step == saved_step) return;
-    result.checkpoint = run.save_checkpoint(step, [&](const std::string& directory) {
-      save_model(s, trainer.params(), model, [&](size_t i) { return trainer.optimizer().master(i); },
-                 directory, {.storage = trainer.params().recipe().weight, .tokenizer_directory = run.path()});
-    });
-    saved_step = step;
+  const auto begin = [&] {
+    trainer.init();
+    if (!t.init_from.empty()) initialize_from(s, trainer, t.init_from);
   };
-
-  int skipped = 0;
-  while (result.steps < t.total_steps() && (result.steps == 0 || !stop)) {
-    const int64_t step = result.steps + 1;
-    telemetry.step_begins();
-    const LoadedBatch batch = loader.next();
-    const StepMetrics m = trainer.step(batch.rows, schedule.at(step));
-    telemetry.step_ends();
-    result.steps = step;
-    result.last_loss = m.loss;
-
-    std::optional<HeldOut::Result> score;
-    const bool last = step == t.total_steps();
-    if (last) save(step);  // before the evaluation: whatever happens now, the work is safe
-    if (last || (t.eval_every > 0 && step % t.eval_every == 0))
-      score = held_out.score(trainer, last ? 0 : t.eval_sequences, stop);
-    if (last) result.held_out = score;
-    telemetry.step(step, m, score, part_tokens(loader, t));
-
-    skipped = m.updated ? 0 : skipped + 1;
-    if (skipped == kMostSkippedSteps) {
-      save(step);
-      throw Error(
-          fmt::format(
-              "the norm of the gradient was not finite in {} steps in a row, {} the last; the weights as "
-              "they were before are in {}",
-              kMostSkippedSteps, step, result.checkpoint))
-          .hint("a lower --train.lr, a longer --train.warmup_steps or a smaller --train.clip");
-    }
-    if (!last && t.save_every > 0 && step % t.save_every == 0) save(step);
-  }
-  telemetry.finish();
-  result.stopped = result.steps < t.total_steps();
-  if (result.stopped) {
-    save(result.steps);
-    fmt::print(out, "stopped at step {} of {}; saved {}\n", result.steps, t.total_steps(), result.checkpoint);
-    out << std::flush;
-    return result;
-  }
-  const int64_t tokens = result.steps * t.tokens_per_step();
-  const double rate = double(tokens) / std::max(telemetry.seconds_in_steps(), 1e-9);
-  fmt::print(out, "\n{}\n", telemetry.curve());
-  if (result.held_out)
-    fmt::print(out,
-               "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
-               result.held_out->bits_per_byte(), result.held_out->loss(), result.held_out->tokens,
-               result.held_out->bytes);
-  fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(tokens)),
-             result.steps, human_seconds(telemetry.seconds()), human_count(rate));
-  fmt::print(out, "saved      {}\n", result.checkpoint);
-  out << std::flush;
+  if (!checkpoint) begin();
+  Telemetry telemetry(out, options.style, run.metrics_path(), t,
+                      checkpoint ? checkpoint->state().metrics_bytes : 0);
+  Meters meters(model, t, *device, options.device);
+  fmt::print(out, "measuring  {}\n", meters.describe());
+  write_machine(run.path(), *device, meters.describe());
+  telemetry.use(std::move(meters));
+  telemetry.write_tensorboard(run.path() + "/tb");
+  CheckpointWriter writer(
+      *device, trainer,
+      {.run = &run, .model = &model, .config = resolved, .storage = trainer.params().recipe().weight});
+  fmt::print(out, "saving     {}\n", describe(writer.snapshot()));
+  std::optional<Watchdog> watchdog;
+  if (options.on_hang && config.guard.hang_seconds > 0)
+    watchdog.emplace(activity, Watchdog::Options{.least_seconds = config.guard.hang_seconds,
+                                                 .factor = config.guard.hang_factor,
+                                                 .on_hang = [&](const std::string& report) {
+                                                   tell_of_hang(run_dir, report, options.on_hang);
+                                                 }});
+  TrainingLoop loop({.config = &config,
+                     .run = &run,
+                     .device = device.get(),
+                     .stream = &s,
+                     .trainer = &trainer,
+                     .loader = planned.loader.get(),
+                     .held_out = &held_out,
+                     .telemetry = &telemetry,
+                     .writer = &writer,
+                     .activity = &activity,
+                     .watchdog = watchdog ? &*watchdog : nullptr,
+                     .restart = begin,
+                     .bits = bits});
+  if (checkpoint) loop.resume(*checkpoint);
+  PretrainResult result{.resumed_from = checkpoint ? checkpoint->state().step : 0};
+  checkpoint.reset();
+  const LoopResult done = loop.run(stop);
+  result.steps = done.steps;
+  result.stopped = done.stopped;
+  result.last_loss = done.last_loss;
+  result.held_out = done.held_out;
+  result.checkpoint = done.checkpoint;
+  print_end(out, done, StepPlan(t).steps(), telemetry);
   return result;
 }
 

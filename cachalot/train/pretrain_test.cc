@@ -12,56 +12,13 @@
 #include "data/corpus.h"
 #include "data/tokenize.h"
 #include "model/load.h"
-#include "train/testing.h"
+#include "train/pretrain_testing.h"
 
 namespace cachalot {
 namespace {
 
 namespace fs = std::filesystem;
 using namespace ::cachalot::testing;  // NOLINT
-
-class PretrainTest : public ::testing::Test {
- protected:
-  PretrainTest() {
-    std::string text;
-    for (int i = 0; i < 400; ++i)
-      text += "the " + std::to_string(i % 7) + "th line rhymes with the line before\n";
-    write_file_atomic(folder_ / "text.txt", text);
-    ModelConfig model = tiny_model();
-    Json json = model_config_json(model, "float32");
-    for (const char* key : {"vocab_size", "bos_token_id", "eos_token_id"})
-      json.erase(key);  // the tokenizer's
-    config_.model.json = json.dump();
-    config_.tokenizer.vocab_size = 290;
-    config_.data.files = {folder_ / "text.txt"};
-    config_.train = tiny_training();
-    config_.train.micro_batch = 2;
-    config_.train.log_every = 1;
-    config_.train.threads = 2;
-  }
-  PretrainOptions options(const std::string& run) const {
-    return {.config_path = "test.json",
-            .run_dir = folder_ / run,
-            .overwrite = false,
-            .device = "cpu",
-            .style = {}};
-  }
-  PretrainResult run(const std::string& name) { return pretrain(config_, options(name), out_, stop_); }
-  std::vector<Json> metrics(const std::string& name) const {
-    std::ifstream file(folder_ / (name + "/metrics.jsonl"));
-    std::vector<Json> lines;
-    for (std::string line; std::getline(file, line);) lines.push_back(parse_json(line, "metrics.jsonl"));
-    return lines;
-  }
-  std::string weights(const std::string& checkpoint) const {
-    return read_file(checkpoint + "/model/model.safetensors");
-  }
-
-  TemporaryFolder folder_;
-  RunConfig config_;
-  std::ostringstream out_;
-  std::atomic<bool> stop_{false};
-};
 
 TEST_F(PretrainTest, ARunLeavesItsConfigurationMetricsTokenizerAndTheLastTwoCheckpoints) {
   config_.train.save_every = 3;
@@ -151,6 +108,17 @@ TEST_F(PretrainTest, StoppingFinishesTheStepAndSaves) {
   EXPECT_EQ(metrics("r").size(), 4u);
   EXPECT_TRUE(contains(buffer.str(), "stopped at step 4 of 10; saved "));
 
+  // The same again goes on, and ends where a run that nobody stopped ends.
+  stop_ = false;
+  const PretrainResult rest = run("r");
+  EXPECT_EQ(rest.resumed_from, 4);
+  EXPECT_EQ(rest.steps, 10);
+  const PretrainResult whole = run("whole");
+  EXPECT_TRUE(same_checkpoints(rest.checkpoint, whole.checkpoint));
+  EXPECT_EQ(without_times(lines("r")), without_times(lines("whole")));
+  EXPECT_EQ(rest.held_out->nats, whole.held_out->nats);
+  stop_ = true;
+
   const PretrainResult at_once = pretrain(config_, options("s"), out, stop_);
   EXPECT_TRUE(at_once.stopped);
   EXPECT_EQ(at_once.steps, 0);
@@ -163,7 +131,7 @@ TEST_F(PretrainTest, TenStepsWithoutAFiniteGradientEndTheRunWithTheWeightsSaved)
   config_.train.lr = 1e30;  // the first update throws the weights beyond all bounds
   config_.train.min_lr = 0;
   const std::string text = error_of([&] { run("r"); });
-  EXPECT_TRUE(contains(text, "not finite in 10 steps in a row, 11 the last"));
+  EXPECT_TRUE(contains(text, "10 steps in a row changed nothing, 11 the last: the loss is"));
   EXPECT_TRUE(contains(text, "--train.lr"));
   const std::vector<Json> lines = metrics("r");
   ASSERT_EQ(lines.size(), 11u);
@@ -171,7 +139,7 @@ TEST_F(PretrainTest, TenStepsWithoutAFiniteGradientEndTheRunWithTheWeightsSaved)
   EXPECT_FALSE(lines[1]["updated"]);
   EXPECT_TRUE(lines[1]["grad_norm"].is_null());
   EXPECT_TRUE(fs::exists(folder_ / "r/checkpoints/step-00000011/COMPLETE"));
-  EXPECT_TRUE(contains(out_.str(), "the step changed nothing"));
+  EXPECT_TRUE(contains(out_.str(), "the norm of the gradient nan; its update is left out"));
 }
 
 TEST_F(PretrainTest, ARunThatDoesNotComeAboutLeavesNothing) {
@@ -200,8 +168,16 @@ TEST_F(PretrainTest, ARunThatDoesNotComeAboutLeavesNothing) {
 
 TEST_F(PretrainTest, ARunIsNotOverwrittenUnlessAskedFor) {
   run("r");
+  const PretrainResult again = run("r");
+  EXPECT_EQ(again.resumed_from, 10);
+  EXPECT_EQ(again.steps, 10);
+  EXPECT_TRUE(contains(out_.str(), "all 10 steps were done before"));
+  EXPECT_EQ(metrics("r").size(), 10u);
+  config_.train.lr = 0.02;
   const std::string text = error_of([&] { run("r"); });
-  EXPECT_TRUE(contains(text, "already holds a run"));
+  EXPECT_TRUE(contains(text, "cannot go on with other values of: train.lr 0.01 -> 0.02 | "));
+  EXPECT_TRUE(contains(text, "--overwrite"));
+  EXPECT_TRUE(contains(text, "A run may change train.steps"));
   EXPECT_EQ(metrics("r").size(), 10u);
   config_.train.steps = 2;
   PretrainOptions o = options("r");
@@ -261,6 +237,25 @@ TEST_F(PretrainShardsTest, TrainsOnAMixtureAndKeepsCountOfItsParts) {
   // And again, from what it wrote, to the same bits.
   config_ = load_run_config(folder_ / "r/config.json", {});
   EXPECT_TRUE(weights(run("again").checkpoint) == weights(result.checkpoint));
+}
+
+TEST_F(PretrainShardsTest, AMixtureWithAGrowingBatchAndAnAverageOfTheWeightsResumesToTheSameBits) {
+  config_.data.weights.of = {{"code", 1}, {"en", 3}};
+  config_.data.packing = "best_fit";
+  config_.train.ema_decay = 0.9;
+  config_.train.schedule.batch = {{.until = TrainingPoint{.tokens = 5 * 2 * 9}, .from = {}, .to = 2},
+                                  {.until = {}, .from = {}, .to = 6}};
+  const PretrainResult whole = run("whole");
+  Tripwire buffer("step  4/", stop_);
+  std::ostream out(&buffer);
+  EXPECT_EQ(pretrain(config_, options("r"), out, stop_).steps, 4);
+  stop_ = false;
+  const PretrainResult rest = run("r");
+  EXPECT_EQ(rest.resumed_from, 4);
+  EXPECT_TRUE(same_checkpoints(rest.checkpoint, whole.checkpoint));
+  EXPECT_EQ(without_times(lines("r")), without_times(lines("whole")));
+  config_.data.weights.of = {{"code", 3}, {"en", 1}};
+  EXPECT_TRUE(contains(error_of([&] { run("r"); }), "data.weights.code 1.0 -> 3.0"));
 }
 
 TEST_F(PretrainShardsTest, RowsOfWholeDocumentsTrainTheSameModelToOtherBits) {

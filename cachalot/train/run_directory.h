@@ -2,10 +2,10 @@
 //   config.json                       the resolved configuration
 //   tokenizer.json, tokenizer_config.json
 //   metrics.jsonl                     one JSON object a step (train/telemetry.h)
-//   checkpoints/step-00000123/model/  a Hugging Face directory, with the tokenizer
-//   checkpoints/step-00000123/COMPLETE  written last
+//   checkpoints/step-00000123/        a checkpoint (train/checkpoint.h)
 //   model -> checkpoints/step-.../model   the newest one
-// A checkpoint appears at once or not at all; the last two are kept.
+//   run.lock                          held by the process that trains; no process, no lock
+// A checkpoint appears at once or not at all. One that was found damaged is put aside as step-….damaged.
 #pragma once
 
 #include <cstdint>
@@ -15,30 +15,49 @@
 
 namespace cachalot {
 
+// Which checkpoints stay when a new one is complete.
+struct KeepRule {
+  int64_t last = 2;   // the newest ones
+  int64_t every = 0;  // and those of steps that are multiples of it; 0: none
+};
+
 class RunDirectory {
  public:
-  static constexpr int kKept = 2;
+  enum class Open : uint8_t { fresh, overwrite, resume };
 
-  // Error if `path` is not a directory, or holds a run and `overwrite` is false. Changes nothing.
-  static void require_usable(const std::string& path, bool overwrite);
+  // What is at `path`: nothing, or an empty or foreign folder; a run that begins (no configuration yet); a run.
+  // Error if it is no directory, or holds a config.json that is not a run's: never ours to replace.
+  enum class Holds : uint8_t { nothing, beginnings, run };
+  static Holds look(const std::string& path);
 
-  // Makes the directory; with `overwrite` removes what an earlier run wrote there, and nothing else.
-  RunDirectory(std::string path, bool overwrite);
+  // Makes the directory. overwrite: removes what an earlier run wrote there, and nothing else. resume: removes
+  // what a killed process left half-done. Error: another process trains there; fresh, and there is a run.
+  RunDirectory(std::string path, Open open, KeepRule keep = {});
+  ~RunDirectory();
+  RunDirectory(const RunDirectory&) = delete;
 
   const std::string& path() const { return path_; }
   std::string metrics_path() const { return path_ + "/metrics.jsonl"; }
   void write_config(const std::string& json_text) const;
 
-  // `write` fills the directory that it is given ("…/step-00000123.tmp/model", which exists). Returns the
-  // checkpoint's path. When anything fails, a full disk for one, earlier checkpoints stay and nothing of this
-  // one remains.
+  // `write` fills the directory that it is given ("…/step-00000123.tmp", which exists) and returns the text of
+  // COMPLETE, the file that is written last. Returns the checkpoint's path. When anything fails, a full disk
+  // for one, earlier checkpoints stay and nothing of this one remains. One thread at a time.
   std::string save_checkpoint(int64_t step,
-                              const std::function<void(const std::string& model_directory)>& write) const;
+                              const std::function<std::string(const std::string& directory)>& write) const;
 
   std::vector<std::string> checkpoints() const;  // paths of the complete ones, oldest first
+  static int64_t step_of(const std::string& checkpoint);
+  std::string put_aside(const std::string& checkpoint) const;  // returns where it is now
+  void link_model(const std::string& checkpoint) const;
 
  private:
+  void lock();
+  void remove_leftovers() const;
+
   std::string path_;
+  KeepRule keep_;
+  int lock_ = -1;
 };
 
 }  // namespace cachalot

@@ -1,8 +1,7 @@
 #include "train/run_directory.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/resource.h>
 
 #include <filesystem>
 
@@ -14,34 +13,24 @@ namespace {
 namespace fs = std::filesystem;
 using namespace ::cachalot::testing;  // NOLINT
 
-// Files cannot grow beyond `bytes` while it lives: what a full disk or a quota does to a write.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    old_handler_ = ::signal(SIGXFSZ, SIG_IGN);
-    ::getrlimit(RLIMIT_FSIZE, &old_);
-    const rlimit limit{bytes, old_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &old_);
-    ::signal(SIGXFSZ, old_handler_);
-  }
-
- private:
-  rlimit old_{};
-  sighandler_t old_handler_;
-};
-
 std::string save(const RunDirectory& run, int64_t step, size_t bytes = 10) {
-  return run.save_checkpoint(step, [&](const std::string& model) {
-    write_file_atomic(model + "/weights", std::string(bytes, char('a' + step % 26)));
+  return run.save_checkpoint(step, [&](const std::string& directory) {
+    fs::create_directory(directory + "/model");
+    write_file_atomic(directory + "/model/weights", std::string(bytes, char('a' + step % 26)));
+    return fmt::format("step {}\n", step);
   });
+}
+
+constexpr auto kFresh = RunDirectory::Open::fresh, kResume = RunDirectory::Open::resume,
+               kOverwrite = RunDirectory::Open::overwrite;
+
+int64_t entries(const std::string& folder) {
+  return std::distance(fs::directory_iterator(folder), fs::directory_iterator{});
 }
 
 TEST(RunDirectory, KeepsTheLastTwoCheckpointsAndLinksTheNewest) {
   TemporaryFolder folder;
-  const RunDirectory run(folder / "run", false);
+  const RunDirectory run(folder / "run", kFresh);
   EXPECT_TRUE(run.checkpoints().empty());
   EXPECT_EQ(save(run, 9), folder / "run/checkpoints/step-00000009");
   save(run, 10);
@@ -52,13 +41,56 @@ TEST(RunDirectory, KeepsTheLastTwoCheckpointsAndLinksTheNewest) {
   EXPECT_EQ(fs::path(kept[0]).filename(), "step-00000010");
   EXPECT_EQ(fs::path(kept[1]).filename(), "step-100000000");
   EXPECT_TRUE(fs::exists(kept[1] + "/COMPLETE"));
-  EXPECT_FALSE(fs::exists(folder / "run/checkpoints/step-00000009"));
+  EXPECT_EQ(read_file(kept[1] + "/COMPLETE"), "step 100000000\n");
+  EXPECT_EQ(entries(folder / "run/checkpoints"), 2);
   EXPECT_EQ(read_file(folder / "run/model/weights"), read_file(kept[1] + "/model/weights"));
+}
+
+TEST(RunDirectory, KeepsAsManyAsItIsToldAndThoseOfEveryNthStepForGood) {
+  TemporaryFolder folder;
+  const RunDirectory run(folder / "run", kFresh, {.last = 3, .every = 100});
+  for (int64_t step = 50; step <= 450; step += 50) save(run, step);
+  std::vector<int64_t> steps;
+  for (const std::string& path : run.checkpoints()) steps.push_back(RunDirectory::step_of(path));
+  EXPECT_EQ(steps, (std::vector<int64_t>{100, 200, 300, 350, 400, 450}));
+}
+
+TEST(RunDirectory, WhatAKilledProcessLeftHalfDoneIsRemovedAndNothingElse) {
+  TemporaryFolder folder;
+  const std::string checkpoints = folder / "run/checkpoints";
+  {
+    const RunDirectory run(folder / "run", kFresh);
+    run.write_config("{}");
+    save(run, 1);
+    fs::create_directories(checkpoints + "/step-00000002.tmp/model");
+    fs::create_directories(checkpoints + "/step-00000000.old/model");
+    fs::create_directories(checkpoints + "/step-00000003.damaged");
+    fs::create_directories(checkpoints + "/mine.tmp");
+  }
+  const RunDirectory run(folder / "run", kResume);
+  EXPECT_EQ(run.checkpoints().size(), 1u);
+  EXPECT_EQ(entries(checkpoints), 3);
+  EXPECT_FALSE(fs::exists(checkpoints + "/step-00000002.tmp"));
+  EXPECT_TRUE(fs::exists(checkpoints + "/step-00000003.damaged"));
+  EXPECT_EQ(run.put_aside(run.checkpoints()[0]), checkpoints + "/step-00000001.damaged");
+  EXPECT_TRUE(run.checkpoints().empty());
+}
+
+TEST(RunDirectory, TwoProcessesDoNotTrainInOneFolder) {
+  TemporaryFolder folder;
+  {
+    const RunDirectory run(folder / "run", kFresh);
+    run.write_config("{}");
+    for (const auto open : {kResume, kOverwrite})
+      EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "run", open); }), "another process trains in"));
+    EXPECT_TRUE(fs::exists(folder / "run/config.json"));
+  }
+  const RunDirectory later(folder / "run", kResume);
 }
 
 TEST(RunDirectory, AFullDiskLeavesThePreviousCheckpointAndNothingElse) {
   TemporaryFolder folder;
-  const RunDirectory run(folder / "run", false);
+  const RunDirectory run(folder / "run", kFresh);
   const std::string first = save(run, 1, 5000);
   {
     const FileSizeLimit full(1000);
@@ -67,7 +99,7 @@ TEST(RunDirectory, AFullDiskLeavesThePreviousCheckpointAndNothingElse) {
   EXPECT_EQ(run.checkpoints(), std::vector<std::string>{first});
   EXPECT_EQ(read_file(first + "/model/weights"), std::string(5000, 'b'));
   EXPECT_EQ(read_file(folder / "run/model/weights"), std::string(5000, 'b'));
-  EXPECT_EQ(std::distance(fs::directory_iterator(folder / "run/checkpoints"), fs::directory_iterator{}), 1);
+  EXPECT_EQ(entries(folder / "run/checkpoints"), 1);
   save(run, 2, 5000);  // and there is room again
   EXPECT_EQ(run.checkpoints().size(), 2u);
 }
@@ -76,15 +108,17 @@ TEST(RunDirectory, ARunIsReplacedOnlyWhenAskedForAndOnlyItsOwnFiles) {
   TemporaryFolder folder;
   const std::string path = folder / "run";
   {
-    const RunDirectory run(path, false);
+    const RunDirectory run(path, kFresh);
+    EXPECT_EQ(RunDirectory::look(path), RunDirectory::Holds::beginnings);
+    run.write_config("{}");
+    EXPECT_EQ(RunDirectory::look(path), RunDirectory::Holds::run);
     save(run, 1);
     write_file_atomic(path + "/metrics.jsonl", "{}\n");
     write_file_atomic(path + "/notes.txt", "mine");
   }
-  EXPECT_TRUE(contains(error_of([&] { RunDirectory::require_usable(path, false); }), "already holds a run"));
-  EXPECT_TRUE(contains(error_of([&] { RunDirectory(path, false); }), "--overwrite"));
+  EXPECT_TRUE(contains(error_of([&] { RunDirectory(path, kFresh); }), "already holds a run | --overwrite"));
   EXPECT_TRUE(fs::exists(path + "/model/weights"));
-  const RunDirectory again(path, true);
+  const RunDirectory again(path, kOverwrite);
   EXPECT_TRUE(again.checkpoints().empty());
   EXPECT_FALSE(fs::exists(path + "/metrics.jsonl"));
   EXPECT_FALSE(fs::exists(fs::symlink_status(path + "/model")));
@@ -95,12 +129,12 @@ TEST(RunDirectory, WhatIsNoRunIsNeverReplaced) {
   TemporaryFolder folder;
   write_file_atomic(folder / "config.json", "{}");  // a model directory, say
   EXPECT_TRUE(
-      contains(error_of([&] { RunDirectory(folder.path(), true); }), "is no run but holds a config.json"));
+      contains(error_of([&] { RunDirectory(folder.path(), kOverwrite); }), "is no run but holds a config.json"));
   EXPECT_TRUE(fs::exists(folder / "config.json"));
   write_file_atomic(folder / "file", "");
-  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file", false); }), "is no directory"));
+  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file", kFresh); }), "is no directory"));
   EXPECT_TRUE(
-      contains(error_of([&] { RunDirectory(folder / "file/run", false); }), "cannot make the run directory"));
+      contains(error_of([&] { RunDirectory(folder / "file/run", kFresh); }), "cannot make the run directory"));
 }
 
 }  // namespace

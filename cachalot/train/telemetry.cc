@@ -3,8 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <ostream>
@@ -23,25 +22,151 @@ double mean(const std::vector<double>& v) {
   return v.empty() ? 0 : std::accumulate(v.begin(), v.end(), 0.0) / double(v.size());
 }
 
+double wall_time() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+// torchtitan's tags where it has one (components/metrics.py), ours below moe/ and energy/.
+std::vector<std::pair<std::string, double>> board_values(const Json& line) {
+  std::vector<std::pair<std::string, double>> values;
+  const auto put = [&](const char* key, const std::string& tag, double factor = 1) {
+    if (line.contains(key) && line[key].is_number()) values.emplace_back(tag, factor * line[key].get<double>());
+  };
+  const auto put_list = [&](const char* key, const std::string& tag, size_t first) {
+    if (!line.contains(key)) return;
+    for (size_t i = 0; i < line[key].size(); ++i)
+      if (line[key][i].is_number()) values.emplace_back(fmt::format(fmt::runtime(tag), i + first), line[key][i].get<double>());
+  };
+  put("loss", "loss_metrics/global_avg_loss");
+  put_list("mtp_loss", "loss_metrics/mtp_{}_loss", 1);
+  put("balance_loss", "loss_metrics/seq_load_balancing_loss");
+  put("lr", "lr");
+  put("batch", "batch_size");
+  put("grad_norm", "grad_norm");
+  put("tokens", "n_tokens_seen");
+  put("tokens_per_second", "throughput(tps)");
+  put("mfu", "mfu(%)", 100);
+  put("data_seconds", "time_metrics/data_loading(s)");
+  put("checkpoint_stall_seconds", "time_metrics/checkpoint_stall(s)");
+  put("seconds", "time_metrics/since_start(s)");
+  put_list("max_vio", "moe/max_vio/layer_{}", 0);
+  put("energy_joules", "energy/joules");
+  put("tokens_per_joule", "energy/tokens_per_joule");
+  put("cost", "energy/cost");
+  if (line.contains("held_out"))
+    for (const auto& [key, value] : line["held_out"].items())
+      if (value.is_number() && key != "tokens" && key != "bytes")
+        values.emplace_back("validation_metrics/" + key, value.get<double>());
+  return values;
+}
+
 }  // namespace
 
 Telemetry::Telemetry(std::ostream& out, const ProgressStyle& style, const std::string& metrics_path,
-                     const TrainSection& train)
+                     const TrainSection& train, int64_t kept_bytes)
     : out_(out),
       style_(style),
       train_(train),
-      metrics_path_(metrics_path),
+      plan_(train),
+      metrics_(metrics_path),
       start_(Clock::now()),
       step_start_(start_) {
-  metrics_.open(metrics_path, std::ios::trunc);
-  if (!metrics_)
-    throw Error(fmt::format("cannot write {}: {}", metrics_path, std::strerror(errno)))
-        .hint("choose another --run-dir");
-  if (style_.terminal) progress_.emplace(out_, "train", train_.total_steps(), style_);
+  rewind(kept_bytes);
+  before_ = last_seconds_;
+  if (style_.terminal) progress_.emplace(out_, "train", plan_.steps(), style_);
 }
 
-double Telemetry::seconds() const { return seconds_since(start_); }
+void Telemetry::rewind(int64_t kept_bytes) {
+  steps_.clear(), losses_.clear(), held_out_steps_.clear(), held_out_losses_.clear();
+  scored_ = false;
+  for (const Json& line : metrics_.cut(kept_bytes)) remember(line);
+  step_end_ = metrics_.bytes();
+  try {
+    if (board_) board_->restart(steps_.empty() ? 1 : int64_t(steps_.back()) + 1, wall_time());
+  } catch (const Error&) {  // TensorBoard then shows the steps that were undone, too
+  }
+}
+
+// What the curve and the clock need of a line.
+void Telemetry::remember(const Json& line) {
+  if (!line.is_object() || !line.contains("step") || line.contains("event")) return;
+  const auto number = [](const Json& value) { return value.is_number() ? value.get<double>() : NAN; };
+  const double step = number(line["step"]);
+  steps_.push_back(step);
+  losses_.push_back(line.contains("loss") ? number(line["loss"]) : NAN);
+  if (line.contains("seconds")) last_seconds_ = number(line["seconds"]);
+  if (line.contains("energy_joules")) last_joules_ = number(line["energy_joules"]);
+  scored_ = line.contains("held_out");
+  if (scored_) {
+    held_out_steps_.push_back(step);
+    held_out_losses_.push_back(number(line["held_out"].value("loss", Json())));
+  }
+}
+
+void Telemetry::write(const Json& line) {
+  metrics_.append(line);
+  report_disk();
+}
+
+void Telemetry::report_disk() {
+  const std::string& error = metrics_.flush();
+  if (error.empty() && warned_) note(fmt::format("{} is written again; it lacks nothing", metrics_.path()));
+  if (!error.empty() && !warned_)
+    note(fmt::format("WARNING: {}; training goes on and keeps the lines in memory", error));
+  warned_ = !error.empty();
+}
+
+void Telemetry::require_written() {
+  if (const std::string& error = metrics_.flush(); !error.empty())
+    throw Error(error).hint("is the disk full? The last checkpoint is complete");
+}
+
+void Telemetry::event(const Json& line) { write(line); }
+
+void Telemetry::use(Meters meters) {
+  meters_.emplace(std::move(meters));
+  meters_->go_on_from(last_joules_);
+}
+
+void Telemetry::write_tensorboard(const std::string& directory) {
+  try {
+    board_.emplace(directory, wall_time());
+    if (!steps_.empty()) board_->restart(int64_t(steps_.back()) + 1, wall_time());
+  } catch (const Error& e) {
+    note(fmt::format("WARNING: {}; there will be no TensorBoard events", e.what()));
+  }
+}
+
+// A board that cannot be written is no reason to end a run: metrics.jsonl has everything.
+void Telemetry::show_on_board(const Json& line) {
+  if (!board_) return;
+  try {
+    board_->scalars(line["step"].get<int64_t>(), wall_time(), board_values(line));
+  } catch (const Error& e) {
+    note(fmt::format("WARNING: {}; TensorBoard gets no more events", e.what()));
+    board_.reset();
+  }
+}
+
+bool Telemetry::wants_expert_load(int64_t step) const {
+  const int64_t every = std::max<int64_t>(1, plan_.steps() / 200);
+  return step % every == 0 || step == plan_.steps();
+}
+
+void Telemetry::scored(int64_t step, const HeldOut::Result& held_out) {
+  const Json score{{"held_out", held_out_json(held_out)}};
+  metrics_.extend(step_end_, score);
+  step_end_ += int64_t(score.dump().size()) - 1;
+  report_disk();
+  Json line{{"step", step}};
+  line.update(score);
+  show_on_board(line);
+  show_score(step, held_out);
+}
+
+double Telemetry::seconds() const { return before_ + seconds_since(start_); }
 void Telemetry::step_begins() { step_start_ = Clock::now(); }
+void Telemetry::data_came() { data_ = seconds_since(step_start_); }
 void Telemetry::step_ends() {
   last_ = seconds_since(step_start_);
   step_seconds_ += last_;
@@ -50,56 +175,59 @@ void Telemetry::step_ends() {
 
 void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<HeldOut::Result>& held_out,
                      const std::vector<std::pair<std::string, int64_t>>& part_tokens) {
-  const int64_t tokens = step * train_.tokens_per_step();
+  const int64_t tokens = plan_.tokens_after(step), step_tokens = tokens - plan_.tokens_after(step - 1);
 
   Json line = Json::object();
   line["step"] = step;
   line["tokens"] = tokens;
   line["loss"] = m.loss;
   if (!m.mtp_losses.empty()) line["mtp_loss"] = m.mtp_losses;
-  if (train_.balance_alpha > 0 && !m.counts.empty()) line["balance_loss"] = m.balance;
-  line["lr"] = m.lr;
+  if (m.settings.balance_alpha > 0 && !m.counts.empty()) line["balance_loss"] = m.balance;
+  line["lr"] = m.settings.lr;
+  line["batch"] = plan_.batch(step);
   line["grad_norm"] = m.grad_norm;
   line["updated"] = m.updated;
   if (!m.max_vio.empty()) line["max_vio"] = m.max_vio;
   line["seconds"] = seconds();
-  line["tokens_per_second"] = double(train_.tokens_per_step()) / std::max(last_, 1e-9);
+  line["tokens_per_second"] = double(step_tokens) / std::max(last_, 1e-9);
+  line["data_seconds"] = data_;
+  if (meters_) meters_->add_to(line, step_tokens, last_, seconds());
   for (const auto& [part, trained] : part_tokens) line["parts"][part] = trained;
-  if (held_out) {
-    line["held_out"] = {{"bits_per_byte", held_out->bits_per_byte()},
-                        {"loss", held_out->loss()},
-                        {"tokens", held_out->tokens},
-                        {"bytes", held_out->bytes}};
-    held_out_steps_.push_back(double(step));
-    held_out_losses_.push_back(held_out->loss());
-  }
-  metrics_ << line.dump() << '\n' << std::flush;
-  if (!metrics_)
-    throw Error(fmt::format("cannot write {}: {}", metrics_path_, std::strerror(errno)))
-        .hint("is the disk full? The last checkpoint is complete");
+  if (stall_ > 0) line["checkpoint_stall_seconds"] = stall_;
+  stall_ = 0;
+  scored_ = false;
+  if (held_out) line["held_out"] = held_out_json(*held_out);
+  write(line);
+  step_end_ = metrics_.bytes();
+  show_on_board(line);
   steps_.push_back(double(step));
   losses_.push_back(m.loss);
 
   // The most wanted first: a narrow terminal cuts the end.
   std::string text = fmt::format("loss {:.3f}, {} tok/s", m.loss,
-                                 human_count(double(train_.tokens_per_step()) / std::max(recent_, 1e-9)));
+                                 human_count(double(step_tokens) / std::max(recent_, 1e-9)));
   if (!m.mtp_losses.empty()) text += fmt::format(", mtp {:.3f}", mean(m.mtp_losses));
-  text += fmt::format(", norm {:.2f}, lr {:.1e}", m.grad_norm, m.lr);
+  text += fmt::format(", norm {:.2f}, lr {:.1e}", m.grad_norm, m.settings.lr);
   if (!m.max_vio.empty()) text += fmt::format(", MaxVio {:.2f}", mean(m.max_vio));
+  if (line.contains("mfu")) text += fmt::format(", MFU {:.1f} %", 100 * line["mfu"].get<double>());
+  if (last_ > 0 && data_ > 0.01 * last_) text += fmt::format(", data {:.0f} %", 100 * data_ / last_);
   text += fmt::format(", {} tokens", human_count(double(tokens)));
   if (progress_) {
     progress_->update(step, text);
-  } else if (step == 1 || step % train_.log_every == 0 || step == train_.total_steps()) {
-    const double left = seconds() * double(train_.total_steps() - step) / double(step);
-    out_ << fmt::format("step {:{}}/{}, {}, {} left\n", step, fmt::formatted_size("{}", train_.total_steps()),
-                        train_.total_steps(), text, human_seconds(left))
+  } else if (step == 1 || step % train_.log_every == 0 || step == plan_.steps()) {
+    const double left = seconds() * double(plan_.tokens() - tokens) / double(tokens);
+    out_ << fmt::format("step {:{}}/{}, {}, {} left\n", step, fmt::formatted_size("{}", plan_.steps()),
+                        plan_.steps(), text, human_seconds(left))
          << std::flush;
   }
-  if (!m.updated)
-    note(fmt::format("step {}: the norm of the gradient is {}; the step changed nothing", step, m.grad_norm));
-  if (held_out)
-    note(fmt::format("step {}: held out {:.4f} bits per byte (loss {:.4f})", step, held_out->bits_per_byte(),
-                     held_out->loss()));
+  if (held_out) show_score(step, *held_out);
+}
+
+void Telemetry::show_score(int64_t step, const HeldOut::Result& held_out) {
+  held_out_steps_.push_back(double(step));
+  held_out_losses_.push_back(held_out.loss());
+  scored_ = true;
+  note(fmt::format("step {}: {}", step, held_out_text(held_out)));
 }
 
 void Telemetry::note(const std::string& line) {

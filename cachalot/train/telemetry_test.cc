@@ -15,7 +15,7 @@ using namespace ::cachalot::testing;  // NOLINT
 
 StepMetrics example(double loss) {
   StepMetrics m;
-  m.lr = 1e-3;
+  m.settings = {.lr = 1e-3, .balance_alpha = 1e-4};
   m.loss = loss;
   m.mtp_losses = {loss + 1};
   m.grad_norm = 0.5;
@@ -69,7 +69,6 @@ TEST(Telemetry, ATerminalKeepsOneLineWithMessagesAboveIt) {
   const std::string text = out.str();
   EXPECT_TRUE(contains(text, "\r"));
   EXPECT_TRUE(contains(text, "2/20"));
-  EXPECT_TRUE(contains(text, "step 2: the norm of the gradient is nan; the step changed nothing\n"));
   std::istringstream file(read_file(folder / "m.jsonl"));
   std::string line;
   std::getline(file, line);
@@ -82,8 +81,45 @@ TEST(Telemetry, AFileThatCannotBeWrittenIsAnError) {
   std::ostringstream out;
   EXPECT_TRUE(contains(error_of([&] { Telemetry(out, {}, folder / "none/m.jsonl", twenty_steps()); }),
                        "none/m.jsonl"));
+}
+
+TEST(Telemetry, AFullDiskIsToldOnceAndTheLinesAreKept) {
+  std::ostringstream out;
   Telemetry full(out, {}, "/dev/full", twenty_steps());
-  EXPECT_TRUE(contains(error_of([&] { full.step(1, example(4), std::nullopt); }), "No space left"));
+  for (int64_t i = 1; i <= 3; ++i) full.step(i, example(4), std::nullopt);
+  EXPECT_TRUE(contains(out.str(), "WARNING: cannot write /dev/full: No space left"));
+  EXPECT_EQ(out.str().find("WARNING"), out.str().rfind("WARNING"));
+  EXPECT_TRUE(contains(error_of([&] { full.require_written(); }), "No space left"));
+}
+
+TEST(Telemetry, AResumedRunContinuesItsFileItsCurveAndItsClock) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  int64_t at_ten = 0;
+  std::string whole;
+  {
+    Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps());
+    for (int64_t i = 1; i <= 20; ++i) {
+      telemetry.step(i, example(5 - 0.1 * double(i)), std::nullopt);
+      if (i == 10) at_ten = telemetry.metrics_bytes();
+      if (i == 10) telemetry.scored(i, {700, 100, 400});  // after the checkpoint
+    }
+    telemetry.event({{"event", "example"}, {"step", 20}});
+    whole = telemetry.curve();
+  }
+  Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps(), at_ten);
+  EXPECT_TRUE(telemetry.last_is_scored());
+  EXPECT_GT(telemetry.seconds(), 0);
+  for (int64_t i = 11; i <= 20; ++i) telemetry.step(i, example(5 - 0.1 * double(i)), std::nullopt);
+  EXPECT_EQ(telemetry.curve(), whole);
+  std::istringstream file(read_file(folder / "m.jsonl"));
+  int64_t n = 0;
+  for (std::string line; std::getline(file, line);) {
+    const Json json = parse_json(line, "line");
+    EXPECT_EQ(json["step"], ++n);
+    EXPECT_EQ(json.contains("held_out"), n == 10);
+  }
+  EXPECT_EQ(n, 20);
 }
 
 }  // namespace

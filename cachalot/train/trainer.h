@@ -9,15 +9,22 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "model/training_pass.h"
+#include "train/activity.h"
 #include "train/bias_balance.h"
 #include "train/config.h"
+#include "train/ema.h"
 #include "train/optimizer.h"
+#include "train/scoring.h"
+#include "train/state_tensor.h"
+#include "train/step_plan.h"
 
 namespace cachalot {
 
@@ -31,18 +38,34 @@ struct MemoryPlan {
   void require_fit(const Device& device, const TrainSection& train) const;
 };
 
-using TokenSpan = std::span<const int32_t>;
+// The first micro-batch of a step, computed twice.
+struct Recheck {
+  bool differed = false;
+  bool settled = true;  // a third time gave the numbers of one of the two, and those were used
+  std::string what;     // differed: which numbers
+};
 
 struct StepMetrics {
-  double lr = 0;
+  StepSettings settings;
   double loss = 0;                 // mean over the step's targets of -log p, natural logarithm
   std::vector<double> mtp_losses;  // the same of every depth
   double balance = 0;    // sequence-wise balance loss before alpha, mean over sequences; 0 when alpha is 0
   double grad_norm = 0;  // before clipping
-  bool updated = false;  // false: the norm was not finite and nothing has changed
+  bool updated = false;  // false: the norm was not finite, or a hook left the update out; nothing has changed
+  std::optional<Recheck> recheck;
   std::vector<double> max_vio;  // of every layer with experts: max_violation()
   std::vector<std::vector<int32_t>>
       counts;  // tokens every expert got in the step, of every layer with experts
+};
+
+// What a step does besides, for those who watch over a run.
+struct StepHooks {
+  // Before the update, with the step's loss and gradient norm: false leaves it out. A norm that is not finite
+  // leaves it out in any case.
+  std::function<bool(double loss, double grad_norm)> accept = {};
+  // Computes the first micro-batch twice and compares the bits of its losses and of every gradient.
+  bool recheck = false;
+  Activity* activity = nullptr;
 };
 
 class Trainer {
@@ -55,21 +78,46 @@ class Trainer {
   // Runs a micro-batch and an evaluation on the "plan" device and reads how much they took.
   static MemoryPlan plan(const ModelConfig& model, const TrainSection& train);
 
-  // train.batch sequences of train.seq_len + 1 tokens each, or of fewer: at least MTP depths + 2. The losses are
-  // means over all targets of the step.
+  // Whole micro-batches of sequences of train.seq_len + 1 tokens each, or of fewer: at least MTP depths + 2.
+  // The losses are means over all targets of the step, and the experts' loads are those of all of it.
+  StepMetrics step(std::span<const TokenSpan> sequences, const StepSettings& settings,
+                   const StepHooks& hooks = {});
+  // With the plain fields of `train`.
   StepMetrics step(std::span<const TokenSpan> sequences, double lr);
 
   // Sum of -log p (natural) over all targets of `windows`, main model only. A window holds between 2 and
   // train.seq_len + 1 tokens; its first is context only. nullopt when `stop` was set meanwhile.
   std::optional<double> score(std::span<const TokenSpan> windows, const std::atomic<bool>& stop);
+  // The same and what the depths of multi-token prediction make of it (train/scoring.h).
+  std::optional<TextScore> score_text(std::span<const TokenSpan> windows, Drafts drafts,
+                                      const std::atomic<bool>& stop);
 
   int64_t updates() const { return updates_; }  // that took place
+
+  // Everything that a resumed run must have bit for bit, besides `updates`: what checkpoints keep
+  // (train/checkpoint.h). Read it, or fill it and then call adopt_state().
+  std::vector<StateTensor> state() const;
+  // The tensors of state() hold other numbers: weights follow their masters.
+  void adopt_state(int64_t updates);
+
+  // Of the layers with experts, in the order of StepMetrics::counts: their numbers, and their routers' biases (which
+  // the host waits for).
+  const std::vector<int64_t>& expert_layers() const { return balance_.layers(); }
+  std::vector<std::vector<float>> router_biases() const { return balance_.biases(*stream_); }
+
+  // train.ema_decay: the average of the weights; nullptr: there is none.
+  Ema* average() const { return ema_.get(); }
+
+  Stream& stream() const { return *stream_; }
   const ParamSet& params() const { return params_; }
   const Optimizer& optimizer() const { return optimizer_; }
   const Transformer& model() const { return model_; }
   int64_t arena_high_water() const { return arena_.high_water(); }
 
  private:
+  std::vector<uint64_t> fingerprint(const TrainingPass& pass);
+  std::string describe_difference(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) const;
+
   Stream* stream_;
   TrainSection train_;
   ParamSet params_;
@@ -77,6 +125,7 @@ class Trainer {
   BiasBalance balance_;
   Transformer model_;
   Arena arena_;
+  std::unique_ptr<Ema> ema_;
   int64_t updates_ = 0;
 };
 

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "data/corpus.h"
+#include "train/step_plan.h"
 
 namespace cachalot {
 
@@ -33,6 +34,32 @@ TokenData load_training_data(const DataSection& data, const Tokenizer& tokenizer
   return streams;
 }
 
+std::vector<TokenStream> load_validation(const DataSection& data, const TokenData& parts, const Tokenizer& tokenizer,
+                                         const std::string& tokenizer_path, ThreadPool* pool) {
+  std::vector<TokenStream> sets;
+  for (const auto& [name, paths] : data.validation.of) {
+    for (const TokenStream& part : parts.held_out)
+      if (part.name() == name)
+        throw Error(fmt::format("data.validation has \"{}\", which is a part of the data that holds some out", name))
+            .hint("give it another name");
+    std::vector<std::string> texts, folders;
+    for (const std::string& path : paths)
+      (fs::is_directory(path) || path.ends_with(".tok") ? folders : texts).push_back(path);
+    if (!texts.empty() && !folders.empty())
+      throw Error(fmt::format("data.validation.{} names {} text files and {} folders of shards", name, texts.size(),
+                              folders.size()))
+          .hint("make two sets of them");
+    TokenData streams = folders.empty() ? tokenize_files(texts, tokenizer, 0, pool) : open_token_data(folders);
+    std::vector<Shard> shards;
+    for (const auto* list : {&streams.train, &streams.held_out})
+      for (const TokenStream& stream : *list)
+        shards.insert(shards.end(), stream.shards().begin(), stream.shards().end());
+    if (!folders.empty()) shards[0].require_tokenizer(tokenizer, tokenizer_path);
+    sets.emplace_back(name, std::move(shards));
+  }
+  return sets;
+}
+
 PlannedData plan_data(const TokenData& data, const DataSection& section, const TrainSection& train,
                       int64_t depths) {
   const bool by_size = section.weights.of.empty() && section.epochs.of.empty();
@@ -48,8 +75,10 @@ PlannedData plan_data(const TokenData& data, const DataSection& section, const T
             .hint(close.empty() ? "name one of them" : fmt::format("did you mean {}?", close));
       }
 
+  const StepPlan steps(train);
   LoaderOptions options{.seq_len = train.seq_len,
-                        .batch = train.batch,
+                        .batch = train.schedule.batch.empty() ? train.batch : steps.largest_batch(),
+                        .batch_of_step = {},
                         .packing = section.packing == "best_fit" ? Packing::best_fit : Packing::concatenate,
                         .shortest = depths + 2,
                         .seed = uint64_t(train.seed),
@@ -77,11 +106,13 @@ PlannedData plan_data(const TokenData& data, const DataSection& section, const T
   }
   if (used.empty())
     throw Error("every part of the data has weight 0").hint("give one a weight in data.weights");
-  PlannedData planned{.mixture = plan_mixture(std::move(parts), {.rows = train.total_steps() * train.batch,
+  PlannedData planned{.mixture = plan_mixture(std::move(parts), {.rows = steps.rows(),
                                                                  .row_tokens = train.seq_len,
                                                                  .max_epochs = section.max_epochs}),
                       .loader = nullptr};
   options.shares = planned.mixture.shares();
+  if (!train.schedule.batch.empty())
+    options.batch_of_step = [steps](int64_t step) { return steps.batch(step); };
   planned.loader = std::make_unique<Loader>(std::move(used), std::move(options));
   return planned;
 }

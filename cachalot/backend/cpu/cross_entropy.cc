@@ -25,7 +25,7 @@ double sum_exp(const Vectors& vectors, const float* x, float shift, int64_t n, f
 
 void CpuBackend::cross_entropy(const CrossEntropy& e) {
   check(e);
-  require_no_f64("cross_entropy", {&e.logits});
+  require_no_f64("cross_entropy", {&e.logits, &e.dlogits});
   const auto logits = e.logits.matrix<float>();
   const auto targets = e.targets.vector<const int32_t>();
   const auto loss = e.loss.vector<float>();
@@ -38,6 +38,7 @@ void CpuBackend::cross_entropy(const CrossEntropy& e) {
       if (target < 0) {
         loss[t] = 0;
         if (e.gradient) std::fill(x, x + v, 0.0f);
+        if (e.dlogits) store_row(e.dlogits, t, 0, v, x);
         continue;
       }
       CHECK(target < v, "cross_entropy: target " + std::to_string(target) + " of " + std::to_string(v));
@@ -54,6 +55,7 @@ void CpuBackend::cross_entropy(const CrossEntropy& e) {
       const float factor = float(e.scale / sum);
       context_->vectors.scale(x, factor, v);
       x[target] = float(-e.scale * (others / sum));
+      if (e.dlogits) store_row(e.dlogits, t, 0, v, x);
     }
   });
 }

@@ -1,7 +1,8 @@
 // Contract: backend/ops/latent_attention.h. A group of heads shares the tokens, so that scores and sums are
 // matrix products and a token is read once. Tokens come in blocks of kTokens with running maxima and sums, as
 // in attention.cc; blocks make pieces of kPiece tokens, each from its own start, and a row's pieces are
-// joined in order. Where rows are few, threads share the pieces of one row: the bits are the same.
+// joined in order. Where rows are few, threads share the pieces of one row: the bits are the same. Tokens of a
+// cache in e4m3 become numbers of the queries' format first, exactly.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/latent_cache.h"
 #include "backend/cpu/rows_as_stored.h"
 #include "backend/ops/check.h"
 
@@ -32,8 +34,9 @@ struct Group {
 
   // bf16 is multiplied in pairs where an instruction does so (vector.h); pairs need an even width.
   bool pairs() const {
-    return vectors.product_pairs && a.cache.dtype == DType::bf16 && (a.latent + a.rope) % 2 == 0;
+    return vectors.product_pairs && a.q_latent.dtype == DType::bf16 && (a.latent + a.rope) % 2 == 0;
   }
+  bool codes() const { return a.cache.dtype == DType::e4m3; }
   int64_t panel() const { return 2 * vectors.lanes; }  // heads side by side in two vectors
   int64_t padded() const { return round_up(heads, panel()); }
   int64_t latent_ld() const { return spread_ld(a.latent); }
@@ -81,11 +84,14 @@ class Tokens {
  public:
   explicit Tokens(const Group& g) : a_(g.a), pages_(g.pages) {}
 
-  const uint8_t* row(int64_t token) const {
+  int64_t slot(int64_t token) const {
     const int64_t slot = pages_[token / a_.page_size] * a_.page_size + token % a_.page_size;
     CHECK(0 <= slot && slot < a_.cache.rows,
           "latent_attention: cache row " + std::to_string(slot) + " of " + std::to_string(a_.cache.rows));
-    return static_cast<const uint8_t*>(place(a_.cache, slot));
+    return slot;
+  }
+  const uint8_t* row(int64_t token) const {
+    return static_cast<const uint8_t*>(place(a_.cache, slot(token)));
   }
   int64_t stride() const {
     return a_.cache.ld * size_of(a_.cache.dtype);
@@ -120,8 +126,8 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
   const LatentAttention& a = g.a;
   const int64_t width = a.latent + a.rope, ld = g.token_ld(), panel = g.panel(),
                 last = std::min(g.seen, (piece + 1) * kPiece);
-  const RowVectors& stored = rows_in(g.vectors, a.cache.dtype);
-  const bool pairs = g.pairs();
+  const RowVectors& stored = rows_in(g.vectors, a.q_latent.dtype);
+  const bool pairs = g.pairs(), codes = g.codes();
   const int64_t step = pairs ? 2 : 1, depth = width / step;  // numbers in a word, words in a token
   const auto product = pairs ? g.vectors.product_pairs : g.vectors.product;
   const auto soften = pairs ? g.vectors.soften_pairs : g.vectors.soften;
@@ -129,6 +135,7 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
   Scratch scratch;
   float* tokens = scratch.take<float>(kTokens * ld);  // rows of floats, or of words along tokens
   uint16_t* copies = scratch.take<uint16_t>(kTokens * width);
+  float* decoded = scratch.take<float>(width);
   float* scores = scratch.take<float>(kTokens * panel);
   float* shrink = scratch.take<float>(panel);
   if (a.latent % g.vectors.lanes != 0) std::fill(tokens, tokens + kTokens * ld, 0.0f);
@@ -139,10 +146,15 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
     const uint8_t* next = after > 0 ? cache.one_run(first + count, after) : nullptr;
     if (run) touch(run, count * cache.stride());
     // bf16: where the rows lie, or copies of them.
-    const uint8_t* halves = pairs && run && a.cache.ld % 2 == 0 ? run : reinterpret_cast<uint8_t*>(copies);
-    const int64_t halves_ld = halves == run ? cache.stride() : 2 * width;
-    for (int64_t j = 0; halves != run && j < count; ++j) {
-      if (pairs) std::memcpy(copies + j * width, cache.row(first + j), size_t(2 * width));
+    const bool in_place = pairs && run && !codes && a.cache.ld % 2 == 0;
+    const uint8_t* halves = in_place ? run : reinterpret_cast<uint8_t*>(copies);
+    const int64_t halves_ld = in_place ? cache.stride() : 2 * width;
+    for (int64_t j = 0; !in_place && j < count; ++j) {
+      if (codes) {
+        float* numbers = pairs ? decoded : tokens + j * ld;
+        decode_latent_row(a.cache, cache.slot(first + j), a.latent, a.rope, numbers);
+        if (pairs) stored.from_floats(numbers, 1, width, copies + j * width);
+      } else if (pairs) std::memcpy(copies + j * width, cache.row(first + j), size_t(2 * width));
       else stored.to_floats(cache.row(first + j), 1, width, tokens + j * ld);
     }
     for (int64_t j = 0; pairs && j < count; j += 2) {
@@ -164,7 +176,7 @@ void attend(const Group& g, const float* queries, int64_t piece, const Partial& 
                .c = scores,
                .ldc = panel,
                .add = false,
-               .left_ahead = reinterpret_cast<const float*>(next)});
+               .left_ahead = reinterpret_cast<const float*>(codes ? nullptr : next)});
       soften(scores, panel, count, across, float(a.scale), nullptr, p.top + h, p.sum + h, shrink);
       for (int64_t i = 0; i < n; ++i)
         if (shrink[i] != 1) g.vectors.scale(p.o + (h + i) * g.latent_ld(), shrink[i], a.latent);

@@ -32,9 +32,9 @@ void CpuBackend::swiglu_backward(const SwigluBackward& g) {
   check(g);
   require_no_f64("swiglu_backward", {&g.dy, &g.x});
   const int64_t width = g.dy.cols;
-  // A cached x is read as floats, and then so is dy.
-  const bool cached = g.x.dtype == DType::e4m3;
-  const DType format = cached ? DType::f32 : g.x.dtype;
+  // A cached x is read as floats, and then so is dy; rows with weights too.
+  const bool in_floats = g.x.dtype == DType::e4m3 || g.weights;
+  const DType format = in_floats ? DType::f32 : g.x.dtype;
   const RowVectors& vectors = rows_in(context_->vectors, format);
   const double nanoseconds = (g.quantized ? 5.0 : 1.5) * double(g.dy.size());
   context_->parallel_ranges(g.dy.rows, rows_per_item(width), nanoseconds, [&](int64_t begin, int64_t end) {
@@ -47,18 +47,24 @@ void CpuBackend::swiglu_backward(const SwigluBackward& g) {
     for (int64_t t = begin; t < end; ++t) {
       Tensor x = g.x.slice_rows(t, 1), dy = g.dy.slice_rows(t, 1),
              dx = g.dx ? g.dx.slice_rows(t, 1) : rounded;
-      if (cached) {
+      if (in_floats) {
         load_row(g.x, t, 0, 2 * width, floats(x_row));
         load_row(g.dy, t, 0, width, floats(dy_row));
         x = x_row, dy = dy_row;
       }
-      const Tensor to = cached ? out : dx;
-      if (g.y) {
-        vectors.swiglu_forward(x.data, place(x, 0, width), width, cached ? out.data : place(g.y, t));
-        if (cached) store_row(g.y, t, 0, width, floats(out));
+      const Tensor to = in_floats ? out : dx;
+      if (g.y || g.weights) {
+        vectors.swiglu_forward(x.data, place(x, 0, width), width, in_floats ? out.data : place(g.y, t));
+        if (g.weights) {
+          const float weight = static_cast<const float*>(g.weights.data)[t];
+          static_cast<float*>(g.dweights.data)[t] = dot(floats(dy), floats(out), width);
+          context_->vectors.scale(floats(out), weight, width);
+          context_->vectors.scale(floats(dy), weight, width);
+        }
+        if (g.y && in_floats) store_row(g.y, t, 0, width, floats(out));
       }
       vectors.swiglu_backward(dy.data, x.data, place(x, 0, width), width, to.data, place(to, 0, width));
-      if (cached) store_row(dx, 0, 0, 2 * width, floats(out));
+      if (in_floats) store_row(dx, 0, 0, 2 * width, floats(out));
       if (g.quantized)
         quantise_row(context_->vectors, row_as_floats(dx, 0, buffer), g.quantized, t, g.power_of_two);
     }

@@ -9,6 +9,8 @@
 // running blocks have taken before: nobody waits for somebody who does not run.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
+#include "backend/cuda/hopper/cross_entropy_rows.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
@@ -40,6 +42,8 @@ struct Args {
   int64_t lag;                         // rows between the first visits and the second ones
   Found* found;                        // [rows, parts]
   RowEnd* ends;                        // [rows]
+  void* out;                           // of the gradient, in its format
+  int64_t out_ld;
   uint32_t *visits, *arrived, *ready;  // a counter; [rows]: parts that have come in; whether its end is there
   Faults faults;
 };
@@ -116,7 +120,15 @@ __device__ void end_row(const Args& a, int64_t row) {
                  .real = 1};
 }
 
-template <bool wide> __global__ void __launch_bounds__(kThreads, kBlocks) cross_entropy_kernel(const Args a) {
+__device__ inline uint32_t two_bf16(float low, float high) {
+  uint32_t w;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+  return w;
+}
+
+// G: format of the gradient.
+template <class G, bool wide>
+__global__ void __launch_bounds__(kThreads, kBlocks) cross_entropy_kernel(const Args a) {
   __shared__ float warp_largest[kWarps];
   __shared__ double warp_others[kWarps];
   __shared__ uint32_t next;
@@ -193,13 +205,16 @@ template <bool wide> __global__ void __launch_bounds__(kThreads, kBlocks) cross_
         };
         const float4 out{scaled(fours[k].x, 0), scaled(fours[k].y, 1), scaled(fours[k].z, 2),
                          scaled(fours[k].w, 3)};
-        if constexpr (wide) {
-          if (c < n) __stcs(reinterpret_cast<float4*>(x + c), out);
+        G* to = static_cast<G*>(a.out) + v.row * a.out_ld + c;
+        if constexpr (!wide) {
+          if (c < n) to[0] = G(out.x);
+          if (c + 1 < n) to[1] = G(out.y);
+          if (c + 2 < n) to[2] = G(out.z);
+          if (c + 3 < n) to[3] = G(out.w);
+        } else if constexpr (sizeof(G) == 2) {
+          if (c < n) __stcs(reinterpret_cast<uint2*>(to), uint2{two_bf16(out.x, out.y), two_bf16(out.z, out.w)});
         } else {
-          if (c < n) x[c] = out.x;
-          if (c + 1 < n) x[c + 1] = out.y;
-          if (c + 2 < n) x[c + 2] = out.z;
-          if (c + 3 < n) x[c + 3] = out.w;
+          if (c < n) __stcs(reinterpret_cast<float4*>(to), out);
         }
       }
     }
@@ -213,10 +228,14 @@ template <bool wide> __global__ void __launch_bounds__(kThreads, kBlocks) cross_
 
 void CudaBackend::cross_entropy(const CrossEntropy& e) {
   check(e);
-  require_no_f64("cross_entropy", {&e.logits});
+  require_no_f64("cross_entropy", {&e.logits, &e.dlogits});
+  const Tensor gradient = e.dlogits ? e.dlogits : e.logits;
   const int64_t rows = e.logits.rows, parts = (e.logits.cols + kPart - 1) / kPart;
   if (rows == 0) return;
   select();
+  if (kHopperProducts.runs_on(context_->major) && hopper::takes_rows(e) &&
+      hopper::cross_entropy_workspace(e) <= kWorkspace)
+    return hopper::cross_entropy_rows(queue_, context_->multiprocessors, workspace_, e, faults_);
   // Workspace: found [rows, parts] | ends [rows] | the counter and arrived [rows], ready [rows]
   const int64_t counters = 4 * (2 * rows + 1);
   CHECK(int64_t(sizeof(Found)) * rows * parts + int64_t(sizeof(RowEnd)) * rows + counters <= kWorkspace,
@@ -237,12 +256,16 @@ void CudaBackend::cross_entropy(const CrossEntropy& e) {
                   .lag = std::min(rows, (blocks + parts - 1) / parts + 4),
                   .found = found,
                   .ends = ends,
+                  .out = gradient.data,
+                  .out_ld = gradient.ld,
                   .visits = visits,
                   .arrived = visits + 1,
                   .ready = visits + 1 + rows,
                   .faults = faults_};
-  with_width(is_wide(e.logits), [&](auto wide) {
-    launch(queue_, cross_entropy_kernel<wide.value>, unsigned(blocks), kThreads, 0, args);
+  with_act(gradient.dtype, [&](auto format) {
+    with_width(are_wide({&e.logits, &gradient}), [&](auto wide) {
+      launch(queue_, cross_entropy_kernel<decltype(format), wide.value>, unsigned(blocks), kThreads, 0, args);
+    });
   });
   launched("cross_entropy");
 }

@@ -64,6 +64,7 @@ class CudaBackend : public Backend {
   void wait(const EventPtr& e) override;
   GraphPtr capture(const std::function<void()>& work) override;
   void replay(const GraphPtr& graph) override;
+  void fix_rows(bool fixed) override { rows_fixed_ = fixed; }
 
 #define CACHALOT_DECLARE(name, Args) void name(const Args&) override;
   CACHALOT_OPS(CACHALOT_DECLARE)
@@ -71,6 +72,8 @@ class CudaBackend : public Backend {
 
  private:
   void plain(const Gemm& g);
+  bool deep_product(const Gemm& g);  // false: not that kind, nothing was done
+  bool wide_product(const Gemm& g);
   void quantized_swiglu(const SwigluForward& g);
   void quantized_swiglu(const SwigluBackward& g);
   void select() const;  // this card for the calling thread; every operation begins with it
@@ -85,6 +88,7 @@ class CudaBackend : public Backend {
   cublasLtHandle_t blas_ = nullptr;
   std::shared_ptr<BlasCalls> calls_;
   Faults faults_;
+  bool rows_fixed_ = false;  // see fix_rows: products of one kind only, whatever the number of rows
 };
 
 }  // namespace cachalot::cuda

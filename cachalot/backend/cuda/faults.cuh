@@ -14,6 +14,8 @@ enum class FaultOf : int {
   attention_forward,
   attention_backward,
   latent_attention,
+  latent_append,
+  latent_gather,
   rope,
   gate_forward,
   gate_backward,

@@ -1,8 +1,10 @@
 // Contract: backend/ops/gemm.h. Which unit computes what:
 //   bf16 x bf16                 cuBLASLt on the tensor cores, f32 sums
 //   bf16 x f32 or scaled e4m3   the same, with the other operand as bf16 numbers: x = x1 + x2 + x3 to 24 bits
-//                               (two of them where C is bf16), one product each, added in f32
+//                               (two of them where C is bf16), one product each, added in f32; all parts in one
+//                               product where the f32 operand has few rows or columns, as the router's
 //   e4m3 x e4m3 on Hopper        hopper/fp8_gemm.h
+//   f32 x f32, C bf16           the tensor cores too: x1 y1 + x1 y2 + x2 y1 as one product three times as deep
 //   everything else             cuBLASLt on the FFMA units (TF32 is never used), e4m3 made f32 before
 //   few rows (decoding)         skinny_products.cu
 //   rows that do not start on 16 bytes, f32 smaller than a tile: the plain kernel (product.h)
@@ -70,6 +72,44 @@ __global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
     for (int64_t i = first; i < n; i += stride) split(static_cast<const float*>(x.data)[i], parts, n, i, y);
   } else {
     for (int64_t i = first; i < n; i += stride) split(load_number(x, i / x.cols, i % x.cols), parts, n, i, y);
+  }
+}
+
+// The parts of a left operand beside each other, x1 x1 x2, or of a right one below each other, y1 y2 y1.
+__global__ void to_deep(const __grid_constant__ Tensor x, bool left, bf16* y) {
+  start();
+  const int64_t n = x.rows * x.cols;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t row = i / x.cols, col = i % x.cols;
+    bf16 parts[2];
+    split(static_cast<const float*>(x.data)[row * x.ld + col], 2, 1, 0, parts);
+    bf16* to = left ? y + 3 * row * x.cols + col : y + i;
+    const int64_t step = left ? x.cols : n;
+    to[0] = parts[0], to[step] = parts[left ? 0 : 1], to[2 * step] = parts[left ? 1 : 0];
+  }
+}
+
+// The parts of row r beside each other: row r of y.
+__global__ void to_parts_beside(const __grid_constant__ Tensor x, int parts, bf16* y) {
+  start();
+  const int64_t n = x.rows * x.cols;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t row = i / x.cols, col = i % x.cols;
+    split(static_cast<const float*>(x.data)[row * x.ld + col], parts, x.cols, col, y + row * parts * x.cols);
+  }
+}
+
+// c = or += the sum of `parts` matrices that begin `step` numbers apart, rows x_ld apart.
+__global__ void add_parts(const float* x, int64_t x_ld, int64_t step, int parts, const __grid_constant__ Tensor c,
+                          bool add) {
+  start();
+  const int64_t n = c.rows * c.cols;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t row = i / c.cols, col = i % c.cols;
+    float* to = static_cast<float*>(c.data) + row * c.ld + col;
+    float sum = x[row * x_ld + col];
+    for (int p = 1; p < parts; ++p) sum += x[row * x_ld + col + p * step];
+    *to = add ? *to + sum : sum;
   }
 }
 
@@ -217,22 +257,72 @@ Products products_of(const Gemm& g) {
 
 void CudaBackend::plain(const Gemm& g) { plain_products(stream_, context_->multiprocessors, products_of(g)); }
 
+// C bf16 = or += A B of f32 numbers to 16 bits, which the store rounds to 8.
+bool CudaBackend::deep_product(const Gemm& g) {
+  const int64_t m = g.c.rows, n = g.c.cols, k = g.a.cols;
+  const int64_t a_bytes = (6 * m * k + 255) / 256 * 256, b_bytes = 6 * k * n;
+  if (g.a.dtype != DType::f32 || g.b.dtype != DType::f32 || g.c.dtype != DType::bf16 || g.trans_a || g.trans_b ||
+      a_bytes + b_bytes > kWorkspace - kBlasWorkspace)
+    return false;
+  uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
+  const Tensor a = make_tensor(memory, DType::bf16, m, 3 * k),
+               b = make_tensor(memory + a_bytes, DType::bf16, 3 * k, n);
+  launch(queue_, to_deep, blocks_for(m * k), 256, 0, g.a, true, static_cast<bf16*>(a.data));
+  launch(queue_, to_deep, blocks_for(k * n), 256, 0, g.b, false, static_cast<bf16*>(b.data));
+  launched("gemm: converting an operand");
+  return blas(blas_, calls_, stream_, workspace_,
+              {.a = a, .b = b, .c = g.c, .add = g.accumulate == Accumulate::add});
+}
+
+// C f32 = A B^T or A^T B of a small f32 operand, as the router's are, and a large bf16 one, which is read once: the
+// parts stand beside each other in the product's rows or columns and are added behind it.
+bool CudaBackend::wide_product(const Gemm& g) {
+  constexpr int kParts = 3;
+  constexpr int64_t kFew = 256;
+  const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
+  const bool right = g.a.dtype == DType::bf16 && g.b.dtype == DType::f32 && !g.trans_a && g.trans_b && n <= kFew,
+             left = g.a.dtype == DType::f32 && g.b.dtype == DType::bf16 && g.trans_a && !g.trans_b && m <= kFew;
+  if (g.c.dtype != DType::f32 || !(left || right)) return false;
+  const Tensor& small = left ? g.a : g.b;
+  const int64_t part_bytes = (kParts * small.size() * 2 + 255) / 256 * 256;
+  if (part_bytes + kParts * m * n * 4 > kWorkspace - kBlasWorkspace) return false;
+  uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
+  auto* parts = reinterpret_cast<bf16*>(memory);
+  if (left) launch(queue_, to_parts_beside, blocks_for(small.size()), 256, 0, small, kParts, parts);
+  else launch(queue_, to_parts, blocks_for(small.size()), 256, 0, small, kParts, parts);
+  launched("gemm: converting an operand");
+  const Tensor wide = left ? make_tensor(parts, DType::bf16, k, kParts * m)
+                           : make_tensor(parts, DType::bf16, kParts * n, k);
+  const Tensor sums = left ? make_tensor(memory + part_bytes, DType::f32, kParts * m, n)
+                           : make_tensor(memory + part_bytes, DType::f32, m, kParts * n);
+  if (!blas(blas_, calls_, stream_, workspace_,
+            {.a = left ? wide : g.a, .b = left ? g.b : wide, .c = sums, .trans_a = left, .trans_b = right}))
+    return false;
+  launch(queue_, add_parts, blocks_for(m * n), 256, 0, static_cast<const float*>(sums.data), sums.cols,
+         left ? m * n : n, kParts, g.c, g.accumulate == Accumulate::add);
+  launched("gemm: storing");
+  return true;
+}
+
 void CudaBackend::gemm(const Gemm& g) {
   check(g);
   require_no_f64("gemm", {&g.a, &g.b, &g.c});
   select();
   const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
   if (m == 0 || n == 0) return;
-  if (!g.trans_a && g.trans_b && k > 0 &&
+  if (!g.trans_a && g.trans_b && k > 0 && !rows_fixed_ &&
       !hopper::fp8_gemm({.a = g.a, .b = g.b, .d = g.c, .add = g.accumulate == Accumulate::add},
                         {context_->major, context_->multiprocessors}, stream_))
     return;
-  if (skinny_products(queue_, products_of(g))) return;
+  if (skinny_products(queue_, products_of(g), rows_fixed_)) return;
+  if (rows_fixed_) return plain(g);
   if (k == 0 || !starts_on_16_bytes(g.a) || !starts_on_16_bytes(g.b) || !starts_on_16_bytes(g.c) ||
       // The packed rows of a converted operand must start on 16 bytes as well.
       g.a.cols % 8 != 0 || g.b.cols % 8 != 0 || n % 8 != 0 ||
       (g.a.dtype != DType::bf16 && g.b.dtype != DType::bf16 && (m < 64 || n < 64)))
     return plain(g);
+
+  if (deep_product(g) || wide_product(g)) return;
 
   // What becomes of each operand: itself, f32, or parts of bf16.
   const bool any_bf16 = g.a.dtype == DType::bf16 || g.b.dtype == DType::bf16;
@@ -343,7 +433,8 @@ void CudaBackend::head_gemm(const HeadGemm& g) {
                    .b_row_first = g.w_first,
                    .b_row_step = g.w_stride,
                    .c_col_step = g.y_stride};
-  if (x_width % 8 == 0 && skinny_products(queue_, p)) return;
+  if (x_width % 8 == 0 && skinny_products(queue_, p, rows_fixed_)) return;
+  if (rows_fixed_) return plain_products(stream_, context_->multiprocessors, p);
   const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),
                w = g.w.slice_rows(g.w_first, g.w_rows);
   const bool aligned = g.x.dtype == g.w.dtype && g.y.dtype == g.w.dtype &&

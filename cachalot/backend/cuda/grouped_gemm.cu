@@ -15,7 +15,7 @@ void CudaBackend::grouped_gemm(const GroupedGemm& g) {
   select();
   const auto* offsets = static_cast<const int32_t*>(g.offsets.data);
   const hopper::Card card{context_->major, context_->multiprocessors};
-  if (!g.input_grad &&
+  if (!g.input_grad && !rows_fixed_ &&
       !hopper::fp8_grouped_gemm(
           {.a = g.x, .b = g.w, .d = g.y, .offsets = offsets, .experts = g.experts, .faults = faults_}, card,
           stream_))
@@ -34,7 +34,8 @@ void CudaBackend::grouped_gemm(const GroupedGemm& g) {
                    .total = g.x.rows,
                    .faults = faults_,
                    .op = FaultOf::grouped_gemm};
-  if (skinny_products(queue_, p)) return;
+  if (skinny_products(queue_, p, rows_fixed_)) return;
+  if (rows_fixed_) return plain_products(stream_, context_->multiprocessors, p);
   if (!hopper::bf16_grouped_gemm({.x = g.x,
                                   .w = g.w,
                                   .y = g.y,

@@ -13,6 +13,7 @@
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/hopper/latent_attention_hopper.h"
+#include "backend/cuda/latent_row.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/number.cuh"
@@ -73,6 +74,11 @@ __device__ inline int64_t slot_of(const LatentAttention& a, int64_t sequence, in
   return faults.fine(FaultOf::latent_attention, slot, a.cache.rows) ? slot : -1;
 }
 
+__device__ inline float cache_number(const LatentAttention& a, int64_t slot, int64_t c) {
+  if (a.cache.dtype == DType::e4m3) return latent_row(a.cache, slot, a.latent, a.rope)(c);
+  return load_number(a.cache, slot, c);
+}
+
 constexpr int kPlainThreads = 128, kPlainColumns = 8;  // latents up to 1024
 
 // Block: piece, head, row.
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(kPlainThreads)
       float score = 0;
       if (slots[j] >= 0)
         for (int64_t c = lane; c < width; c += 32)
-          score = fmaf(q[c], load_number(a.cache, slots[j], c), score);
+          score = fmaf(q[c], cache_number(a, slots[j], c), score);
       for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(~0u, score, step);
       if (lane == 0) p[j] = slots[j] >= 0 ? score : -INFINITY;
     }
@@ -127,7 +133,7 @@ __global__ void __launch_bounds__(kPlainThreads)
 #pragma unroll
       for (int i = 0; i < kPlainColumns; ++i) {
         const int64_t c = threadIdx.x + i * kPlainThreads;
-        if (c < a.latent) o[i] = fmaf(x, load_number(a.cache, slots[j], c), o[i]);
+        if (c < a.latent) o[i] = fmaf(x, cache_number(a, slots[j], c), o[i]);
       }
     }
   }
@@ -331,7 +337,7 @@ bool on_16_bytes(const Tensor& t) {
 }
 
 bool mma_takes(const LatentAttention& a, int device) {
-  if (a.q_latent.dtype != DType::bf16 || a.latent != kLatent || a.rope != kRope || a.q_rope_stride % 8 != 0 ||
+  if (a.q_latent.dtype != DType::bf16 || a.cache.dtype != DType::bf16 || a.latent != kLatent || a.rope != kRope || a.q_rope_stride % 8 != 0 ||
       !on_16_bytes(a.q_latent) || !on_16_bytes(a.q_rope) || !on_16_bytes(a.cache))
     return false;
   int most = 0;

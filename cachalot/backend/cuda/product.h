@@ -38,8 +38,9 @@ void plain_products(cudaStream_t stream, int multiprocessors, const Products& p)
 // along K if trans_b.
 bool mma_products(cudaStream_t stream, int multiprocessors, const Products& p);
 
-// Few rows (8; of a ragged batch 64; of a router 256), rows on 16 bytes. B [N, K]: f32 and bf16 in any
-// mixture, K a multiple of 8; B [K, N]: bf16. False, and nothing is done, otherwise.
-bool skinny_products(const Queue& queue, const Products& p);
+// Few rows (8; of a ragged batch 64; of a router 256; or `any_rows`, slowly), rows on 16 bytes. B [N, K]: f32 and
+// bf16 in any mixture, K a multiple of 8; B [K, N]: bf16. False, and nothing is done, otherwise. A number of C depends
+// on its own row and column only, also on how many rows there are it does not.
+bool skinny_products(const Queue& queue, const Products& p, bool any_rows = false);
 
 }  // namespace cachalot::cuda

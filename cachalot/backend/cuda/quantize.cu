@@ -13,30 +13,50 @@ namespace cachalot::cuda {
 
 namespace {
 
+#ifndef QRB
+#define QRB 1
+#endif
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kRows = 4;  // of one tile of columns, under way at once
 
 int64_t tiles_of(int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; }
 
-// A warp takes kRows rows of two neighbouring tiles.
-template <class T, bool wide> __global__ void __launch_bounds__(kThreads)
+// A warp takes kRows rows of two neighbouring tiles; block (pairs of tiles, kWarps times as many rows).
+template <class T, bool wide> __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? QRB : 2)
     row_tiles_kernel(Matrix<const T> x, const __grid_constant__ Tensor y, const int32_t* offsets,
                      int64_t experts, bool power_of_two) {
+  __shared__ WarpDividers<T, kRows> dividers[kWarps];
   start();
   const int64_t rows = offsets ? min(int64_t(offsets[experts]), x.rows) : x.rows;
-  const int64_t pairs = (x.cols + 2 * kScaleBlock - 1) / (2 * kScaleBlock);
-  const int64_t work = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, first = work / pairs * kRows;
-  const int64_t at = work % pairs * 2 * kScaleBlock + kEight * int64_t(threadIdx.x % 32);
-  if (first >= rows) return;
-  Packed<T> packed[kRows];
+  const int64_t at = int64_t(blockIdx.x) * 2 * kScaleBlock + kEight * (threadIdx.x % 32);
+  for (int64_t block = blockIdx.y; block * kWarps * kRows < rows; block += gridDim.y) {
+    const int64_t first = (block * kWarps + threadIdx.x / 32) * kRows;
+    if (first >= rows) return;
+    const int count = int(min(int64_t(kRows), rows - first)), real = at < x.cols ? count : 0;
+    const T* from = x.data + first * x.ld;
+    Packed<T> packed[kRows];
 #pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    packed[k] = {};
-    if (first + k < rows && at < x.cols) packed[k] = load<wide>(x.data + (first + k) * x.ld, at, x.cols);
+    for (int k = 0; k < kRows; ++k) {
+      packed[k] = {};
+      if (k < real) packed[k] = load<wide>(from + k * x.ld, at, x.cols);
+    }
+    float most[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) most[k] = amax_of(packed[k]);
+    WarpDividers<T, kRows>& by = dividers[threadIdx.x / 32];
+    const float scale = by.make(most, power_of_two);
+    const int tile = tile_of_lane<kRows>();
+    if (tile < count && at / kScaleBlock * kScaleBlock < x.cols && threadIdx.x % (kTileLanes / kRows) == 0)
+      y.scales[at / kScaleBlock * y.scale_ld + first + tile] = scale;
+    uint8_t* to = static_cast<uint8_t*>(y.data) + first * y.ld + at;
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      if (k >= real) break;
+      const uint2 codes = eight_codes(unpack(packed[k]), by[k]);
+      if constexpr (wide) store_codes(to + k * y.ld, codes);
+      else store_codes(to + k * y.ld, y.cols - at, true, codes);
+    }
   }
-#pragma unroll
-  for (int k = 0; k < kRows; ++k)
-    write_row_tile(y, first + k, at, first + k < rows && at < x.cols, unpack(packed[k]), power_of_two);
 }
 
 struct SquareArgs {
@@ -100,34 +120,149 @@ __device__ Square find_block(const SquareArgs& a, int64_t at) {
   return s;
 }
 
-// Eight numbers of T of row r from column c on.
-template <class T, bool wide> struct Source {
-  Packed<T> packed;
-  __device__ void fetch(const Tensor& x, int64_t r, int64_t c) {
-    packed = load<wide>(static_cast<const T*>(x.data) + r * x.ld, c, x.cols);
-  }
-  __device__ Eight numbers() const { return unpack(packed); }
-};
-template <bool wide> struct Source<e4m3, wide> {
-  uint2 codes;
-  float scale;
-  __device__ void fetch(const Tensor& x, int64_t r, int64_t c) {
-    codes = load_codes(x, r, c, wide);
-    scale = x.scale(r, c);
-  }
-  __device__ Eight numbers() const {
-    Eight e = numbers_of(codes);
+// Eight numbers of row r from column c on.
+template <bool wide, class T> __device__ void fetch(Stored<T>& to, const Tensor& x, int64_t r, int64_t c) {
+  if constexpr (std::is_same_v<T, e4m3>) to = {load_codes(x, r, c, wide), x.scale(r, c)};
+  else to = {load<wide>(static_cast<const T*>(x.data) + r * x.ld, c, x.cols)};
+}
+
+// The format in which numbers of T are divided: codes times scales are any f32.
+template <class T> using Divided = std::conditional_t<std::is_same_v<T, bf16>, bf16, float>;
+
+// Row tiles of the transpose and, `with_y`, of x itself, where rows of bf16 or codes can be read in eights: a
+// block takes squares of 128 x 128 numbers, a thread eight columns of eight rows. Where `ahead`, a block takes
+// one after the other and the next is on its way while one is worked on; elsewhere a third block on the same
+// multiprocessor hides more.
+constexpr int kSide = int(kScaleBlock), kBlocksAhead = 2;  // on a multiprocessor
+template <class T, bool with_y, bool ahead>
+__global__ void __launch_bounds__(kThreads, ahead ? kBlocksAhead : with_y ? 3 : 4)
+    turn_kernel(const __grid_constant__ SquareArgs a, unsigned across, unsigned squares) {
+  using D = Divided<T>;
+  static_assert(kThreads == kTileLanes * kSide / kEight);
+  // [column][8 rows, exchanged so that neighbours lie in other banks]
+  __shared__ alignas(16) uint2 turned[kSide][kTileLanes];
+  __shared__ alignas(16) float amax[kWarps][kSide];
+  __shared__ Divider<D> columns[kEight / 2][kTileLanes][2];  // column c is [c % 8 / 2][c / 8][c % 2]
+  __shared__ WarpDividers<D, kEight> row_dividers[with_y ? kWarps : 1];
+  start();
+  const int tx = int(threadIdx.x) % kTileLanes, ty = int(threadIdx.x) / kTileLanes,
+            warp = int(threadIdx.x) / 32;
+  Square square;
+  Stored<T> source[kEight];
+  const auto fetch_square = [&](unsigned i) {
+    square = find_rows(a, i / across);  // every warp for itself
+    const int64_t at = int64_t(i % across) * kSide + kEight * tx, row = square.from + kEight * ty;
+    const int64_t left = at < a.x.cols ? square.end - row : 0;
+    const Rows<T> from(a.x, row, at);
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) e.v[i] *= scale;
-    return e;
+    for (int k = 0; k < kEight; ++k) {
+      source[k] = {};
+      if (k < left) source[k] = from[k];
+    }
+  };
+  fetch_square(blockIdx.x);
+  for (unsigned i = blockIdx.x; i < squares; i += gridDim.x) {
+    const Square here = square;
+    std::conditional_t<std::is_same_v<T, e4m3>, Eight, Stored<T>> kept[kEight];
+    float most[kEight] = {}, row_most[kEight];
+#pragma unroll
+    for (int k = 0; k < kEight; ++k) {
+      if constexpr (std::is_same_v<T, e4m3>) {
+        kept[k] = source[k].numbers();
+#pragma unroll
+        for (int j = 0; j < kEight; ++j) most[j] = fmaxf(most[j], fabsf(kept[k].v[j]));
+      } else {
+        kept[k] = source[k];
+        if constexpr (with_y) row_most[k] = amax_of(kept[k].packed);
+      }
+    }
+    if constexpr (!std::is_same_v<T, e4m3>) {
+#pragma unroll
+      for (int j = 0; j < kEight; j += 2) {  // two columns at a time
+        uint32_t two = 0;
+#pragma unroll
+        for (int k = 0; k < kEight; ++k) two = larger_two(two, kept[k].packed.w[j / 2] & 0x7FFF7FFFu);
+        most[j] = __uint_as_float(two << 16), most[j + 1] = __uint_as_float(two & 0xFFFF0000u);
+      }
+    }
+    if (ahead && i + gridDim.x < squares) fetch_square(i + gridDim.x);
+    if (here.to_end == 0) continue;  // the whole block
+    const auto number = [&](int k, int j) {
+      if constexpr (std::is_same_v<T, e4m3>) return kept[k].v[j];
+      else return kept[k].numbers().v[j];
+    };
+    const int64_t col = int64_t(i % across) * kSide, row = here.from + kEight * ty;
+    const bool upper = threadIdx.x & 16;  // a warp's two groups of rows share their columns
+    float4 four;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float mine = upper ? most[j + 4] : most[j], passed = upper ? most[j] : most[j + 4];
+      (&four.x)[j] = fmaxf(mine, __shfl_xor_sync(kAll, passed, 16));
+    }
+    *reinterpret_cast<float4*>(&amax[warp][kEight * tx + (upper ? 4 : 0)]) = four;
+    __syncthreads();
+    if (threadIdx.x < kSide) {
+      const int c = int(threadIdx.x);
+      float largest = 0;
+#pragma unroll
+      for (int g = 0; g < kWarps; ++g) largest = fmaxf(largest, amax[g][c]);
+      const float scale = scale_of(largest, e4m3::kMax, a.power_of_two);
+      columns[c % kEight / 2][c / kEight][c % 2] = divider<D>(scale);
+      if (col + c < a.x.cols)
+        a.transposed.scales[here.to / kScaleBlock * a.transposed.scale_ld + col + c] = scale;
+    }
+    if constexpr (with_y) {
+      WarpDividers<D, kEight>& by = row_dividers[warp];
+      const float scale = by.make(row_most, a.power_of_two);
+      const int tile = tile_of_lane<kEight>();
+      if (row + tile < here.end && threadIdx.x % 2 == 0)
+        a.y.scales[int64_t(i % across) * a.y.scale_ld + row + tile] = scale;
+      const int64_t at = col + kEight * tx, left = at < a.x.cols ? here.end - row : 0;
+      uint8_t* to = static_cast<uint8_t*>(a.y.data) + row * a.y.ld + at;
+#pragma unroll
+      for (int k = 0; k < kEight; ++k)
+        if (k < left) store_codes(to + k * a.y.ld, eight_codes(kept[k].numbers(), by[k]));
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) {
+      const Divider<D> by = columns[j / 2][tx][j % 2];
+      Eight q;
+#pragma unroll
+      for (int k = 0; k < kEight; ++k) q.v[k] = number(k, j);
+      turned[kEight * tx + j][ty ^ tx] = eight_codes(q, by);
+    }
+    __syncthreads();
+    // Eight lanes write a row of the transpose, 128 bytes. The two groups of eight rows that a lane takes lie
+    // side by side, exchanged in every other group of columns.
+    constexpr int kLanes = kTileLanes / 2, kAtOnce = kThreads / kLanes;
+    const int lane = int(threadIdx.x) % kLanes;
+    const int64_t left = here.to_end - here.to - 2 * kEight * lane;
+    uint8_t* to = static_cast<uint8_t*>(a.transposed.data) + (col + threadIdx.x / kLanes) * a.transposed.ld +
+                  here.to + 2 * kEight * lane;
+#pragma unroll
+    for (int k = 0; k < kSide / kAtOnce; ++k, to += kAtOnce * a.transposed.ld) {
+      const int c = k * kAtOnce + int(threadIdx.x) / kLanes, group = c / kEight;
+      if (col + c >= a.x.cols || left <= 0) break;
+      const uint4 both = reinterpret_cast<const uint4*>(turned[c])[lane ^ group / 2];
+      const uint2 low = group % 2 ? uint2{both.z, both.w} : uint2{both.x, both.y},
+                  high = group % 2 ? uint2{both.x, both.y} : uint2{both.z, both.w};
+      if (left >= 2 * kEight) {
+        *reinterpret_cast<uint4*>(to) = {low.x, low.y, high.x, high.y};
+      } else {
+        store_codes(to, left, false, low);
+        store_codes(to + kEight, left - kEight, false, high);
+      }
+    }
+    if (!ahead) break;
   }
-};
+}
 
 // Block (columns of x, rows): 128 of each. `blocks`: one scale for all of it, instead of one a row for y and
 // one a column for the transpose; codes with blocks are carried over as they are.
 template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kThreads, 2)
     square_kernel(const __grid_constant__ SquareArgs a) {
-  constexpr int kSide = int(kScaleBlock), kGroups = kSide / kEight;
+  constexpr int kGroups = kSide / kEight;
   constexpr bool kCarried = blocks && std::is_same_v<T, e4m3>;
   static_assert(kThreads == kTileLanes * kGroups);
   __shared__ uint2
@@ -146,11 +281,11 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
   const int tx = int(threadIdx.x) % kTileLanes, ty = int(threadIdx.x) / kTileLanes;
   const int64_t col = int64_t(blockIdx.x) * kSide, at = col + kEight * tx, row = s.from + kEight * ty;
   const bool in_row = at < a.x.cols;
-  Source<T, wide> source[kEight];
+  Stored<T> source[kEight];
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
     source[i] = {};
-    if (in_row && row + i < s.end) source[i].fetch(a.x, row + i, at);
+    if (in_row && row + i < s.end) fetch<wide>(source[i], a.x, row + i, at);
   }
 
   uint2 code_rows[kEight];  // of the transpose, before it is one
@@ -192,7 +327,7 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
     if constexpr (blocks) {
       const float scale = scale_of(fmaxf(fmaxf(amax[0][0], amax[0][1]), fmaxf(amax[0][2], amax[0][3])),
                                    e4m3::kMax, a.power_of_two);
-      const Divider by = divider(scale);
+      const Divider by = divider<Divided<T>>(scale);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) code_rows[i] = eight_codes(source[i].numbers(), by);
       if (a.y.data && in_row) {
@@ -212,13 +347,14 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
         const Eight e = source[i].numbers();
-        if (a.y.data) write_row_tile(a.y, row + i, at, in_row && row + i < s.end, e, a.power_of_two);
+        if (a.y.data)
+          write_row_tile<Divided<T>>(a.y, row + i, at, in_row && row + i < s.end, e, a.power_of_two);
 #pragma unroll
         for (int j = 0; j < kEight; ++j) q[j][i] = e.v[j];
       }
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
-        const Divider by = divider(scales[kEight * tx + j]);
+        const Divider by = divider<Divided<T>>(scales[kEight * tx + j]);
         Eight column;
 #pragma unroll
         for (int i = 0; i < kEight; ++i) column.v[i] = q[j][i];
@@ -268,7 +404,7 @@ __global__ void other_blocks_kernel(const __grid_constant__ SquareArgs a) {
     for (int64_t r = row; r < row_end; ++r)
       for (int64_t c = col; c < col_end; ++c) amax = fmaxf(amax, fabsf(number(r, c)));
     const float scale = scale_of(amax, e4m3::kMax, a.power_of_two);
-    const Divider by = divider(scale);
+    const Divider by = divider<float>(scale);
     y.scales[y.scale_row(row) * y.scale_ld + col / kScaleBlock] = scale;
     for (int64_t r = row; r < row_end; ++r)
       for (int64_t c = col; c < col_end; ++c)
@@ -296,91 +432,6 @@ __global__ void pad_kernel(const int32_t* offsets, int32_t* padded, int experts)
   if (lane == 0) padded[experts] = before;
 }
 
-constexpr float kLargestE5m6 = 65024.0f;
-
-// Bits of the E5M6 that is nearest to x, |x| <= 65024. Adding 2^(23 - 6) times the power of two below x rounds
-// to six bits, ties to even.
-__device__ uint32_t e5m6_bits(float x) {
-  if (isnan(x)) return 0xFFF;
-  const uint32_t u = __float_as_uint(x), sign = u >> 20 & 0x800u, size = u & 0x7FFFFFFFu;
-  if (size < 0x38800000u) {                              // below 2^-14: subnormal, a multiple of 2^-20
-    const float shifted = __uint_as_float(size) + 8.0f;  // its last bit is worth 2^-20
-    return sign | (__float_as_uint(shifted) - 0x41000000u);
-  }
-  const uint32_t rounded = size + 0xFFFFu + (size >> 17 & 1u);
-  return sign | ((rounded >> 17) - (112u << 6));  // rebias 127 -> 15
-}
-
-__device__ float e5m6_value(uint32_t bits) {
-  const uint32_t sign = (bits & 0x800u) << 20, exponent = bits >> 6 & 31, mantissa = bits & 63;
-  if (exponent == 31) return __uint_as_float(0x7FC00000u);
-  const float size =
-      exponent == 0 ? float(mantissa) * 0x1p-20f : __uint_as_float((exponent + 112) << 23 | mantissa << 17);
-  return __uint_as_float(__float_as_uint(size) | sign);
-}
-
-// Two tiles of kRows rows a warp; the words of a row turn in shared memory, so that a lane stores four.
-template <class T, bool wide> __global__ void __launch_bounds__(kThreads)
-    pack_kernel(Matrix<const T> x, Matrix<uint32_t> packed, Matrix<float> scales, bool on_16_bytes) {
-  constexpr int kWords = 3 * 32;  // of two tiles
-  __shared__ alignas(16) uint32_t words[kWarps][kWords];
-  start();
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int64_t pairs = (x.cols + 2 * kScaleBlock - 1) / (2 * kScaleBlock);
-  const int64_t work = int64_t(blockIdx.x) * kWarps + warp, first = work / pairs * kRows;
-  const int64_t begin = work % pairs * 2 * kScaleBlock, at = begin + kEight * lane;
-  if (first >= x.rows) return;
-  Packed<T> numbers[kRows];
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    numbers[k] = {};
-    if (first + k < x.rows && at < x.cols) numbers[k] = load<wide>(x.data + (first + k) * x.ld, at, x.cols);
-  }
-  uint32_t* mine = words[warp];
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    const int64_t t = first + k;
-    const Eight e = unpack(numbers[k]);
-    const float scale = scale_of(tile_max(amax_of(e)), kLargestE5m6, true), inverse = __frcp_rn(scale);
-    uint32_t v[kEight];
-#pragma unroll
-    for (int j = 0; j < kEight; ++j) v[j] = e5m6_bits(e.v[j] * inverse);  // exact: a power of two
-    const bool real = t < x.rows && at < x.cols;
-    if (real && at % kScaleBlock == 0) scales.data[at / kScaleBlock * scales.ld + t] = scale;
-    __syncwarp();
-    mine[3 * lane] = v[0] << 20 | v[1] << 8 | v[2] >> 4;
-    mine[3 * lane + 1] = (v[2] & 0xF) << 28 | v[3] << 16 | v[4] << 4 | v[5] >> 8;
-    mine[3 * lane + 2] = (v[5] & 0xFF) << 24 | v[6] << 12 | v[7];
-    __syncwarp();
-    if (t >= x.rows) break;
-    uint32_t* to = packed.data + t * packed.ld + begin / kEight * 3;
-    const int64_t count = min(int64_t(kWords), packed.cols - begin / kEight * 3);
-    if (on_16_bytes && count == kWords) {
-      if (lane < kWords / 4) reinterpret_cast<uint4*>(to)[lane] = reinterpret_cast<const uint4*>(mine)[lane];
-    } else {
-      for (int i = lane; i < count; i += 32) to[i] = mine[i];
-    }
-  }
-}
-
-// A thread takes eight numbers of a row.
-template <class T, bool wide>
-__global__ void unpack_kernel(Matrix<const uint32_t> packed, Matrix<const float> scales, Matrix<T> y) {
-  start();
-  for_plane(y.rows, y.cols, [&](int64_t t, int64_t c) {
-    const uint32_t* w = packed.data + t * packed.ld + c / kEight * 3;
-    const uint32_t a = w[0], b = w[1], d = w[2];
-    const float scale = scales.data[c / kScaleBlock * scales.ld + t];
-    const uint32_t v[kEight] = {a >> 20,         a >> 8 & 0xFFF, (a & 0xFF) << 4 | b >> 28,
-                                b >> 16 & 0xFFF, b >> 4 & 0xFFF, (b & 0xF) << 8 | d >> 24,
-                                d >> 12 & 0xFFF, d & 0xFFF};
-    Eight e;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) e.v[i] = e5m6_value(v[i]) * scale;
-    store_eight<wide>(y.data + t * y.ld, c, y.cols, e);
-  });
-}
-
 // Rows of codes begin on 8 bytes.
 bool codes_are_wide(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.data) % 8 == 0 && (t.rows <= 1 || t.ld % 8 == 0);
@@ -392,9 +443,9 @@ template <class Body> void with_source(const Tensor& x, const Body& body) {
   else with_act(x.dtype, [&](auto act) { with_width(is_wide(x), [&](auto wide) { body(act, wide); }); });
 }
 
-unsigned warps_for(int64_t rows, int64_t cols) {
-  const int64_t warps = (rows + kRows - 1) / kRows * ((cols + 2 * kScaleBlock - 1) / (2 * kScaleBlock));
-  return unsigned((warps + kWarps - 1) / kWarps);
+dim3 row_tiles_grid(int64_t rows, int64_t cols) {
+  return dim3(unsigned((cols + 2 * kScaleBlock - 1) / (2 * kScaleBlock)),
+              unsigned(std::min<int64_t>((rows + kWarps * kRows - 1) / (kWarps * kRows), 65535)));
 }
 
 }  // namespace
@@ -421,13 +472,23 @@ void CudaBackend::quantize(const Quantize& q) {
     const dim3 grid(unsigned(tiles_of(q.x.cols)), unsigned(tiles_of(q.transposed.cols)));
     CHECK(grid.y <= 65535, "quantize: up to 8388480 rows at once on cuda");
     with_source(q.x, [&](auto act, auto wide) {
-      launch(queue_, square_kernel<decltype(act), wide.value, false>, grid, kThreads, 0, args);
+      using T = decltype(act);
+      if constexpr (wide.value && !std::is_same_v<T, float>) {
+        if (q.x.cols % kEight == 0) {
+          constexpr bool kCodes = std::is_same_v<T, e4m3>;  // of which the numbers take time to make
+          const unsigned squares = grid.x * grid.y, few = unsigned(kBlocksAhead * context_->multiprocessors);
+          const auto kernel = q.y ? turn_kernel<T, !kCodes, kCodes> : turn_kernel<T, false, kCodes>;
+          return launch(queue_, kernel, kCodes ? std::min(squares, few) : squares, kThreads, 0, args, grid.x,
+                        squares);
+        }
+      }
+      launch(queue_, square_kernel<T, wide.value, false>, grid, kThreads, 0, args);
     });
   } else if (q.y && q.x.rows > 0) {
     with_act(q.x.dtype, [&](auto act) {
       using T = decltype(act);
       with_width(is_wide(q.x), [&](auto wide) {
-        launch(queue_, row_tiles_kernel<T, wide.value>, warps_for(q.x.rows, q.x.cols), kThreads, 0,
+        launch(queue_, row_tiles_kernel<T, wide.value>, row_tiles_grid(q.x.rows, q.x.cols), kThreads, 0,
                q.x.matrix<const T>(), q.y, offsets, experts, q.power_of_two);
       });
     });
@@ -482,43 +543,6 @@ void CudaBackend::pad_offsets(const PadOffsets& p) {
   launch(queue_, pad_kernel, 1, 32, 0, static_cast<const int32_t*>(p.offsets.data),
          static_cast<int32_t*>(p.padded.data), int(p.offsets.cols - 1));
   launched("pad_offsets");
-}
-
-void CudaBackend::pack_e5m6(const PackE5m6& p) {
-  check(p);
-  require_no_f64("pack_e5m6", {&p.x});
-  if (p.x.size() == 0) return;
-  select();
-  const Matrix<uint32_t> packed{static_cast<uint32_t*>(p.packed.data), p.packed.rows, p.packed.cols,
-                                p.packed.ld};
-  const bool on_16_bytes =
-      reinterpret_cast<uintptr_t>(p.packed.data) % 16 == 0 && (p.packed.rows <= 1 || p.packed.ld % 4 == 0);
-  with_act(p.x.dtype, [&](auto act) {
-    using T = decltype(act);
-    with_width(is_wide(p.x), [&](auto wide) {
-      launch(queue_, pack_kernel<T, wide.value>, warps_for(p.x.rows, p.x.cols), kThreads, 0,
-             p.x.matrix<const T>(), packed, p.scales.matrix<float>(), on_16_bytes);
-    });
-  });
-  launched("pack_e5m6");
-}
-
-void CudaBackend::unpack_e5m6(const UnpackE5m6& p) {
-  check(p);
-  require_no_f64("unpack_e5m6", {&p.y});
-  if (p.y.size() == 0) return;
-  select();
-  const Plane plane_of_y = plane(p.y.rows, p.y.cols);
-  const Matrix<const uint32_t> packed{static_cast<const uint32_t*>(p.packed.data), p.packed.rows,
-                                      p.packed.cols, p.packed.ld};
-  with_act(p.y.dtype, [&](auto act) {
-    using T = decltype(act);
-    with_width(is_wide(p.y), [&](auto wide) {
-      launch(queue_, unpack_kernel<T, wide.value>, plane_of_y.grid, plane_of_y.block, 0, packed,
-             p.scales.matrix<const float>(), p.y.matrix<T>());
-    });
-  });
-  launched("unpack_e5m6");
 }
 
 }  // namespace cachalot::cuda

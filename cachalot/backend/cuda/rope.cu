@@ -1,4 +1,4 @@
-// Contract: backend/ops/rope.h. In place, one rounding; a thread turns four pairs (wide) or one.
+// Contract: backend/ops/rope.h. In place, one rounding; a thread turns four pairs (wide) or one of several heads.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
@@ -7,6 +7,8 @@
 namespace cachalot::cuda {
 
 namespace {
+
+constexpr int kThreads = 128, kAtOnce = 8;  // heads of a thread, on their way at once
 
 struct RopeArgs {
   const int32_t* positions;
@@ -27,7 +29,7 @@ __device__ void turn(float c, float s, float& a, float& b) {
 // Block (eights or pairs of a head, heads, tokens). A thread turns the same columns of several heads; their
 // numbers are on their way before anyone knows the position.
 template <class T, bool wide> __global__ void rope_kernel(Matrix<T> x, RopeArgs a) {
-  constexpr int kNumbers = wide ? kEight : 2, kAtOnce = 4;
+  constexpr int kNumbers = wide ? kEight : 2;
   start();
   const int64_t t = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
   if (t >= x.rows) return;
@@ -102,8 +104,8 @@ void CudaBackend::rope(const Rope& r) {
                       .sign = r.inverse ? -1.0f : 1.0f,
                       .faults = faults_};
   const unsigned across = power_of_two(r.width / (wide ? kEight : 2), 32);
-  const unsigned heads = power_of_two((r.heads + 3) / 4, 256 / across),
-                 tokens = std::min(64u, 256 / (across * heads));
+  const unsigned heads = power_of_two((r.heads + kAtOnce - 1) / kAtOnce, kThreads / across),
+                 tokens = std::min(64u, kThreads / (across * heads));
   const auto blocks = unsigned((r.x.rows + tokens - 1) / tokens);
   with_act(r.x.dtype, [&](auto act) {
     using T = decltype(act);

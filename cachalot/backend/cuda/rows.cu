@@ -31,141 +31,186 @@ __global__ void scatter_kernel(Matrix<const From> x, const int32_t* rows, Matrix
   });
 }
 
-// Adding takes the t in the order of (rows[t], t), up to kMostSorted at a time: where every row begins in that
-// order, blocks of 2048 columns add all that is the row's.
-constexpr int64_t kMostSorted = 8192;
-constexpr int kSortThreads = 256, kSortParts = 8, kSorted = kSortThreads / kSortParts;  // t's a block
+// Adding: a destination row belongs to the blocks of its first t's. Every block looks at all of rows[], up to
+// kMostAtOnce at a time, for the t's that share its row: 16 to 32 KiB that stay in the first-level cache, so that
+// nothing has to be sorted before.
+constexpr int64_t kMostAtOnce = 8192;
+constexpr int kAddThreads = 256, kAddWarps = kAddThreads / 32;
+constexpr int kAddParts = 4;  // slabs of columns of a block
+constexpr int kFour = 4, kFours = 2;  // numbers of a thread at a time, neighbours beside neighbours; in a slab
+constexpr int64_t kAddSlab = int64_t(kFour) * kFours * kAddThreads;
 
-struct Sorted {
-  int32_t* order;  // [n]: t
-  int32_t* rows;   // [n]: rows[order]; those to be skipped come last, as kNoRow
+struct alignas(8) FourOf16 {
+  uint32_t w[2];
 };
-constexpr int32_t kNoRow = INT32_MAX;
+template <class T> struct PackedFour;
+template <> struct PackedFour<float> { using Type = float4; };
+template <> struct PackedFour<bf16> { using Type = FourOf16; };
 
-// A t comes behind as many as have a lower row, or the same one and a lower t: counted by eight threads.
-__global__ void __launch_bounds__(kSortThreads)
-    sort_kernel(const int32_t* rows, int64_t n, int64_t bound, Sorted sorted, Faults faults) {
-  __shared__ alignas(16) int32_t tile[1024];
-  __shared__ int counts[kSortParts][kSorted];
-  start();
-  const int lane = int(threadIdx.x) % kSorted, part = int(threadIdx.x) / kSorted;
-  const int64_t t = int64_t(blockIdx.x) * kSorted + lane;
-  const auto row_of = [&](int64_t i) {
-    const int32_t row = i < n ? rows[i] : -1;
-    return row < 0 ? kNoRow : row;
-  };
-  int32_t mine = row_of(t);
-  int count = 0;
-  for (int64_t first = 0; first < n; first += 1024) {
-    __syncthreads();
+__device__ inline float4 unpack_four(const float4& p) { return p; }
+__device__ inline float4 unpack_four(const FourOf16& p) {
+  return {__uint_as_float(p.w[0] << 16), __uint_as_float(p.w[0] & 0xFFFF0000u), __uint_as_float(p.w[1] << 16),
+          __uint_as_float(p.w[1] & 0xFFFF0000u)};
+}
+template <class P> __device__ inline void add_four(float4& sum, const P& packed) {
+  const float4 p = unpack_four(packed);
+  sum = {sum.x + p.x, sum.y + p.y, sum.z + p.z, sum.w + p.w};
+}
+template <bool wide, class T>
+__device__ inline typename PackedFour<T>::Type load_four(const T* row, int64_t at, int64_t cols) {
+  typename PackedFour<T>::Type p;
+  if constexpr (wide) {
+    p = *reinterpret_cast<const typename PackedFour<T>::Type*>(row + at);
+  } else {
+    auto* numbers = reinterpret_cast<T*>(&p);
 #pragma unroll
-    for (int k = 0; k < 1024 / kSortThreads; ++k) {
-      const int at = k * kSortThreads + int(threadIdx.x);
-      tile[at] = row_of(first + at);
-    }
-    __syncthreads();
-#pragma unroll 8
-    for (int k = 0; k < 1024 / kSortParts; k += 4) {
-      const int at = part * (1024 / kSortParts) + k;
-      const int4 four = *reinterpret_cast<const int4*>(tile + at);
-      const int64_t i = first + at;
-      count += int(four.x < mine || (four.x == mine && i < t)) +
-               int(four.y < mine || (four.y == mine && i + 1 < t)) +
-               int(four.z < mine || (four.z == mine && i + 2 < t)) +
-               int(four.w < mine || (four.w == mine && i + 3 < t));
-    }
+    for (int i = 0; i < kFour; ++i) numbers[i] = at + i < cols ? row[at + i] : T{};
   }
-  counts[part][lane] = count;
-  __syncthreads();
-  if (part > 0 || t >= n) return;
-  for (int p = 1; p < kSortParts; ++p) count += counts[p][lane];
-  if (mine != kNoRow && !faults.fine(FaultOf::scatter_add_rows, mine, bound)) mine = -1;  // left out
-  sorted.order[count] = int32_t(t);
-  sorted.rows[count] = mine;
+  return p;
+}
+template <bool wide> __device__ inline void store_four(float* row, int64_t at, int64_t cols, const float4& p) {
+  if constexpr (wide) {
+    *reinterpret_cast<float4*>(row + at) = p;
+  } else {
+    if (at < cols) row[at] = p.x;
+    if (at + 1 < cols) row[at + 1] = p.y;
+    if (at + 2 < cols) row[at + 2] = p.z;
+    if (at + 3 < cols) row[at + 3] = p.w;
+  }
 }
 
-constexpr int kAddThreads = 256;
-constexpr int kAddParts = 4;  // slabs of columns of a block; eights of a thread
-constexpr int64_t kAddSlab = int64_t(kEight) * kAddThreads;
+// Stays in the first-level cache beside what streams by.
+__device__ inline int32_t kept_index(const int32_t* p) {
+  int32_t index;
+  asm volatile("ld.global.nc.L1::evict_last.s32 %0, [%1];" : "=r"(index) : "l"(p));
+  return index;
+}
 
-// Block (place in the order, kAddParts slabs of columns). A row that comes one to three times, as most do, is
-// its first place's. Of a row that comes more often each of the first four places takes a slab. `fresh`: y
-// holds zeros.
-template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, 2)
-    scatter_add_kernel(Matrix<const T> x, Sorted sorted, Matrix<float> y, bool fresh) {
-  constexpr int kAddAtOnce = sizeof(T) == 2 ? 16 : 8;  // rows under way at once, where there are many
-  constexpr int kFew = kAddParts - 1;
-  __shared__ int32_t list[kAddThreads];
-  start();
-  const int64_t n = x.rows, d = x.cols, place = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
-  const int32_t row = sorted.rows[place];
-  const auto is_row = [&](int64_t i) { return 0 <= i && i < n && sorted.rows[i] == row; };
-  const auto order = [&](int64_t i) { return int64_t(sorted.order[i < n ? i : n - 1]); };
-  // The row's lie side by side: how many come before this one and behind it, as far as anyone needs to know.
-  int before = 0, behind = 0;
+// Adds the listed rows to `span` columns of y from `begin` on, `at_once` of them on their way, and more called
+// into the cache.
+template <int fours, int at_once, bool wide, class T>
+__device__ inline void add_many(Matrix<const T> x, const uint16_t* list, int count, float* out, int64_t begin,
+                                int64_t span, bool fresh) {
+  constexpr int kCalled = 32;
+  const int64_t end = min(begin + span, x.cols);
+  const auto column = [&](int i) { return begin + kFour * (int64_t(i) * kAddThreads + threadIdx.x); };
+  const auto call = [&](int k) {  // its bytes with their neighbours'
+    if (k >= count || threadIdx.x % 16 > 0) return;
 #pragma unroll
-  for (int k = 1; k <= kAddParts; ++k) {
-    before += int(before == k - 1 && is_row(place - k));
-    behind += int(behind == k - 1 && is_row(place + k));
-  }
-  if (row < 0 || row == kNoRow || before == kAddParts) return;
-  const int64_t first = place - before;
-  const auto add = [](Eight& sum, const Packed<T>& packed) {
-    const Eight e = unpack(packed);
-#pragma unroll
-    for (int j = 0; j < kEight; ++j) sum.v[j] += e.v[j];
+    for (int i = 0; i < fours; ++i)
+      if (column(i) < end) call_in(x.data + int64_t(list[k]) * x.ld + column(i));
   };
-  float* out = y.data + row * y.ld;
-  if (before + behind < kFew) {  // all of them are known: one to three
-    if (before > 0) return;
-    const auto column = [&](int i) { return (group + i) * kAddSlab + kEight * int64_t(threadIdx.x); };
-    Eight sums[kAddParts] = {};
-    Packed<T> batch[kFew][kAddParts] = {};
+  for (int k = at_once; k < kCalled; ++k) call(k);
+  float4 sums[fours];
 #pragma unroll
-    for (int i = 0; i < kAddParts; ++i)
-      if (column(i) < d && !fresh) sums[i] = load_eight<wide>(out, column(i), d);
-#pragma unroll
-    for (int k = 0; k < kFew; ++k) {
-      if (k > behind) break;
-      const T* from = x.data + order(first + k) * x.ld;
-#pragma unroll
-      for (int i = 0; i < kAddParts; ++i)
-        if (column(i) < d) batch[k][i] = load<wide>(from, column(i), d);
-    }
-#pragma unroll
-    for (int i = 0; i < kAddParts; ++i) {
-      if (column(i) >= d) break;
-#pragma unroll
-      for (int k = 0; k < kFew; ++k)
-        if (k <= behind) add(sums[i], batch[k][i]);
-      store_eight<wide>(out, column(i), d, sums[i]);
-    }
-    return;
+  for (int i = 0; i < fours; ++i) {
+    sums[i] = {};
+    if (column(i) < end && !fresh) sums[i] = load_four<wide>(out, column(i), x.cols);
   }
-  const int64_t at = (group + before) * kAddSlab + kEight * int64_t(threadIdx.x);
-  const bool mine = at < d;
-  Eight sum = {};
-  if (mine && !fresh) sum = load_eight<wide>(out, at, d);
-  for (int64_t window = first;; window += kAddThreads) {
-    const int64_t i = window + threadIdx.x;
-    const bool hit = is_row(i);
-    if (hit) list[threadIdx.x] = int32_t(order(i));
-    const int count = __syncthreads_count(hit);  // the first ones of the window
-    for (int begin = 0; mine && begin < count; begin += kAddAtOnce) {
-      Packed<T> batch[kAddAtOnce];
+  for (int first = 0; first < count; first += at_once) {
+    typename PackedFour<T>::Type batch[at_once][fours];
 #pragma unroll
-      for (int k = 0; k < kAddAtOnce; ++k) {
-        batch[k] = {};
-        if (begin + k < count) batch[k] = load<wide>(x.data + list[begin + k] * x.ld, at, d);
+    for (int k = 0; k < at_once; ++k)
+#pragma unroll
+      for (int i = 0; i < fours; ++i)
+        if (first + k < count && column(i) < end)
+          batch[k][i] = load_four<wide>(x.data + int64_t(list[first + k]) * x.ld, column(i), x.cols);
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) call(first + kCalled + k);
+#pragma unroll
+    for (int k = 0; k < at_once; ++k)
+#pragma unroll
+      for (int i = 0; i < fours; ++i)
+        if (first + k < count && column(i) < end) add_four(sums[i], batch[k][i]);
+  }
+#pragma unroll
+  for (int i = 0; i < fours; ++i)
+    if (column(i) < end) store_four<wide>(out, column(i), x.cols, sums[i]);
+}
+
+// Block (t, kAddParts slabs of columns). A row that comes one to three times, as most do, is its first t's. Of a
+// row that comes more often each of the first four t's takes a slab, of one that comes very often each of the
+// first sixteen a quarter of one. `fresh`: y holds zeros.
+template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wide && sizeof(T) == 2 ? 4 : 2)
+    scatter_add_kernel(Matrix<const T> x, const int32_t* rows, Matrix<float> y, bool fresh, Faults faults) {
+  using Packed4 = typename PackedFour<T>::Type;
+  __shared__ uint32_t hits[kMostAtOnce / 32];
+  __shared__ uint16_t list[kMostAtOnce];
+  __shared__ int2 found[kAddWarps];
+  start();
+  const int64_t n = x.rows, d = x.cols, t = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int32_t row = rows[t];
+  int before = 0, count = 0;
+  const int all = int(n), mine = int(t);
+#pragma unroll 8
+  for (int i = int(threadIdx.x); i - lane < all; i += kAddThreads) {
+    const unsigned its = __ballot_sync(kAll, i < all && kept_index(rows + i) == row);
+    if (lane == 0) hits[i / 32] = its;
+    if (its == 0) continue;  // most
+    const int ahead = mine - (i - lane);  // of these 32
+    before += __popc(ahead <= 0 ? 0 : ahead < 32 ? its & ((1u << ahead) - 1) : its);
+    count += __popc(its);
+  }
+  if (row < 0 || !faults.fine(FaultOf::scatter_add_rows, row, y.rows)) return;
+  if (lane == 0) found[warp] = {before, count};
+  __syncthreads();
+  before = count = 0;
+#pragma unroll
+  for (int w = 0; w < kAddWarps; ++w) before += found[w].x, count += found[w].y;
+  constexpr int kVeryOften = 4 * kAddParts;
+  const int owners = count < kAddParts ? 1 : count < kVeryOften ? kAddParts : kVeryOften;
+  if (before >= owners) return;
+  if (count > 1) {  // the list of them, in order
+    if (warp == 0) {
+      int listed = 0;
+      for (int64_t base = 0; base < (n + 31) / 32; base += 32) {
+        uint32_t its = base + lane < (n + 31) / 32 ? hits[base + lane] : 0;
+        int at = __popc(its);
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+          const int other = __shfl_up_sync(kAll, at, step);
+          if (lane >= step) at += other;
+        }
+        const int all = __shfl_sync(kAll, at, 31);
+        for (at += listed - __popc(its); its; its &= its - 1)
+          list[at++] = uint16_t(32 * (base + lane) + __ffs(int(its)) - 1);
+        listed += all;
       }
-#pragma unroll
-      for (int k = 0; k < kAddAtOnce; ++k)
-        if (begin + k < count) add(sum, batch[k]);
     }
-    if (count < kAddThreads) break;
     __syncthreads();
   }
-  if (mine) store_eight<wide>(out, at, d, sum);
+  float* out = y.data + row * y.ld;
+  if (owners == 1) {
+    constexpr int kOfRow = kAddParts * kFours;
+    const auto column = [&](int i) { return group * kAddSlab + kFour * (int64_t(i) * kAddThreads + threadIdx.x); };
+    float4 sums[kOfRow];
+    Packed4 batch[kOfRow];
+#pragma unroll
+    for (int i = 0; i < kOfRow; ++i) {
+      sums[i] = {}, batch[i] = {};
+      if (column(i) >= d) continue;
+      batch[i] = load_four<wide>(x.data + t * x.ld, column(i), d);
+      if (!fresh) sums[i] = load_four<wide>(out, column(i), d);
+    }
+    for (int k = 1;; ++k) {
+#pragma unroll
+      for (int i = 0; i < kOfRow; ++i) add_four(sums[i], batch[i]);
+      if (k >= count) break;
+      const T* from = x.data + int64_t(list[k]) * x.ld;
+#pragma unroll
+      for (int i = 0; i < kOfRow; ++i)
+        if (column(i) < d) batch[i] = load_four<wide>(from, column(i), d);
+    }
+#pragma unroll
+    for (int i = 0; i < kOfRow; ++i)
+      if (column(i) < d) store_four<wide>(out, column(i), d, sums[i]);
+    return;
+  }
+  constexpr int kAtOnce = sizeof(T) == 2 ? 8 : 4;
+  const int64_t span = kAddParts * kAddSlab / owners, begin = group * kAddSlab + before * span;
+  if (owners == kAddParts) add_many<kFours, kAtOnce, wide>(x, list, count, out, begin, span, fresh);
+  else add_many<1, 2 * kAtOnce, wide>(x, list, count, out, begin, span, fresh);
 }
 
 }  // namespace
@@ -216,19 +261,16 @@ void CudaBackend::scatter_add_rows(const ScatterAddRows& s) {
   if (overwrite && s.y.size() > 0)
     must(cudaMemsetAsync(s.y.data, 0, size_t(s.y.size()) * sizeof(float), stream_), "scatter_add_rows");
   if (s.x.size() == 0) return;
-  auto* memory = static_cast<int32_t*>(workspace_);
-  const Sorted sorted{.order = memory, .rows = memory + kMostSorted};
   const bool wide = are_wide({&s.x, &s.y});
-  for (int64_t first = 0; first < s.x.rows; first += kMostSorted) {
-    const Tensor x = s.x.slice_rows(first, std::min(kMostSorted, s.x.rows - first));
-    launch(queue_, sort_kernel, unsigned((x.rows + kSorted - 1) / kSorted), kSortThreads, 0,
-           s.rows.vector<const int32_t>().data + first, x.rows, s.y.rows, sorted, faults_);
-    const dim3 grid(unsigned(x.rows), unsigned((x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab)));
+  const auto across = unsigned((s.x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab));
+  for (int64_t first = 0; first < s.x.rows; first += kMostAtOnce) {
+    const Tensor x = s.x.slice_rows(first, std::min(kMostAtOnce, s.x.rows - first));
     with_act(x.dtype, [&](auto act) {
       using T = decltype(act);
       with_width(wide, [&](auto w) {
-        launch(queue_, scatter_add_kernel<T, w.value>, grid, kAddThreads, 0, x.matrix<const T>(), sorted,
-               s.y.matrix<float>(), overwrite && first == 0);
+        launch(queue_, scatter_add_kernel<T, w.value>, dim3(unsigned(x.rows), across), kAddThreads, 0,
+               x.matrix<const T>(), s.rows.vector<const int32_t>().data + first, s.y.matrix<float>(),
+               overwrite && first == 0, faults_);
       });
     });
   }

@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kColumns / 8 * kGroups)
   const bf16* a = static_cast<const bf16*>(p.a.data) + row * p.a.ld + z * p.a_col_step;
   float sum[kMostRows][8] = {};
   let_next_start();
-  if (col < p.n && (part == 0 || reinterpret_cast<uintptr_t>(b) % 128 == 0))  // one of the eight a line
+  if (blockIdx.y == 0 && col < p.n && (part == 0 || reinterpret_cast<uintptr_t>(b) % 128 == 0))  // one of the eight a line
     for (int64_t k = group; k < p.k; k += kGroups) call_in(b + k * p.b.ld);
   wait_for_earlier();
   if (col < p.n) {
@@ -195,21 +195,24 @@ bool fits(const Tensor& t) {
 
 }  // namespace
 
-bool skinny_products(const Queue& queue, const Products& p) {
+bool skinny_products(const Queue& queue, const Products& p, bool any_rows) {
   const bool ragged = p.ragged == Products::Ragged::rows;
   // A router's product of a decoding step is small enough to read its weights a few times.
   const bool router = p.b.dtype == DType::f32 && p.n <= 256;
   const int64_t most = ragged ? 64 : router ? 256 : kMostRows;
-  if (p.trans_a || p.ragged == Products::Ragged::depth || (ragged ? p.total : p.m) > most || p.k == 0 ||
+  const int64_t rows = ragged ? p.total : p.m;
+  if (p.trans_a || p.ragged == Products::Ragged::depth || (rows > most && !any_rows) || p.k == 0 ||
       p.c_row_step != 0 || p.a_col_step % 8 != 0 || !fits(p.a) || !fits(p.b))
     return false;
-  if (p.n == 0 || (ragged ? p.total : p.m) == 0) return true;
+  if (p.n == 0 || rows == 0) return true;
+  if (rows > 65535) return false;
   if (!p.trans_b) {
     // Long columns of few numbers would keep one block busy for long: those are for tiles.
-    if (ragged || p.m > kMostRows || p.k > 1024 || p.n % 8 != 0 || p.a.dtype != DType::bf16 ||
+    if (ragged || (p.m > kMostRows && !any_rows) || p.k > 1024 || p.n % 8 != 0 || p.a.dtype != DType::bf16 ||
         p.b.dtype != DType::bf16)
       return false;
-    const dim3 grid(unsigned((p.n + kColumns - 1) / kColumns), 1, unsigned(p.count));
+    const dim3 grid(unsigned((p.n + kColumns - 1) / kColumns), unsigned((p.m + kMostRows - 1) / kMostRows),
+                    unsigned(p.count));
     launch(queue, multiply_across, grid, kColumns / 8 * kGroups, 0, p);
     launched("a product of few rows");
     return true;

@@ -253,22 +253,131 @@ void check(const AttentionBackward& a) {
           {{"q", a.q}, {"kv", a.kv}, {"k_rope", a.k_rope}, {"o", a.o}, {"lse", a.lse}, {"d_o", a.d_o}});
 }
 
+void check(const LatentPlan& p) {
+  const OpCheck c("latent_plan");
+  c.that(p.heads > 0 && p.rows >= 0 && p.page_size > 0 && p.sequences >= 0, "heads, rows, page_size, sequences");
+  c.that(p.piece >= 0 && p.piece % 128 == 0, "piece is a multiple of 128");
+  c.that(is_act(p.cache) || p.cache == DType::e4m3, "cache is act or e4m3");
+  c.index("page_table", p.page_table, p.sequences, p.page_table.cols);
+  c.index("kv_lens", p.kv_lens, 1, p.sequences);
+  c.index("q_starts", p.q_starts, 1, p.sequences + 1);
+  c.index("plan", p.plan, 1, latent_plan_size(p.sequences));
+  c.apart({{"plan", p.plan}},
+          {{"page_table", p.page_table}, {"kv_lens", p.kv_lens}, {"q_starts", p.q_starts}});
+}
+
+namespace {
+
+void check_latent_cache(const OpCheck& c, const Tensor& cache, DType act, int64_t latent, int64_t rope) {
+  if (cache.dtype != DType::e4m3) return c.act("cache", cache, act, cache.rows, latent + rope);
+  c.of("cache", cache, DType::e4m3, cache.rows, latent_bytes(latent, rope));
+  c.that(!cache.scales && cache.ld == cache.cols && latent % 4 == 0, "a cache in e4m3 is packed, C % 4 == 0");
+}
+
+}  // namespace
+
 void check(const LatentAttention& a) {
   const OpCheck c("latent_attention");
   c.that(a.heads > 0 && a.latent > 0 && a.rope >= 0, "heads, latent, rope");
   c.that(a.page_size > 0 && a.sequences >= 0, "page_size > 0 and sequences >= 0");
+  c.that(a.piece >= 0 && a.piece % 128 == 0, "piece is a multiple of 128");
   const DType act = a.q_latent.dtype;
   const int64_t tokens = a.q_latent.rows;
   c.act("q_latent", a.q_latent, tokens, a.heads * a.latent);
   c.act("q_rope", a.q_rope, act, tokens, a.q_rope.cols);
   c.that(a.q_rope_stride >= 0 && (a.heads - 1) * a.q_rope_stride + a.rope <= a.q_rope.cols,
          "the last head ends inside q_rope");
-  c.act("cache", a.cache, act, a.cache.rows, a.latent + a.rope);
+  check_latent_cache(c, a.cache, act, a.latent, a.rope);
   c.index("page_table", a.page_table, a.sequences, a.page_table.cols);
   c.index("kv_lens", a.kv_lens, 1, a.sequences);
   c.index("q_starts", a.q_starts, 1, a.sequences + 1);
+  if (a.plan) c.index("plan", a.plan, 1, latent_plan_size(a.sequences));
   c.act("o_latent", a.o_latent, act, tokens, a.heads * a.latent);
   c.apart({{"o_latent", a.o_latent}}, {{"q_latent", a.q_latent}, {"q_rope", a.q_rope}, {"cache", a.cache}});
+}
+
+void check(const LatentAppend& a) {
+  const OpCheck c("latent_append");
+  c.that(a.latent > 0 && a.rope >= 0 && a.rope % 2 == 0, "latent > 0, rope even");
+  const DType act = a.x.dtype;
+  const int64_t tokens = a.x.rows;
+  c.act("x", a.x, tokens, a.latent + a.rope);
+  c.stat("gain", a.gain, act, 1, a.latent);
+  c.index("positions", a.positions, 1, tokens);
+  c.index("slots", a.slots, 1, tokens);
+  c.stat("cos", a.cos, act, a.sin.rows, a.rope / 2);
+  c.stat("sin", a.sin, act, a.cos.rows, a.rope / 2);
+  check_latent_cache(c, a.cache, act, a.latent, a.rope);
+  c.apart({{"cache", a.cache}}, {{"x", a.x}, {"gain", a.gain}});
+  if (!a.q) return;
+  c.act("q", a.q, act, tokens, a.q.cols);
+  c.that(a.heads > 0 && a.q_stride >= a.rope && a.q_offset >= 0 &&
+             (a.heads - 1) * a.q_stride + a.q_offset + a.rope <= a.q.cols,
+         "the last head ends inside q");
+  c.apart({{"q", a.q}}, {{"x", a.x}, {"cache", a.cache}});
+}
+
+void check(const LatentGather& g) {
+  const OpCheck c("latent_gather");
+  c.act("y", g.y, g.y.rows, g.latent + g.rope);
+  c.that(g.cache.dtype == DType::e4m3, "the cache is in e4m3");
+  check_latent_cache(c, g.cache, g.y.dtype, g.latent, g.rope);
+  c.index("rows", g.rows, 1, g.y.rows);
+  c.apart({{"y", g.y}}, {{"cache", g.cache}});
+}
+
+void check(const NormGemm& g) {
+  const OpCheck c("norm_gemm");
+  const int64_t tokens = g.x.rows, width = g.x.cols;
+  const DType act = g.x.dtype;
+  c.act("x", g.x, tokens, width);
+  c.that(width > 0, "width > 0");
+  c.stat("gain", g.gain, act, 1, width);
+  c.act("y", g.y, act, tokens, width);
+  c.stat("r", g.r, act, 1, tokens);
+  c.weight("w", g.w, g.w.rows, width);
+  c.act("c", g.c, tokens, g.w.rows);
+  if (g.w2) {
+    c.weight("w2", g.w2, g.w2.rows, width);
+    c.act("c2", g.c2, tokens, g.w2.rows);
+  }
+  c.apart({{"y", g.y}, {"r", g.r}, {"c", g.c}, {"c2", g.c2}},
+          {{"x", g.x}, {"gain", g.gain}, {"w", g.w}, {"w2", g.w2}});
+}
+
+void check(const ExpertMlp& e) {
+  const OpCheck c("expert_mlp");
+  c.that(e.experts > 0, "experts > 0");
+  const int64_t tokens = e.x.rows, width = e.x.cols, chosen = e.indices.cols, rows = tokens * chosen,
+                hidden = e.down.cols;
+  const DType act = e.x.dtype;
+  c.act("x", e.x, tokens, width);
+  c.act("residual", e.residual, act, tokens, width);
+  c.act("y", e.y, act, tokens, width);
+  c.index("indices", e.indices, tokens, chosen);
+  c.stat("weights", e.weights, act, tokens, chosen);
+  c.weight("gate_up", e.gate_up, e.experts * 2 * hidden, width);
+  c.weight("down", e.down, e.experts * width, hidden);
+  c.index("row_of", e.row_of, tokens, chosen);
+  c.index("offsets", e.offsets, 1, e.experts + 1);
+  c.act("rows", e.rows, act, rows, width);
+  c.act("outputs", e.outputs, act, rows, width);
+  c.act("hidden", e.hidden, act, rows, 2 * hidden);
+  c.act("activated", e.activated, act, rows, hidden);
+  c.that(bool(e.shared_gate_up) == bool(e.shared_down), "both halves of the shared expert or none");
+  if (e.shared_down) {
+    const int64_t shared = e.shared_down.cols;
+    c.weight("shared_gate_up", e.shared_gate_up, 2 * shared, width);
+    c.weight("shared_down", e.shared_down, width, shared);
+    c.act("shared_hidden", e.shared_hidden, act, tokens, 2 * shared);
+    c.act("shared_activated", e.shared_activated, act, tokens, shared);
+    c.act("shared_output", e.shared_output, act, tokens, width);
+  }
+  c.apart_or_same({"y", e.y}, {"residual", e.residual});
+  c.apart({{"y", e.y}, {"row_of", e.row_of}, {"offsets", e.offsets}, {"rows", e.rows}, {"hidden", e.hidden},
+           {"activated", e.activated}, {"outputs", e.outputs}, {"shared_hidden", e.shared_hidden},
+           {"shared_activated", e.shared_activated}, {"shared_output", e.shared_output}},
+          {{"x", e.x}, {"indices", e.indices}, {"weights", e.weights}});
 }
 
 void check(const RmsNormForward& n) {
@@ -338,7 +447,13 @@ void check(const SwigluBackward& g) {
   if (g.dx) c.act("dx", g.dx, g.dy.dtype, tokens, 2 * width);
   if (g.y) c.act("y", g.y, g.dy.dtype, tokens, width);
   if (g.quantized) c.new_row_tiles("quantized", g.quantized, tokens, 2 * width);
-  c.apart({{"dx", g.dx}, {"y", g.y}, {"quantized", g.quantized}}, {{"dy", g.dy}, {"x", g.x}});
+  c.that(bool(g.weights) == bool(g.dweights), "weights with dweights");
+  if (g.weights) {
+    c.stat("weights", g.weights, g.dy.dtype, 1, tokens);
+    c.stat("dweights", g.dweights, g.dy.dtype, 1, tokens);
+  }
+  c.apart({{"dx", g.dx}, {"y", g.y}, {"quantized", g.quantized}, {"dweights", g.dweights}},
+          {{"dy", g.dy}, {"x", g.x}, {"weights", g.weights}});
 }
 
 void check(const GateForward& g) {
@@ -477,7 +592,11 @@ void check(const CrossEntropy& e) {
   c.that(e.logits.cols > 0, "vocabulary > 0");
   c.index("targets", e.targets, 1, e.logits.rows);
   c.stat("loss", e.loss, e.logits.dtype, 1, e.logits.rows);
-  c.apart({{"logits", e.logits}, {"loss", e.loss}}, {{"targets", e.targets}});
+  if (e.dlogits) {
+    c.that(e.gradient, "dlogits with gradient only");
+    c.act("dlogits", e.dlogits, e.logits.rows, e.logits.cols);
+  }
+  c.apart({{"logits", e.logits}, {"loss", e.loss}, {"dlogits", e.dlogits}}, {{"targets", e.targets}});
 }
 
 void check(const Sample& s) {

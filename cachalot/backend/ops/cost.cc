@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <set>
 
 namespace cachalot {
 
@@ -119,6 +120,9 @@ Cost cost_of(const AttentionBackward& a, const ReadIndices& read) {
           .shape = attention_label(a.shape, p, a.q)};
 }
 
+Cost cost_of(const LatentPlan& p, const ReadIndices&) {
+  return memory(p.kv_lens, bytes({&p.kv_lens, &p.q_starts}));
+}
 Cost cost_of(const LatentAttention& a, const ReadIndices& read) {
   const std::vector<int32_t> lens = read(a.kv_lens), starts = read(a.q_starts);
   double seen = 0, cached = 0;
@@ -130,10 +134,37 @@ Cost cost_of(const LatentAttention& a, const ReadIndices& read) {
   const double width = double(a.latent + a.rope);
   return {.kind = CostKind::attention,
           .flops = 2 * seen * double(a.heads) * (width + double(a.latent)),
-          .bytes = cached * width * size_of(a.cache.dtype) + bytes({&a.q_latent, &a.o_latent}) +
+          .bytes = cached * double(a.cache.cols * size_of(a.cache.dtype)) + bytes({&a.q_latent, &a.o_latent}) +
                    double(a.q_rope.rows * a.heads * a.rope * size_of(a.q_rope.dtype)),
           .shape = fmt::format("{} rows, {} tokens, {} heads of {}/{} {}", a.q_latent.rows, cached, a.heads,
                                width, a.latent, name_of(a.cache.dtype))};
+}
+Cost cost_of(const LatentAppend& a, const ReadIndices&) {
+  const double turned = a.q ? 2 * double(a.q.rows * a.heads * a.rope * size_of(a.q.dtype)) : 0;
+  return memory(a.x, bytes(a.x) + double(a.x.rows * a.cache.cols * size_of(a.cache.dtype)) + turned);
+}
+Cost cost_of(const LatentGather& g, const ReadIndices&) {
+  return memory(g.y, bytes(g.y) + double(g.y.rows * g.cache.cols));
+}
+Cost cost_of(const NormGemm& g, const ReadIndices&) {
+  const double t = double(g.x.rows), d = double(g.x.cols), n = double(g.w.rows + (g.w2 ? g.w2.rows : 0));
+  return {.kind = CostKind::product,
+          .flops = 2 * t * n * d,
+          .bytes = bytes({&g.x, &g.gain, &g.y, &g.w, &g.c, &g.w2, &g.c2}),
+          .shape = fmt::format("{} x {} x {} {}", t, n, d, name_of(g.w.dtype))};
+}
+Cost cost_of(const ExpertMlp& e, const ReadIndices& read) {
+  const std::vector<int32_t> chosen = read(e.indices);
+  const double used = double(std::set<int32_t>(chosen.begin(), chosen.end()).size()), t = double(e.x.rows),
+               width = double(e.x.cols), hidden = double(e.down.cols),
+               shared = e.shared_down ? double(e.shared_down.cols) : 0;
+  const double of_expert = 3 * width * hidden, of_shared = 3 * width * shared;  // numbers
+  return {.kind = CostKind::product,
+          .flops = 2 * (double(chosen.size()) * of_expert + t * of_shared),
+          .bytes = used * of_expert * size_of(e.gate_up.dtype) + bytes({&e.shared_gate_up, &e.shared_down}) +
+                   bytes({&e.x, &e.residual, &e.y, &e.indices, &e.weights}),
+          .shape = fmt::format("{} x {} x {}, {} of {} experts {}", t, width, hidden, e.indices.cols, e.experts,
+                               name_of(e.gate_up.dtype))};
 }
 
 Cost cost_of(const RmsNormForward& n, const ReadIndices&) {
@@ -187,7 +218,8 @@ Cost cost_of(const ScatterAddRows& s, const ReadIndices&) {
       s.x, bytes({&s.x, &s.rows}) + (s.accumulate == Accumulate::overwrite ? bytes(s.y) + touched : touched));
 }
 Cost cost_of(const CrossEntropy& c, const ReadIndices&) {
-  return memory(c.logits, bytes({&c.logits, &c.targets, &c.loss}) + (c.gradient ? bytes(c.logits) : 0));
+  return memory(c.logits, bytes({&c.logits, &c.targets, &c.loss}) +
+                              (c.gradient ? bytes(c.dlogits ? c.dlogits : c.logits) : 0));
 }
 Cost cost_of(const Sample& s, const ReadIndices&) { return memory(s.logits, bytes(s.logits)); }
 Cost cost_of(const Fill& f, const ReadIndices&) { return memory(f.y, bytes(f.y)); }

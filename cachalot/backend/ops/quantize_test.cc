@@ -120,6 +120,51 @@ TEST(Quantize, WhatIsNotFiniteShowsInItsTileAndInNoOther) {
             fmt::format("{} {} {}", bad, name_of(act), power_of_two));
 }
 
+// Rows that begin on 16 bytes take other paths: whole tiles and ragged ones, numbers and codes.
+TEST(Quantize, TransposesOfRowsThatAreReadInEights) {
+  for (const int64_t rows : {128, 141})
+    for (const int64_t cols : {136, 384})
+      for (const DType act : {DType::f32, DType::bf16})
+        for (const bool power_of_two : {false, true})
+          expect_like_ref(
+              [&](Bench& b) -> Outputs {
+                const Tensor x = b.t.normal(act, rows, cols, 3, 8), y = b.t.garbage_row_tiles(rows, cols),
+                             transposed = b.t.garbage_row_tiles(cols, rows),
+                             alone = b.t.garbage_row_tiles(cols, rows),
+                             of_codes = b.t.garbage_row_tiles(cols, rows);
+                on(b.s).quantize({.x = x, .y = y, .transposed = transposed, .power_of_two = power_of_two});
+                on(b.s).quantize({.x = x, .transposed = alone, .power_of_two = power_of_two});
+                on(b.s).quantize({.x = y, .transposed = of_codes, .power_of_two = power_of_two});
+                return {y, transposed, alone, of_codes};
+              },
+              fmt::format("{} x {} {} {}", rows, cols, name_of(act), power_of_two));
+}
+
+// A bf16 over a scale of a bf16 / 448 may be the middle between two codes, less or more only by how the scale
+// was rounded: every mantissa of x below every one of amax, wherever E4M3 has numbers.
+TEST(Quantize, QuotientsNearTheMiddleOfTwoCodesRoundAsTheContractSays) {
+  constexpr int kMantissas = 128, kBinades = 20;
+  std::vector<double> values;
+  for (int amax = kMantissas; amax < 2 * kMantissas; ++amax)
+    for (int binade = 0; binade < kBinades; ++binade) {
+      values.push_back(amax);
+      for (int x = kMantissas; x < 2 * kMantissas - 1; ++x) {
+        const double size = std::ldexp(x, -binade);
+        values.push_back(std::copysign(size <= amax ? size : size / 2, x % 3 - 1));
+      }
+    }
+  for (const bool power_of_two : {false, true})
+    expect_like_ref(
+        [&](Bench& b) -> Outputs {
+          const Tensor x = b.t.values(DType::bf16, kMantissas, kBinades * kScaleBlock, values),
+                       y = b.t.garbage_row_tiles(x.rows, x.cols),
+                       transposed = b.t.garbage_row_tiles(x.cols, x.rows);
+          on(b.s).quantize({.x = x, .y = y, .transposed = transposed, .power_of_two = power_of_two});
+          return {y, transposed};
+        },
+        power_of_two ? "powers of two" : "");
+}
+
 const std::vector<std::vector<int32_t>> kOffsets = {{0, 0, 1, 1, 8, 15, 15},
                                                     {0, 0, 0, 0, 0, 0, 0},
                                                     {0, 128, 128, 129, 256, 257, 400},
@@ -272,6 +317,25 @@ TEST(E5m6, PacksAndUnpacksTheSameBits) {
       for (const DType act : {DType::f32, DType::bf16})
         expect_like_ref([&](Bench& b) { return pack(b, b.t.normal(act, rows, cols, 2, 1)); },
                         fmt::format("{} x {} {}", rows, cols, name_of(act)));
+}
+
+// Zeros, numbers that become subnormal or vanish, and what is not finite, beside others.
+TEST(E5m6, SmallNumbersAndZerosBesideLargeOnes) {
+  for (const DType act : {DType::f32, DType::bf16})
+    for (const double unit : {1.0, 1e-30, 1e30})
+      for (const bool finite : {true, false})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              std::vector<double> values(6 * 384);
+              for (size_t i = 0; i < values.size(); ++i)
+                values[i] =
+                    i / 384 == 5 && i % 3 == 0 ? 0.0 : unit * std::ldexp(std::sin(double(i)), -int(i % 37));
+              values[3 * 384 + 300] = -0.0;
+              if (!finite) values[384 + 9] = std::nan(""), values[2 * 384 + 140] = INFINITY;
+              const Outputs out = pack(b, b.t.values(act, 6, 384, values));
+              return finite ? out : Outputs{out[0]};
+            },
+            fmt::format("{} x {}{}", name_of(act), unit, finite ? "" : ", not all finite"));
 }
 
 // All 4096 - 2 * 64 numbers of the format, beside the largest one so that the scale is 1: bits and values

@@ -50,6 +50,31 @@ TEST(Rope, TurnsItsColumnsOfEveryHeadAndNoOthers) {
                 fmt::format("{} rows, {} heads, width {}, {}", rows, heads, width, name_of(act)));
 }
 
+// As V3's queries lie: heads of 192 of which 64 are turned; and one key for all heads.
+TEST(Rope, AlignedHeadsOfAnyNumber) {
+  for (const int64_t rows : {1, 33})
+    for (const int64_t heads : {1, 5, 20, 128})
+      for (const DType act : {DType::f32, DType::bf16})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              const int64_t width = 64, stride = 192;
+              const Tensor x = b.t.normal(act, rows, heads * stride);
+              std::vector<int32_t> positions;
+              for (int64_t t = 0; t < rows; ++t) positions.push_back(int32_t(t * 11 % kPositions));
+              const Tables table = tables(b, width, 1.3);
+              on(b.s).rope({.x = x,
+                            .positions = b.t.indices(positions),
+                            .cos = table.cos,
+                            .sin = table.sin,
+                            .heads = heads,
+                            .stride = stride,
+                            .offset = stride - width,
+                            .width = width});
+              return {x};
+            },
+            fmt::format("{} rows, {} heads, {}", rows, heads, name_of(act)));
+}
+
 TEST(Rope, InverseUndoesForward) {
   for (const TestedDevice& tested : tested_devices()) {
     Bench b(*tested.device);

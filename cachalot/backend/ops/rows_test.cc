@@ -1,5 +1,7 @@
 #include "backend/ops/rows.h"
 
+#include <tuple>
+
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -56,6 +58,22 @@ TEST(Rows, ScatterAddSumsRepeatedRows) {
                 {.x = x, .rows = b.t.indices(some_rows(count, 11, false)), .y = y, .accumulate = mode});
             return {y};
           });
+}
+
+// Rows longer than a block's columns, more of them than are looked at at once, and hundreds of one index.
+TEST(Rows, ScatterAddOfManyAndLongRows) {
+  for (const auto& [count, n, width] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{9000, 40, 8}, {9000, 5000, 3}, {300, 200, 9000}, {700, 3, 4104}})
+    for (const DType from : kActs)
+      for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              const Tensor x = b.t.normal(from, count, width), y = b.t.normal(DType::f32, n, width);
+              on(b.s).scatter_add_rows(
+                  {.x = x, .rows = b.t.indices(some_rows(count, n, false)), .y = y, .accumulate = mode});
+              return {y};
+            },
+            fmt::format("{} x {} into {}, {}", count, width, n, name_of(from)));
 }
 
 // The order is part of the contract: 1 is lost beside 2^24, unless it is added last.

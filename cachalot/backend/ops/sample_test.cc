@@ -67,6 +67,47 @@ TEST(Sample, DrawsWhatRefDrawsFromManyTiedAndSpecialLogits) {
             fmt::format("temperature {}, top_p {}, infinite {}", temperature, top_p, infinite));
 }
 
+// Rows that more than one block holds: spread, tied thousands of times, all equal, and one far above the others.
+TEST(Sample, DrawsWhatRefDrawsFromLongRows) {
+  const auto logit = [](int kind, int64_t t, int64_t v) {
+    const double z = random_normal(7, uint64_t(t), uint64_t(v));
+    return kind == 0   ? 3 * z
+           : kind == 1 ? std::round(2 * z) / 2
+           : kind == 2 ? 1.5
+           : v == 777  ? 60
+           : v % 5 == 0 ? -INFINITY
+                        : 0.01 * z;
+  };
+  struct Setting {
+    double temperature;
+    int64_t top_k;
+    double top_p;
+  };
+  constexpr int64_t kRows = 2;
+  for (const int64_t vocabulary : {8196, 20000, 131068})
+    for (const int kind : {0, 1, 2, 3}) {
+      std::vector<double> logits;
+      for (int64_t i = 0; i < kRows * vocabulary; ++i)
+        logits.push_back(logit(kind, i / vocabulary, i % vocabulary));
+      for (const auto& [temperature, top_k, top_p] :
+           {Setting{0.7, 0, 1}, {0.7, 0, 0.9}, {30, 0, 0.9}, {1, 50, 0.9}, {30, 3000, 0.6}, {1, 3000, 1}})
+        expect_like_ref(
+            [&](Bench& b) -> Outputs {
+              const Tensor tokens = b.t.garbage(DType::i32, 1, kRows);
+              on(b.s).sample({.logits = b.t.values(DType::f32, kRows, vocabulary, logits),
+                              .positions = b.t.indices(range(kRows)),
+                              .tokens = tokens,
+                              .temperature = temperature,
+                              .top_p = top_p,
+                              .top_k = top_k,
+                              .seed = 21});
+              return {tokens};
+            },
+            fmt::format("{} columns, kind {}, temperature {}, top_k {}, top_p {}", vocabulary, kind, temperature,
+                        top_k, top_p));
+    }
+}
+
 TEST(Sample, EqualLogitsAreTakenInTheOrderOfTheirIds) {
   for (const double temperature : {0.0, 1.0})
     for (const int64_t top_k : {0, 3})

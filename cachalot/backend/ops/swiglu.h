@@ -18,6 +18,10 @@ struct SwigluForward {
   bool power_of_two = false;
 };
 
+// With weights w the row that leaves is w silu(gate) up, as the combination of experts wants it of each: dx is the
+// gradient from w dy, `y` is w times the output, and dweights[t] = sum_i dy(t, i) silu(gate) up. Nothing of this is
+// rounded before it is stored.
+//
 // x may be what the forward cached: e4m3 with row tiles, read as f32(code * scale). Then y, as the forward
 // would make it of this x, comes for free for the weight gradient of the projection behind it.
 struct SwigluBackward {
@@ -26,6 +30,7 @@ struct SwigluBackward {
   Tensor y = {};          // act [T, I], optional
   Tensor quantized = {};  // e4m3 [T, 2I] of dx, optional
   bool power_of_two = false;
+  Tensor weights = {}, dweights = {};  // stat [1, T], together or not at all
 };
 
 }  // namespace cachalot

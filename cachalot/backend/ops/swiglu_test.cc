@@ -73,6 +73,30 @@ TEST(Swiglu, TheBackwardReadsACachedInput) {
       }
 }
 
+// Rows with weights, as experts have them: of numbers, of cached codes, and quantised on the way.
+TEST(Swiglu, WeightsOfRowsAndTheirGradients) {
+  for (const int64_t rows : {1, 5, 131})
+    for (const int64_t width : {1, 100, 128, 384, 520})
+      for (const DType act : {DType::f32, DType::bf16})
+        for (const bool codes : {false, true})
+          expect_like_ref(
+              [&](Bench& b) -> Outputs {
+                const Tensor x = codes ? b.t.normal_row_tiles(rows, 2 * width) : b.t.normal(act, rows, 2 * width, 2),
+                             dy = b.t.normal(act, rows, width), weights = b.t.normal(DType::f32, 1, rows);
+                const Tensor y = b.t.garbage(act, rows, width), dx = b.t.garbage(act, rows, 2 * width),
+                             dweights = b.t.garbage(DType::f32, 1, rows), again = b.t.garbage(DType::f32, 1, rows);
+                const Tensor q = b.t.garbage_row_tiles(rows, 2 * width), expected = b.t.garbage_row_tiles(rows, 2 * width);
+                on(b.s).swiglu_backward(
+                    {.dy = dy, .x = x, .dx = dx, .y = y, .weights = weights, .dweights = dweights});
+                on(b.s).swiglu_backward(
+                    {.dy = dy, .x = x, .dx = {}, .quantized = q, .weights = weights, .dweights = again});
+                on(b.s).quantize({.x = dx, .y = expected});
+                EXPECT_EQ(read_bits(b.s, q), read_bits(b.s, expected)) << "codes of what would be written";
+                return {y, dx, dweights, again};
+              },
+              fmt::format("{} x {} {}{}", rows, width, name_of(act), codes ? " from codes" : ""));
+}
+
 TEST(Swiglu, LargeGatesNeitherOverflowNorLoseTheirSign) {
   for (const double gate : {-80.0, -30.0, 88.5, 200.0, 1e30})
     expect_like_ref(

@@ -32,6 +32,7 @@ class ProfileBackend final : public Backend {
   void synchronize() override { inner_->synchronize(); }
   EventPtr record() override { return inner_->record(); }
   void wait(const EventPtr& e) override { inner_->wait(e); }
+  void fix_rows(bool fixed) override { inner_->fix_rows(fixed); }
 
 #define CACHALOT_TIME(op, Args) \
   void op(const Args& args) override { time(#op, args, [&] { inner_->op(args); }); }

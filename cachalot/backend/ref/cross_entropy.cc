@@ -8,7 +8,7 @@ namespace cachalot {
 
 void RefBackend::cross_entropy(const CrossEntropy& e) {
   check(e);
-  const Writer logits(e.logits), loss(e.loss);
+  const Writer logits(e.logits), loss(e.loss), gradient(e.dlogits ? e.dlogits : e.logits);
   const int64_t vocabulary = e.logits.cols;
   const Indices targets(e.targets, vocabulary, kAnyNegative);
   for (int64_t t = 0; t < e.logits.rows; ++t) {
@@ -16,7 +16,7 @@ void RefBackend::cross_entropy(const CrossEntropy& e) {
     if (target < 0) {
       loss.set(t, 0);
       if (e.gradient)
-        for (int64_t v = 0; v < vocabulary; ++v) logits.set(t, v, 0);
+        for (int64_t v = 0; v < vocabulary; ++v) gradient.set(t, v, 0);
       continue;
     }
     double top = logits(t, 0), sum = 0;
@@ -25,7 +25,7 @@ void RefBackend::cross_entropy(const CrossEntropy& e) {
     loss.set(t, top + std::log(sum) - logits(t, target));
     if (e.gradient)
       for (int64_t v = 0; v < vocabulary; ++v)
-        logits.set(t, v, e.scale * (std::exp(logits(t, v) - top) / sum - (v == target ? 1 : 0)));
+        gradient.set(t, v, e.scale * (std::exp(logits(t, v) - top) / sum - (v == target ? 1 : 0)));
   }
 }
 

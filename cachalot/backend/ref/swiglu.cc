@@ -29,21 +29,25 @@ void RefBackend::swiglu_forward(const SwigluForward& f) {
 
 void RefBackend::swiglu_backward(const SwigluBackward& b) {
   check(b);
-  const Reader dy(b.dy), x(b.x);
-  const Writer dx(b.dx), y(b.y);
+  const Reader dy(b.dy), x(b.x), weights(b.weights);
+  const Writer dx(b.dx), y(b.y), dweights(b.dweights);
   const int64_t width = b.dy.cols;
   // A cached x is what code * scale is in f32.
   const auto at = [&](int64_t t, int64_t d) { return b.x.dtype == DType::e4m3 ? float(x(t, d)) : x(t, d); };
   for (int64_t t = 0; t < b.dy.rows; ++t) {
     std::vector<float> out(size_t(2 * width));
+    const double weight = b.weights ? weights(0, t) : 1;
+    double dweight = 0;
     for (int64_t d = 0; d < width; ++d) {
-      const double gate = at(t, d), up = at(t, width + d), s = sigmoid(gate);
-      const double dgate = dy(t, d) * up * s * (1 + gate * (1 - s)), dup = dy(t, d) * gate * s;
+      const double gate = at(t, d), up = at(t, width + d), s = sigmoid(gate), g = weight * dy(t, d);
+      const double dgate = g * up * s * (1 + gate * (1 - s)), dup = g * gate * s;
+      dweight += dy(t, d) * gate * s * up;
       if (b.dx) dx.set(t, d, dgate), dx.set(t, width + d, dup);
-      if (b.y) y.set(t, d, gate * s * up);
+      if (b.y) y.set(t, d, weight * gate * s * up);
       out[size_t(d)] = float(round_to(b.dy.dtype, dgate));
       out[size_t(width + d)] = float(round_to(b.dy.dtype, dup));
     }
+    if (b.dweights) dweights.set(0, t, dweight);
     if (b.quantized) write_row_tiles(b.quantized, t, out, b.power_of_two);
   }
 }

@@ -7,16 +7,16 @@ namespace cachalot::cuda::hopper {
 namespace {
 
 struct Forward {
-  static constexpr Bf16Kernel k{.share_n = 2, .ragged = Ragged::rows};
+  static constexpr Bf16Kernel k{.ragged = Ragged::rows};
 };
 struct ForwardF32 {
-  static constexpr Bf16Kernel k{.share_n = 2, .ragged = Ragged::rows, .out = Out::f32};
+  static constexpr Bf16Kernel k{.ragged = Ragged::rows, .out = Out::f32};
 };
 struct InputGrad {
-  static constexpr Bf16Kernel k{.share_n = 2, .b_major = Major::mn, .ragged = Ragged::rows};
+  static constexpr Bf16Kernel k{.b_major = Major::mn, .ragged = Ragged::rows};
 };
 struct InputGradF32 {
-  static constexpr Bf16Kernel k{.share_n = 2, .b_major = Major::mn, .ragged = Ragged::rows, .out = Out::f32};
+  static constexpr Bf16Kernel k{.b_major = Major::mn, .ragged = Ragged::rows, .out = Out::f32};
 };
 struct WeightGrad {
   static constexpr Bf16Kernel k{

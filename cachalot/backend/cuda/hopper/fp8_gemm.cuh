@@ -9,7 +9,8 @@
 //   math        4 wgmma of K = 32 into `acc`, then sum += scale_a scale_b acc in FP32. Meanwhile the tensor
 //               cores work for another warpgroup (`turns`: products of two warpgroups that run at the same
 //               time end at the same time, and then nobody multiplies), or for this one's second `acc`
-//               (`overlap`). A tile done: convert and store
+//               (`overlap`). A tile done: convert and store; with `lag`, one warpgroup stores while the other
+//               multiplies
 // Per stage a barrier "full" (both warps and the bytes) and one "empty" (all math warps). Nobody else
 // synchronises: the copies of the next tile run while this one is promoted and stored.
 //
@@ -89,13 +90,14 @@ template <Fp8Kernel K> __device__ void copy_warp(const Fp8Operands& o, uint8_t* 
   constexpr uint32_t kBytes =
       uint32_t(K.a_bytes() + K.b_bytes() + K.a_scale_box() * 4 + (K.row_scales() ? K.tile_n() * 4 : 0));
   const uint16_t mates = uint16_t(((1 << Place<K>::kShare) - 1) << (place.split * Place<K>::kShare));
+  constexpr Reuse kReuse = K.streams_out ? Reuse::last_out : Reuse::normal;
   const auto copy_a = [&](uint32_t stage, int row, int k) {
     uint8_t* a = memory + At::kA + stage * K.a_bytes();
     if constexpr (K.share_n > 1) {
       constexpr int kRows = K.tile_m() / K.share_n;
-      load_to_all(&o.a, &full[stage], a + place.n * kRows * kDepth, mates, k, row + place.n * kRows);
+      load_to_all(&o.a, &full[stage], a + place.n * kRows * kDepth, mates, k, row + place.n * kRows, kReuse);
     } else {
-      load(&o.a, &full[stage], a, k, row);
+      load(&o.a, &full[stage], a, k, row, kReuse);
     }
     load(&o.a_scales, &full[stage], memory + At::kScalesA + stage * K.a_scale_bytes(), row / 4 * 4,
          k / kDepth);
@@ -104,9 +106,9 @@ template <Fp8Kernel K> __device__ void copy_warp(const Fp8Operands& o, uint8_t* 
     uint8_t* b = memory + At::kB + stage * K.b_bytes();
     if constexpr (K.share_m > 1) {
       constexpr int kRows = K.tile_n() / K.share_m;
-      load_to_all(&o.b, &full[stage], b + place.m * kRows * kDepth, mates, k, row + place.m * kRows);
+      load_to_all(&o.b, &full[stage], b + place.m * kRows * kDepth, mates, k, row + place.m * kRows, kReuse);
     } else {
-      load(&o.b, &full[stage], b, k, row);
+      load(&o.b, &full[stage], b, k, row, kReuse);
     }
     if constexpr (K.row_scales())
       load(&o.b_scales, &full[stage], memory + At::kScalesB + stage * K.b_scale_bytes(), row, k / kDepth);
@@ -259,18 +261,18 @@ template <Fp8Kernel K> __device__ void math(const Fp8Operands& o, uint8_t* memor
   const auto store = [&](int4 head) {
     if constexpr (K.splits == 1) {
       const int row = head.y + warp_row, part = head.x % kStages;
-      WarpStore<K.out, K.width(), K.slots>::run(
+      WarpStore<K.out, K.width(), K.slots, K.add, K.streams_out>::run(
           o.out, memory + At::kStaging + thread / 32 * (K.slot_slabs() * 2048), sum, row, head.z - row,
           !kRagged, head.w + group_col, K.ragged == Ragged::depth ? part : 0);
 #pragma unroll
       for (int i = 0; i < K.width() / 2; ++i) sum[i] = 0;
     }
   };
-  // Four wgmma: this pass' columns of 128 of K.
-  const auto issue = [&](auto buffer, auto pass, uint32_t stage) {
+  // Four wgmma: this pass' columns of 128 of K. `turn`: in this warpgroup's turn, and then the other's.
+  const auto issue = [&](auto buffer, auto pass, uint32_t stage, bool turn) {
     const uint64_t a = swizzled_tile(memory + At::kA + stage * K.a_bytes() + group / K.math_n * 64 * kDepth),
                    b = swizzled_tile(memory + At::kB + stage * K.b_bytes() + (group_col + pass * W) * kDepth);
-    if constexpr (K.turns) meet(uint32_t(1 + group), 256);
+    if (K.turns && turn) meet(uint32_t(1 + group), 256);
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -278,7 +280,7 @@ template <Fp8Kernel K> __device__ void math(const Fp8Operands& o, uint8_t* memor
       if (K.turns && k == K.hand_over) wgmma_commit();
     }
     wgmma_commit();
-    if constexpr (K.turns) {
+    if (K.turns && turn) {
       wgmma_wait<1>();
       pass_by(uint32_t(1 + (group + 1) % K.math()), 256);
     }
@@ -306,28 +308,36 @@ template <Fp8Kernel K> __device__ void math(const Fp8Operands& o, uint8_t* memor
       }
       if (kLastPass) release(stage);
     } else {
-      constexpr int kScales = K.aligned ? 1 : W / 8;
+      constexpr int kScales = K.aligned ? 1 : W / K.group();
       const float* b_scale = reinterpret_cast<const float*>(note + 16);
       float scales[kScales];
 #pragma unroll
       for (int i = 0; i < kScales; ++i)
         scales[i] = b_scale[K.aligned ? (K.groups() > 1 ? (group_col + pass * W) / 128 : 0)
-                                      : (group_col + pass * W) / 8 + i];
+                                      : (group_col + pass * W) / K.group() + i];
       wgmma_wait<later>();
       pin(d);
       if (kLastPass) release(stage);
       float s0 = a0 * scales[0], s1 = a1 * scales[0];
 #pragma unroll
       for (int i = 0; i < W / 8; ++i) {
-        if constexpr (!K.aligned) s0 = a0 * scales[i], s1 = a1 * scales[i];
+        if constexpr (!K.aligned) {
+          constexpr int kEach = K.group() / 8;
+          if (i % kEach == 0) s0 = a0 * scales[i / kEach], s1 = a1 * scales[i / kEach];
+        }
         s[4 * i] += s0 * d[4 * i], s[4 * i + 1] += s0 * d[4 * i + 1];
         s[4 * i + 2] += s1 * d[4 * i + 2], s[4 * i + 3] += s1 * d[4 * i + 3];
       }
+    }
+    if constexpr (K.turns) {  // before the next turn is taken, not during it
+#pragma unroll
+      for (int i = 0; i < W / 2; ++i) asm volatile("" : "+f"(s[i])::"memory");
     }
   };
   constexpr std::integral_constant<int, 0> k0{};
   constexpr std::integral_constant<int, 1> k1{};
 
+  if constexpr (K.add) previous_kernel_done();
   Ring<K.stages> ring;
   int4 head;
   if (K.turns && group == K.math() - 1) pass_by(1, 256);
@@ -338,6 +348,8 @@ template <Fp8Kernel K> __device__ void math(const Fp8Operands& o, uint8_t* memor
     head = next;
     int blocks = head.x / kStages;
     const int row = head.y;
+    if constexpr (K.add)
+      fetch_stored<K.width() / 64>(o.out, row + warp_row + lane % 16, head.w + group_col + lane / 16 * 64);
     // The next stage, once it is there; returns the one that was current.
     const auto step = [&] {
       const uint32_t stage = ring.stage;
@@ -347,31 +359,37 @@ template <Fp8Kernel K> __device__ void math(const Fp8Operands& o, uint8_t* memor
     if (blocks == 0) {
       release(step());
     } else if constexpr (!K.overlap) {
-      for (; blocks > 0; --blocks) {
-        wait(&full[ring.stage], ring.parity);
-        const uint32_t stage = step();
-        issue(k0, k0, stage), promote(k0, k0, k0, stage, row);
-        if constexpr (K.passes > 1) issue(k0, k1, stage), promote(k0, k1, k0, stage, row);
-      }
+      const auto run = [&](int count, bool turn) {  // stages
+        for (; count > 0; --count) {
+          wait(&full[ring.stage], ring.parity);
+          const uint32_t stage = step();
+          issue(k0, k0, stage, turn), promote(k0, k0, k0, stage, row);
+          if constexpr (K.passes > 1) issue(k0, k1, stage, turn), promote(k0, k1, k0, stage, row);
+        }
+      };
+      const int alone = min(K.lag, blocks);  // without the other: first ahead of it, then behind
+      if (K.lag > 0 && group == 0) run(alone, false);
+      run(blocks - alone, true);
+      if (K.lag > 0 && group > 0) run(alone, false);
     } else if constexpr (K.passes > 1) {
       for (; blocks > 0; --blocks) {
         wait(&full[ring.stage], ring.parity);
         const uint32_t stage = step();
-        issue(k0, k0, stage), issue(k1, k1, stage);
+        issue(k0, k0, stage, true), issue(k1, k1, stage, true);
         promote(k0, k0, k1, stage, row), promote(k1, k1, k0, stage, row);
       }
     } else {
       if (blocks % 2) {
         const uint32_t stage = step();
-        issue(k0, k0, stage), promote(k0, k0, k0, stage, row);
+        issue(k0, k0, stage, true), promote(k0, k0, k0, stage, row);
       }
       for (; blocks > 1; blocks -= 2) {
         wait(&full[ring.stage], ring.parity);
         const uint32_t even = step();
-        issue(k0, k0, even);
+        issue(k0, k0, even, true);
         wait(&full[ring.stage], ring.parity);
         const uint32_t odd = step();
-        issue(k1, k0, odd);
+        issue(k1, k0, odd, true);
         promote(k0, k0, k1, even, row), promote(k1, k0, k0, odd, row);
       }
     }

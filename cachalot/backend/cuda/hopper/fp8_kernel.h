@@ -33,6 +33,13 @@ struct Fp8Kernel {
   // of accumulators.
   bool turns = false, overlap = false;
   int hand_over = 2;  // turns: when the wgmma of this number, of four, is done
+  // turns of two warpgroups: the second follows `lag` stages behind, so that it multiplies while the first
+  // stores, and the other way round. Worth it where tiles end often.
+  int lag = 0;
+  bool add = false;  // D bf16: D += (of f32: OutMatrix::add)
+  // Most of the traffic is D: it leaves the second-level cache first, the operands last. Elsewhere the stream of D
+  // drives them out between two uses (a third of all reads missed).
+  bool streams_out = false;
 
   constexpr int math() const { return math_m * math_n; }
   constexpr int width() const { return columns * passes; }  // of a warpgroup
@@ -43,7 +50,9 @@ struct Fp8Kernel {
   constexpr bool row_scales() const { return scales_of_b == ScalesOfB::rows; }
   constexpr bool ragged_rows() const { return ragged == Ragged::rows || ragged == Ragged::count; }
   // Columns under one scale of B, and how many such groups a tile has.
-  constexpr int group() const { return !aligned ? 8 : tile_n() < 128 ? tile_n() : 128; }
+  constexpr int group() const {
+    return aligned ? (tile_n() < 128 ? tile_n() : 128) : columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16;
+  }
   constexpr int groups() const { return row_scales() ? 1 : tile_n() / group(); }
 
   // Shared memory.

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+
 namespace cachalot::cuda::hopper {
 namespace {
 
@@ -20,13 +22,14 @@ TEST(Fp8Tiles, EveryKernelFitsTheMultiprocessor) {
       EXPECT_LE(k.tile_m() / k.share_n, 256);  // a copy's box
       EXPECT_LE(k.tile_n() / k.share_m, 256);
       EXPECT_FALSE(k.turns && k.overlap);
+      EXPECT_TRUE(k.lag == 0 || (k.turns && k.math() == 2 && k.lag + 1 < k.stages));
       // Registers: sums and accumulators beside what a loop needs.
       EXPECT_LE(k.width() / 2 + (k.overlap ? 2 : 1) * k.columns / 2 + 24,
                 (65536 / k.blocks_per_sm - 40 * 128) / (k.math() * 128));
     }
   };
-  fits(kFp8Dense), fits(kFp8DenseF32), fits(kFp8Grouped), fits(kFp8GroupedF32), fits(kFp8Masked),
-      fits(kFp8WeightGrad);
+  fits(kFp8Dense), fits(kFp8DenseF32), fits(kFp8DenseAdd), fits(kFp8Grouped), fits(kFp8GroupedF32),
+      fits(kFp8Masked), fits(kFp8WeightGrad), fits(kFp8DenseWeightGrad);
 }
 
 struct Expected {
@@ -40,7 +43,7 @@ TEST(Fp8Tiles, DeepSeekShapesTakeTheTileThatMeasuredFastest) {
       {64, 7168, 16384, 64, 128, 4},    {64, 4096, 7168, 64, 64, 2},      {64, 7168, 2048, 64, 64, 1},
       {128, 2112, 7168, 64, 64, 2},     {128, 24576, 1536, 128, 192, 1},  {128, 32768, 512, 128, 128, 1},
       {128, 7168, 16384, 128, 112, 2},  {128, 4096, 7168, 128, 64, 2},    {128, 7168, 2048, 128, 64, 1},
-      {4096, 2112, 7168, 192, 128, 1},  {4096, 24576, 1536, 128, 256, 1}, {4096, 32768, 512, 128, 256, 1},
+      {4096, 2112, 7168, 128, 176, 1},  {4096, 24576, 1536, 128, 192, 1}, {4096, 32768, 512, 128, 192, 1},
       {4096, 7168, 16384, 128, 256, 1}, {4096, 4096, 7168, 128, 256, 1},  {4096, 7168, 2048, 128, 256, 1},
   };
   for (const Expected& e : all) {
@@ -49,6 +52,46 @@ TEST(Fp8Tiles, DeepSeekShapesTakeTheTileThatMeasuredFastest) {
     EXPECT_EQ(k.tile_m(), e.tile_m);
     EXPECT_EQ(k.tile_n(), e.tile_n);
     EXPECT_EQ(k.splits, e.splits);
+  }
+}
+
+TEST(Fp8Tiles, ExpertsShareWeightsWhereTheirRowsFillTheUnits) {
+  const auto grouped = [](int64_t experts, int64_t m, int64_t n, int64_t k) {
+    return kFp8Grouped[size_t(choose(kFp8Grouped, {.m = m, .n = n, .k = k, .experts = experts}, kH200))]
+        .kernel;
+  };
+  for (const int64_t m : {4096, 8192}) {
+    EXPECT_EQ(grouped(32768 / m, m, 4096, 7168).share_m, 2);
+    EXPECT_EQ(grouped(32768 / m, m, 4096, 7168).lag, 0);
+    EXPECT_EQ(grouped(32768 / m, m, 7168, 2048).share_m, 2);
+    EXPECT_EQ(grouped(32768 / m, m, 7168, 2048).lag, 1);
+  }
+  for (const int64_t m : {256, 300, 1024}) {
+    EXPECT_EQ(grouped(32, m, 4096, 7168).share_m, 1);
+    EXPECT_EQ(grouped(32, m, 4096, 7168).tile_m(), 128);
+  }
+}
+
+TEST(Fp8Tiles, MaskedRowsTakeTheWidthThatFillsTheWaves) {
+  for (const auto& [experts, m] : {std::array<int64_t, 2>{1, 1024}, {2, 512}, {4, 256}}) {
+    const auto width = [&](int64_t n, int64_t k) {
+      return kFp8Masked[size_t(choose(kFp8Masked, {.m = m, .n = n, .k = k, .experts = experts}, kH200))]
+          .kernel.tile_n();
+    };
+    EXPECT_EQ(width(4096, 7168), 256);
+    EXPECT_EQ(width(7168, 2048), 224);
+  }
+}
+
+TEST(Fp8Tiles, LongSumsOfFewTilesAreCutAmongBlocks) {
+  for (const auto& [m, n, k, splits] : {std::array<int64_t, 4>{1024, 1024, 32768, 2},
+                                        {576, 1024, 32768, 2},
+                                        {512, 1024, 32768, 3},
+                                        {1024, 384, 32768, 4},
+                                        {7168, 2048, 4096, 1},
+                                        {24576, 1536, 4096, 1}}) {
+    const int chosen = choose(kFp8DenseWeightGrad, {.m = m, .n = n, .k = k}, kH200);
+    EXPECT_EQ(kFp8DenseWeightGrad[chosen].kernel.splits, splits) << m << " x " << n << " x " << k;
   }
 }
 

@@ -14,7 +14,8 @@ const char* fp8_weight_grad(const Fp8WeightGrad& g, const Card& card, cudaStream
   p.parts = g.experts, p.offsets = g.offsets, p.add = g.add;
   p.faults = g.faults, p.fault_of = FaultOf::grouped_weight_grad;
   const Fp8Shape shape{.m = p.m, .n = p.n, .k = (p.k + g.experts - 1) / g.experts, .experts = g.experts};
-  queue_fp8<kFp8WeightGrad>(p, shape, card, stream);
+  if (g.experts == 1) queue_fp8<kFp8DenseWeightGrad>(p, shape, card, stream);
+  else queue_fp8<kFp8WeightGrad>(p, shape, card, stream);
   return nullptr;
 }
 

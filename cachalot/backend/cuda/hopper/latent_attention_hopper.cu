@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "base/error.h"
+
 namespace cachalot::cuda::hopper {
 
 namespace {
@@ -11,14 +13,21 @@ bool packed(const Tensor& t, int64_t ld) {
 }
 
 bool takes(const LatentAttention& a) {
+  const bool codes = a.cache.dtype == DType::e4m3;
   return a.q_latent.dtype == DType::bf16 && a.q_rope.dtype == DType::bf16 &&
-         a.o_latent.dtype == DType::bf16 && a.cache.dtype == DType::bf16 && a.latent == kLatentWidth &&
-         a.rope == kRopeWidth && packed(a.q_latent, a.heads * kLatentWidth) &&
+         a.o_latent.dtype == DType::bf16 && (codes || a.cache.dtype == DType::bf16) &&
+         a.latent == kLatentWidth && a.rope == kRopeWidth && packed(a.q_latent, a.heads * kLatentWidth) &&
          packed(a.o_latent, a.heads * kLatentWidth) && a.q_rope_stride % 8 == 0 &&
-         packed(a.q_rope, a.heads * a.q_rope_stride) && packed(a.cache, kLatentWidth + kRopeWidth) &&
+         packed(a.q_rope, a.heads * a.q_rope_stride) &&
+         packed(a.cache, codes ? bytes_of_token(LatentFormat::fp8) : kLatentWidth + kRopeWidth) &&
          a.page_size % kBlockTokens == 0 && a.sequences <= kMostSequences &&
          a.q_latent.rows * a.heads <= std::numeric_limits<int32_t>::max() / kLatentWidth;
 }
+
+LatentFormat format_of(DType cache) { return cache == DType::e4m3 ? LatentFormat::fp8 : LatentFormat::bf16; }
+
+// Fixed pieces are the large kernel's: the one for few rows has its own order of sums.
+bool by_few(const LatentDecode& d) { return d.step.unit == 0 && few_suits(d); }
 
 }  // namespace
 
@@ -34,28 +43,51 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
                           .slots = a.cache.rows,
                           .kv_lens = static_cast<const int32_t*>(a.kv_lens.data),
                           .q_starts = static_cast<const int32_t*>(a.q_starts.data),
+                          .unit = a.piece,
                           .multiprocessors = call.multiprocessors,
                           .faults = call.faults},
                  .q_latent = static_cast<const bf16*>(a.q_latent.data),
                  .q_rope = static_cast<const bf16*>(a.q_rope.data),
                  .q_rope_stride = a.q_rope_stride,
+                 .format = format_of(a.cache.dtype),
                  .cache = a.cache.data,
                  .o_latent = static_cast<bf16*>(a.o_latent.data),
                  .scale = float(a.scale)};
-  if (few_suits(d)) {
+  if (by_few(d)) {
     latent_decode_few(call.queue, d);
     return true;
   }
-  // The plan depends on lengths only and could be shared by all layers of a step; the operation does not know
-  // of steps, so it is made again.
-  const int64_t plan_bytes = (4 * plan_words(d.step) + 15) / 16 * 16;
+  const int64_t plan_bytes = a.plan ? 0 : (4 * plan_words(d.step) + 15) / 16 * 16;
   if (plan_bytes + piece_bytes(d.step) > call.bytes) return false;
-  int32_t* const plan = static_cast<int32_t*>(call.memory);
-  d.plan = plan;
   d.pieces = static_cast<uint8_t*>(call.memory) + plan_bytes;
-  make_latent_plan(call.queue, d.step, plan);
+  if (a.plan) {
+    d.plan = static_cast<const int32_t*>(a.plan.data);
+  } else {
+    int32_t* const plan = static_cast<int32_t*>(call.memory);
+    make_latent_plan(call.queue, d.step, plan);
+    d.plan = plan;
+  }
   latent_decode(call.queue, d);
   return true;
+}
+
+void latent_plan(const LatentCall& call, const LatentPlan& p) {
+  const LatentDecode d{.step = {.sequences = p.sequences,
+                                .rows = p.rows,
+                                .heads = p.heads,
+                                .page_table = static_cast<const int32_t*>(p.page_table.data),
+                                .table_ld = p.page_table.ld,
+                                .table_cols = p.page_table.cols,
+                                .page_size = p.page_size,
+                                .kv_lens = static_cast<const int32_t*>(p.kv_lens.data),
+                                .q_starts = static_cast<const int32_t*>(p.q_starts.data),
+                                .unit = p.piece,
+                                .multiprocessors = call.multiprocessors,
+                                .faults = call.faults},
+                       .format = format_of(p.cache)};
+  if (by_few(d) || p.sequences > kMostSequences || p.page_size % kBlockTokens != 0) return;
+  CHECK(plan_words(d.step) <= p.plan.cols, "latent_plan: the plan outgrew its memory");
+  make_latent_plan(call.queue, d.step, static_cast<int32_t*>(p.plan.data));
 }
 
 }  // namespace cachalot::cuda::hopper

@@ -16,7 +16,7 @@ namespace cachalot::cuda::hopper {
 template <Out O>
 OutMatrix out_matrix(void* d, int64_t rows, int64_t cols, int64_t ld, int64_t parts, int width, bool add) {
   constexpr int kSize = O == Out::bf16 ? 2 : 4, kSlab = 128 / kSize;
-  OutMatrix out{.data = d, .ld = ld, .cols = int(cols), .add = add};
+  OutMatrix out{.data = d, .ld = ld, .cols = int(cols), .rows = int(rows), .add = add};
   Boxes boxes{.data = d,
               .dtype = O == Out::bf16 ? DType::bf16 : DType::f32,
               .dimensions = 3,

@@ -53,6 +53,37 @@ TEST_F(HopperProducts, Fp8TilesOfEverySizeWithRaggedEdges) {
           fmt::format("{} x {} x {} {}", m, n, k, name_of(out)));
 }
 
+// The tiles that fp8_tiles.h keeps for many rows, at their edges.
+TEST_F(HopperProducts, Fp8ManyRows) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{2001, 3088, 144}, {3001, 2064, 144}, {3801, 1040, 656}, {333, 5648, 400}})
+    expect_like_cpu(
+        [&](Bench& b) {
+          const Tensor x = b.t.normal_row_tiles(m, k), w = b.t.normal_e4m3(n, k),
+                       y = b.t.garbage(DType::bf16, m, n);
+          on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = true});
+          return y;
+        },
+        fmt::format("{} x {} x {}", m, n, k));
+}
+
+// An input gradient beside another: C keeps what it held, and the sum is rounded once.
+TEST_F(HopperProducts, Fp8AddsToWhatIsThere) {
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 144, 400},
+                                {61, 512, 7168},
+                                {129, 2112, 1040},
+                                {333, 592, 128},
+                                {2001, 3088, 144}})
+    for (const DType out : {DType::bf16, DType::f32})
+      expect_like_cpu(
+          [&](Bench& b) {
+            const Tensor x = b.t.normal_row_tiles(m, k), w = b.t.normal_e4m3(n, k), y = b.t.normal(out, m, n);
+            on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = true, .accumulate = Accumulate::add});
+            return y;
+          },
+          fmt::format("{} x {} x {} {}", m, n, k, name_of(out)));
+}
+
 TEST_F(HopperProducts, Fp8WeightsOfSeveralPartsKeepTheirScales) {  // gate above up
   for (const int64_t part : {128, 256, 144})
     expect_like_cpu(
@@ -84,6 +115,25 @@ TEST_F(HopperProducts, ExpertsOfAnySize) {
             fmt::format("offsets {} ... {} {}", offsets[1], name_of(out), fp8 ? "fp8" : "bf16"));
 }
 
+TEST_F(HopperProducts, ExpertsWithManyRows) {
+  struct Case {
+    std::vector<int32_t> offsets;
+    int64_t n, k;
+  };
+  for (const Case& c : {Case{{0, 3000, 6100, 6100, 12003, 15005}, 272, 144},
+                        Case{{0, 400, 401, 999, 1300, 1665}, 5648, 144}, Case{{0, 2001, 5000}, 272, 4112}})
+    expect_like_cpu(
+        [&](Bench& b) {
+          const int64_t rows = c.offsets.back(), experts = int64_t(c.offsets.size()) - 1;
+          const Tensor x = b.t.normal_row_tiles(rows, c.k), w = b.t.normal_e4m3(experts * c.n, c.k, c.n),
+                       y = b.t.garbage(DType::bf16, rows, c.n);
+          on(b.s).grouped_gemm(
+              {.x = x, .w = w, .y = y, .offsets = b.t.indices(c.offsets), .experts = experts});
+          return y;
+        },
+        fmt::format("{} experts, {} rows, {} x {}", c.offsets.size() - 1, c.offsets.back(), c.n, c.k));
+}
+
 TEST_F(HopperProducts, InputGradientsOfExperts) {
   for (const auto& offsets : kOffsets)
     expect_like_cpu(
@@ -96,6 +146,41 @@ TEST_F(HopperProducts, InputGradientsOfExperts) {
           return dx;
         },
         fmt::format("offsets {} ...", offsets[1]));
+}
+
+TEST_F(HopperProducts, WideWeightGradientsOfExperts) {
+  for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+    for (const auto& [o, i] : {std::array<int64_t, 2>{2512, 528}, {3008, 272}})
+      expect_like_cpu(
+          [&](Bench& b) {
+            const Tensor dy = b.t.normal_row_tiles(o, 384), x = b.t.normal_row_tiles(i, 384),
+                         dw = b.t.normal(DType::f32, 2 * o, i);
+            on(b.s).grouped_weight_grad({.dy = dy,
+                                         .x = x,
+                                         .dw = dw,
+                                         .offsets = b.t.indices({0, 128, 384}),
+                                         .experts = 2,
+                                         .accumulate = mode});
+            return dw;
+          },
+          fmt::format("{} x {} {}", o, i, mode == Accumulate::add ? "add" : "overwrite"));
+}
+
+// Long sums of few tiles: K is cut among the blocks of a cluster.
+TEST_F(HopperProducts, WeightGradientsOfManyRows) {
+  for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+    for (const auto& [o, i, rows] : {std::array<int64_t, 3>{272, 336, 8192},
+                                     {1024, 384, 4112},
+                                     {512, 1040, 6000},
+                                     {1040, 1024, 16384}})
+      expect_like_cpu(
+          [&](Bench& b) {
+            const Tensor dy = b.t.normal_row_tiles(o, rows), x = b.t.normal_row_tiles(i, rows),
+                         dw = b.t.normal(DType::f32, o, i);
+            on(b.s).gemm({.a = dy, .b = x, .c = dw, .trans_b = true, .accumulate = mode});
+            return dw;
+          },
+          fmt::format("{} x {} x {} {}", o, i, rows, mode == Accumulate::add ? "add" : "overwrite"));
 }
 
 TEST_F(HopperProducts, WeightGradientsOfExperts) {

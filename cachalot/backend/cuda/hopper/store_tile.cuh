@@ -10,6 +10,7 @@
 
 #include "backend/cuda/hopper/fp8_kernel.h"
 #include "backend/cuda/hopper/tma.cuh"
+#include "backend/cuda/hopper/wgmma.cuh"
 
 namespace cachalot::cuda::hopper {
 
@@ -18,9 +19,9 @@ struct OutMatrix {
             tail =
                 {};  // boxes of 16 rows x 128 bytes (128-byte swizzle), and of the columns that remain (none)
   void* data = nullptr;
-  int64_t ld = 0;  // elements
-  int cols = 0;
-  bool add = false;  // f32: D += instead of D =. Each element is added to once, by the L2's adders
+  int64_t ld = 0;          // elements
+  int cols = 0, rows = 0;  // of a part
+  bool add = false;        // f32: D += instead of D =. Each element is added to once, by the L2's adders
 };
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
@@ -33,8 +34,18 @@ __device__ __forceinline__ void store_matrices(uint32_t to, uint32_t a, uint32_t
                : "memory");
 }
 
-// Cols: columns of the warp's piece, d[Cols / 2] as wgmma leaves them. Slots: slabs of shared memory.
-template <Out O, int Cols, int Slots> struct WarpStore {
+// Asks for what D (bf16) holds in a row, every second 64 columns from `col` on, to be in L2 soon.
+template <int Slabs> __device__ __forceinline__ void fetch_stored(const OutMatrix& out, int row, int col) {
+  if (row >= out.rows) return;
+  const auto* from = static_cast<const uint16_t*>(out.data) + row * out.ld + col;
+#pragma unroll
+  for (int i = 0; i < Slabs; i += 2)
+    if (col + 64 * i < out.cols) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + 64 * i));
+}
+
+// Cols: columns of the warp's piece, d[Cols / 2] as wgmma leaves them. Slots: slabs of shared memory. Add: D
+// bf16 += d, rounded once: what D holds takes the way of a store backwards. Streams: D is not to stay in L2.
+template <Out O, int Cols, int Slots, bool Add = false, bool Streams = false> struct WarpStore {
   static constexpr int kSlab = O == Out::bf16 ? 64 : 32;  // columns
   static constexpr int kSlabs = (Cols + kSlab - 1) / kSlab, kTail = Cols % kSlab;
   static constexpr int kSlots = Slots < kSlabs ? Slots : kSlabs;
@@ -43,18 +54,36 @@ template <Out O, int Cols, int Slots> struct WarpStore {
   // rows: how many of the 16 exist, when not `whole` matrices are stored (whole: the edge of the matrix
   // cuts).
   template <int S = 0> static __device__ __forceinline__ void run(const OutMatrix& out, uint8_t* memory,
-                                                                  const float (&d)[Cols / 2], int row,
-                                                                  int rows, bool whole, int col, int part) {
+                                                                  float (&d)[Cols / 2], int row, int rows,
+                                                                  bool whole, int col, int part) {
     if constexpr (S < kSlabs) {
-      slab<S>(out, memory, d, row, rows, whole, col, part);
-      run<S + 1>(out, memory, d, row, rows, whole, col, part);
+      Held held;
+      if constexpr (Add) load_held(held, out, row, col + S * kSlab);
+      slab<S>(out, memory, d, row, rows, whole, col, part, held[0]);
+      if constexpr (kHeld > 1) slab<S + 1>(out, memory, d, row, rows, whole, col, part, held[1]);
+      run<S + kHeld>(out, memory, d, row, rows, whole, col, part);
     }
   }
 
  private:
+  // Add: what D holds in the next slabs, 16 rows of 8 chunks of 16 bytes, four a lane.
+  static constexpr int kHeld = !Add ? 1 : kSlabs < 2 ? kSlabs : 2;
+  using Held = uint4[kHeld][4];
+  static __device__ __forceinline__ void load_held(Held& held, const OutMatrix& out, int row, int col) {
+    static_assert(O == Out::bf16 && kTail == 0 && kSlabs % kHeld == 0, "D += in bf16");
+    const int lane = int(threadIdx.x % 32), r = row + lane / 8, c = col + lane % 8 * 8;
+    const auto* from = static_cast<const uint16_t*>(out.data) + r * out.ld + c;
+#pragma unroll
+    for (int s = 0; s < kHeld; ++s)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (r + 4 * j < out.rows && c + s * kSlab < out.cols)
+          held[s][j] = *reinterpret_cast<const uint4*>(from + 4 * j * out.ld + s * kSlab);
+  }
   template <int S> static __device__ __forceinline__ void slab(const OutMatrix& out, uint8_t* memory,
-                                                               const float (&d)[Cols / 2], int row, int rows,
-                                                               bool whole, int col, int part) {
+                                                               float (&d)[Cols / 2], int row, int rows,
+                                                               bool whole, int col, int part,
+                                                               const uint4 (&held)[4]) {
     const int lane = int(threadIdx.x % 32);
     constexpr int kSwizzle = 7, s = S;
     constexpr bool tail = kTail != 0 && s == kSlabs - 1;
@@ -64,6 +93,26 @@ template <Out O, int Cols, int Slots> struct WarpStore {
     if constexpr (O == Out::bf16) {
       const int r = lane % 16;  // which of the 16 rows this lane's address is for
       constexpr int kPairs = (tail ? kTail : kSlab) / 16;
+      if constexpr (Add) {  // what was held, in the layout of the sums
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int from = lane / 8 + 4 * j;
+          *reinterpret_cast<uint4*>(slot + from * 128 + (lane % 8 ^ from & kSwizzle) * 16) = held[j];
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          const int chunk = 2 * i + lane / 16, j = 4 * (s * (kSlab / 8) + 2 * i);
+          uint32_t x[4];
+          load_matrices(x, shared_address(slot) + uint32_t(r * 128 + (chunk ^ r & kSwizzle) * 16));
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const float2 v = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(x[k]));
+            d[j + 2 * k] += v.x, d[j + 2 * k + 1] += v.y;
+          }
+        }
+        __syncwarp();
+      }
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const int chunk = 2 * i + lane / 16, j = 4 * (s * (kSlab / 8) + 2 * i);
@@ -89,6 +138,7 @@ template <Out O, int Cols, int Slots> struct WarpStore {
       if (lane == 0) {
         const TensorMap* map = tail ? &out.tail : &out.slab;
         if (O == Out::f32 && out.add) store_adding(map, slot, col + s * kSlab, row, part);
+        else if constexpr (Streams) store(map, slot, col + s * kSlab, row, part, Reuse::first_out);
         else store(map, slot, col + s * kSlab, row, part);
       }
     } else {

@@ -91,6 +91,14 @@ __device__ __forceinline__ void store(const TensorMap* map, const void* from, in
                "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2)
                : "memory");
 }
+__device__ __forceinline__ void store(const TensorMap* map, const void* from, int32_t c0, int32_t c1,
+                                      int32_t c2, Reuse reuse) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], [%1], %5;" ::"l"(
+          map),
+      "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2), "l"(uint64_t(reuse))
+      : "memory");
+}
 // The same, added to what is there (f32 or bf16, as the map says); in no fixed order among blocks.
 __device__ __forceinline__ void store_adding(const TensorMap* map, const void* from, int32_t c0, int32_t c1) {
   asm volatile(

@@ -1,0 +1,98 @@
+// cachalot extend CONFIG --model RUN [--run-dir DIR] [--extend.factor 40 ...]: longer contexts, by stages.
+// stage.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "config/fields.h"
+#include "train/extend.h"
+#include "train/pretrain.h"
+
+namespace cachalot::cli {
+
+namespace {
+
+struct Options {
+  std::string config, model, run_dir, device = "cpu";
+  bool overwrite = false, allow_different_bits = false;
+  std::map<std::string, std::string> overrides;  // by dotted key
+};
+
+void run(const Options& o, const CLI::App& command) {
+  Overrides overrides;  // in the order given, so that the last of two wins
+  for (const CLI::Option* option : command.parse_order())
+    if (const auto it = o.overrides.find(option->get_name().substr(2)); it != o.overrides.end())
+      overrides.emplace_back(it->first, it->second);
+  std::string run_dir =
+      o.run_dir.empty() ? "runs/" + std::filesystem::path(o.config).stem().string() : o.run_dir;
+  while (run_dir.size() > 1 && run_dir.back() == '/') run_dir.pop_back();
+  const std::vector<RunConfig> runs =
+      plan_extension(load_extend_config(o.config, overrides), o.model, run_dir, o.config);
+
+  const std::atomic<bool>& stop =
+      stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n");
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const std::string directory = stage_directory(run_dir, i);
+    fmt::print("{}stage {} of {}: {} steps with contexts of {}\n", i ? "\n" : "", i + 1, runs.size(),
+               runs[i].train.steps, runs[i].train.seq_len);
+    std::cout << std::flush;
+    std::filesystem::create_directories(run_dir);
+    const PretrainResult result = pretrain(runs[i],
+                                           {.config_path = o.config,
+                                            .run_dir = directory,
+                                            .overwrite = o.overwrite,
+                                            .allow_different_bits = o.allow_different_bits,
+                                            .device = o.device,
+                                            .style = progress_style(std::cout)},
+                                           std::cout, stop);
+    if (result.stopped) return;
+  }
+  fmt::print("extended   {}/model\n", stage_directory(run_dir, runs.size() - 1));
+}
+
+}  // namespace
+
+void add_extend(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* c = app.add_subcommand("extend", "train a model on with longer contexts, under YaRN, in stages");
+  c->add_option("CONFIG", o->config, "like configs/small-extend.json: \"extend\", \"data\", \"train\"")
+      ->required();
+  c->add_option("--model", o->model, "run or model directory whose model is extended")->required();
+  c->add_option("--run-dir", o->run_dir, "where stage-1, stage-2, ... are written [runs/<name of CONFIG>]");
+  c->add_flag("--overwrite", o->overwrite, "replace stages that are there; else they go on where they stand");
+  c->add_flag("--allow-different-bits", o->allow_different_bits,
+              "resume with another program, instruction set or GPU");
+  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
+  std::vector<std::string> keys;
+  for (const fields::Line& line : list_fields(ExtendConfig{})) {
+    keys.push_back("--" + line.key);
+    c->add_option("--" + line.key, o->overrides[line.key], fmt::format("{} [{}]", line.meaning, line.value))
+        ->group(
+            fmt::format("\"{}\" in CONFIG, and on the command line", line.key.substr(0, line.key.find('.'))))
+        ->type_name("")
+        ->allow_extra_args(false)
+        ->take_last();
+  }
+  c->allow_extras();  // to name the nearest one
+  c->callback([o, c, keys] {
+    for (const std::string& extra : c->remaining()) {
+      const std::string name = extra.substr(0, extra.find('='));
+      std::vector<std::string> known = keys;
+      for (const CLI::Option* option : c->get_options()) known.push_back(option->get_name());
+      const std::string close = nearest(name, known);
+      throw Error(fmt::format("cachalot extend does not know {}", extra))
+          .hint(close.empty() ? "cachalot extend --help" : fmt::format("did you mean {}?", close));
+    }
+    run(*o, *c);
+  });
+}
+
+}  // namespace cachalot::cli

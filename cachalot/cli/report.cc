@@ -1,0 +1,124 @@
+// cachalot report: one page of a run, also while it goes on.
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <CLI/CLI.hpp>
+#include <ctime>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "data/tokenizer.h"
+#include "infer/engine.h"
+#include "infer/generation_config.h"
+#include "model/load.h"
+#include "train/config.h"
+#include "train/report.h"
+#include "train/step_plan.h"
+
+namespace cachalot::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string run, out, device = "cpu", precision = "bf16";
+  std::vector<std::string> prompts;
+  int64_t samples = 2, new_tokens = 120;
+  int threads = 0;
+};
+
+// Texts by the newest checkpoint; none when the run has not saved one yet.
+std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) {
+  if (!fs::exists(o.run + "/model") || (o.samples == 0 && o.prompts.empty())) return {};
+  const std::string directory = resolve_model_directory(o.run);
+  const ModelConfig config = load_model_config(directory);
+  const Tokenizer tokenizer = Tokenizer::load(directory);
+  const GenerationConfig wishes = load_generation_config(directory, config);
+  std::vector<Request> requests;
+  std::vector<std::string> prompts = o.prompts;
+  prompts.resize(std::max(prompts.size(), size_t(o.samples)));  // the others begin a document
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    Request r;
+    r.prompt = tokenizer.encode(prompts[i]);
+    if (const auto begin = tokenizer.add_bos() ? tokenizer.bos_id() : tokenizer.eos_id();
+        begin && (prompts[i].empty() || tokenizer.add_bos()))
+      r.prompt.insert(r.prompt.begin(), *begin);
+    r.max_new_tokens = std::min(o.new_tokens, config.max_position_embeddings - int64_t(r.prompt.size()));
+    r.sampling = {.temperature = 0.8, .top_p = 0.95, .top_k = 0, .seed = uint64_t(i + 1)};
+    r.end_tokens = wishes.end_tokens;
+    requests.push_back(std::move(r));
+  }
+  const auto device = open_device(o.device, {.threads = o.threads});
+  Stream stream(*device);
+  const LoadedModel model = load_model(stream, directory, parse_precision(o.precision), {.drop_mtp = true});
+  const EngineOptions options = checked(model.config, {.max_context = config.max_position_embeddings});
+  Engine engine(*device, model.config, *model.params, options);
+  std::vector<std::pair<std::string, std::string>> samples;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    check(requests[i], model.config, options, "a prompt of the report");
+    const Completion c = engine.generate(requests[i], [](size_t, std::span<const int32_t>) { return true; });
+    std::string text;
+    for (const int32_t id : c.tokens) text += tokenizer.token_bytes(id);
+    samples.emplace_back(prompts[i], utf8_lossy(text));
+  }
+  return samples;
+}
+
+std::string read_if_there(const std::string& path) { return fs::exists(path) ? read_file(path) : ""; }
+
+void run(const Options& o) {
+  const std::string metrics = o.run + "/metrics.jsonl";
+  if (!fs::exists(metrics))
+    throw Error(fmt::format("{} holds no metrics.jsonl", o.run))
+        .hint("give the directory that `cachalot pretrain` wrote: its --run-dir");
+  ReportInput in;
+  in.log = read_run_log(metrics);
+  in.title = fs::path(o.run).lexically_normal().filename().string();
+  if (in.title.empty()) in.title = fs::path(o.run).lexically_normal().parent_path().filename().string();
+  in.config_json = read_if_there(o.run + "/config.json");
+  in.machine_json = read_if_there(o.run + "/machine.json");
+  if (!in.config_json.empty())
+    in.total_steps = StepPlan(load_run_config(o.run + "/config.json", {}).train).steps();
+  in.now = double(std::time(nullptr));
+  struct stat file{};
+  if (stat(metrics.c_str(), &file) == 0) in.written = double(file.st_mtime);
+  in.samples = draw_samples(o);
+  const std::string out = o.out.empty() ? o.run + "/report.html" : o.out;
+  write_file_atomic(out, report_html(in));
+  fmt::print("written    {}: {} steps, {} events\n", out, in.log.step.size(), in.log.events.size());
+}
+
+}  // namespace
+
+void add_report(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* c = app.add_subcommand("report",
+                               "one page of a training run: curves, experts, samples; also while it runs");
+  c->add_option("RUN", o->run, "the run directory of cachalot pretrain")->required();
+  c->add_option("--out", o->out, "the page [RUN/report.html]");
+  c->add_option("--prompt", o->prompts, "continue this text on the page; may be repeated")
+      ->allow_extra_args(false);
+  c->add_option("--samples", o->samples,
+                "texts by the newest checkpoint, those of --prompt included; 0: only those")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  c->add_option("--max-new-tokens", o->new_tokens, "of each sample")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
+  c->add_option("--device", o->device, "cpu, cuda or cuda:N: where the samples are drawn")
+      ->capture_default_str();
+  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  c->callback([o] { run(*o); });
+}
+
+}  // namespace cachalot::cli

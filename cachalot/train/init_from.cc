@@ -1,0 +1,47 @@
+#include "train/init_from.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "model/hf_checkpoint.h"
+#include "model/load.h"
+
+namespace cachalot {
+
+void require_same_shapes(const ModelConfig& model, const std::string& path) {
+  const std::string directory = resolve_model_directory(path);
+  const Json was = model_config_json(load_model_config(directory), ""), now = model_config_json(model, "");
+  std::vector<std::string> differences;
+  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size",
+                          "num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers",
+                          "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+                          "qk_rope_head_dim", "v_head_dim", "n_routed_experts", "n_shared_experts"})
+    if (was.at(key) != now.at(key))
+      differences.push_back(fmt::format("{} {} (there {})", key, now.at(key).dump(), was.at(key).dump()));
+  if (differences.empty()) return;
+  throw Error(fmt::format("training cannot begin with the weights in {}: the model has {}", directory,
+                          fmt::join(differences, ", ")))
+      .hint("give the model the values of the weights' config.json");
+}
+
+void initialize_from(Stream& s, Trainer& trainer, const std::string& path) {
+  require_same_shapes(trainer.model().config(), path);
+  const HfCheckpoint checkpoint(resolve_model_directory(path), {});
+  const ParamSet& params = trainer.params();
+  for (size_t i = 0; i < params.table().size(); ++i) {
+    const Param& p = params.table()[i];
+    const Tensor t = p.trained() ? trainer.optimizer().master(i) : params.weight(i);
+    CHECK(t.dtype == DType::f32, p.name);
+    std::vector<float> values(size_t(p.size()));
+    checkpoint.read_f32(p, values.data());
+    on(s).upload(values.data(), t);
+  }
+  trainer.adopt_state(0);
+  if (trainer.average()) trainer.average()->start(s);
+  on(s).synchronize();
+}
+
+}  // namespace cachalot

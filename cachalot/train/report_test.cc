@@ -1,0 +1,73 @@
+#include "train/report.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>  // RunLog holds some
+
+#include "base/files.h"
+#include "train/testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace ::cachalot::testing;  // NOLINT
+
+constexpr const char* kLines =
+    R"({"step":1,"tokens":64,"loss":5.5,"mtp_loss":[5.7],"lr":1e-4,"grad_norm":1.5,"max_vio":[0.5,0.7],"seconds":1,"tokens_per_second":64}
+{"event":"expert_load","step":2,"layers":[3,4],"counts":[[1,2,3,2],[4,0,4,0]],"bias":[[0.1,-0.1,0,0],[0,0,0,0.2]]}
+{"step":2,"tokens":128,"loss":5.0,"mtp_loss":[5.6],"lr":2e-4,"grad_norm":null,"max_vio":[0.4,0.6],"seconds":2,"tokens_per_second":64,"held_out":{"bits_per_byte":2.5,"loss":4.9,"mtp":[{"loss":5,"acceptance":0.6}],"sets":{"code <1>":{"bits_per_byte":2.2}},"expert_load":{"en":[[4,4,0,0],[2,2,2,2]],"code <1>":[[0,0,4,4],[2,2,2,2]]}}}
+{"event":"loss_spike","step":3,"action":"skip"}
+not json
+{"step":3,"tokens":192,"loss":4.5,"mtp_loss":[5.5],"lr":3e-4,"grad_norm":1.25,"max_vio":[0.3,0.5],"seconds":3,"tokens_per_second":64,"held_out":{"bits_per_byte":2.4,"loss":4.8,"sets":{"code <1>":{"bits_per_byte":2.1}}}}
+{"step":4,"tokens":256,"lo)";
+
+RunLog example_log(const TemporaryFolder& folder) {
+  write_file_atomic(folder / "metrics.jsonl", kLines);
+  return read_run_log(folder / "metrics.jsonl");
+}
+
+TEST(RunLog, ReadsColumnsOfARunThatGoesOn) {
+  const TemporaryFolder folder;
+  const RunLog log = example_log(folder);
+  EXPECT_EQ(log.step, (std::vector<double>{1, 2, 3}));
+  EXPECT_EQ(log.column("loss").value, (std::vector<double>{5.5, 5.0, 4.5}));
+  EXPECT_EQ(log.column("mtp_loss.0").value, (std::vector<double>{5.7, 5.6, 5.5}));
+  EXPECT_EQ(log.column("grad_norm").step, (std::vector<double>{1, 3}));  // null leaves a gap
+  EXPECT_EQ(log.column("held_out.bits_per_byte").step, (std::vector<double>{2, 3}));
+  EXPECT_EQ(log.names("max_vio."), (std::vector<std::string>{"max_vio.0", "max_vio.1"}));
+  EXPECT_EQ(log.last("held_out.loss"), 4.8);
+  EXPECT_TRUE(std::isnan(log.last("nothing")));
+  EXPECT_EQ(log.events.size(), 2u);
+  EXPECT_EQ(log.expert_loads.size(), 1u);
+  EXPECT_EQ(log.unreadable, 1);  // "not json"; the line that is being written is none
+}
+
+TEST(Report, ShowsEverySectionOfARun) {
+  const TemporaryFolder folder;
+  const std::string html = report_html({.title = "run <1>",
+                                        .log = example_log(folder),
+                                        .config_json = "{\"seed\": 1}",
+                                        .machine_json = "",
+                                        .total_steps = 8,
+                                        .now = 1.75e9,
+                                        .written = 1.75e9,
+                                        .samples = {{"Once", " upon & a time"}}});
+  for (const char* part :
+       {"run &lt;1&gt;", "3 of 8", "Learning rate", "Norm of the gradient", "MaxVio", "Router biases",
+        "layer 4, largest", "Layer 3, step 2", "code &lt;1&gt;", "loss_spike", "action skip",
+        " upon &amp; a time", "1 lines of metrics.jsonl could not be read", "&quot;seed&quot;: 1"})
+    EXPECT_TRUE(contains(html, part));
+  for (const char* part : {"<1>", "nan", "src=\"http", "href=\"http"})
+    EXPECT_FALSE(contains(html, part)) << part;
+}
+
+TEST(Report, ARunThatHasJustBegunHasAPageToo) {
+  const std::string html =
+      report_html({.title = "r", .log = {}, .config_json = "", .machine_json = "", .samples = {}});
+  EXPECT_TRUE(contains(html, "<h1>r</h1>"));
+  EXPECT_TRUE(contains(html, "</html>"));
+}
+
+}  // namespace
+}  // namespace cachalot

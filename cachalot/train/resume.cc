@@ -1,0 +1,106 @@
+#include "train/resume.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+
+namespace cachalot {
+
+namespace {
+
+void flatten(const Json& json, const std::string& prefix, std::map<std::string, std::string>& out) {
+  if (json.is_object() && !json.empty())
+    for (const auto& [key, value] : json.items()) flatten(value, prefix.empty() ? key : prefix + "." + key, out);
+  else
+    out[prefix] = json.dump();
+}
+
+bool may_change(const std::string& key) {
+  const auto& fields = changeable_fields();
+  return std::any_of(fields.begin(), fields.end(), [&](const std::string& f) {
+    return f.ends_with('.') ? key.starts_with(f) : key == f;
+  });
+}
+
+}  // namespace
+
+const std::vector<std::string>& changeable_fields() {
+  static const std::vector<std::string> fields = {
+      // how far, on what and at what price
+      "train.steps", "train.tokens", "train.threads", "train.price_per_hour", "train.price_per_kwh",
+      "train.recompute",  // to the same bits
+      // checkpoints; what is told and watched
+      "train.save_every", "train.keep_last", "train.keep_every", "train.eval_every", "train.eval_sequences",
+      "train.log_every", "guard.",
+      // places; what is in them is compared
+      "data.files", "data.shards", "data.max_epochs", "tokenizer.path"};
+  return fields;
+}
+
+std::vector<std::string> compare_configs(const Json& was, const Json& now, const std::string& run_dir) {
+  std::map<std::string, std::string> old_fields, new_fields;
+  flatten(was, "", old_fields);
+  flatten(now, "", new_fields);
+  std::set<std::string> keys;
+  for (const auto& fields : {old_fields, new_fields})
+    for (const auto& [key, value] : fields) keys.insert(key);
+  const auto value = [](const std::map<std::string, std::string>& fields, const std::string& key) {
+    const auto it = fields.find(key);
+    return it == fields.end() ? std::string("nothing") : it->second;
+  };
+  std::vector<std::string> changes, refused;
+  for (const std::string& key : keys) {
+    const std::string before = value(old_fields, key), after = value(new_fields, key);
+    if (before == after) continue;
+    (may_change(key) ? changes : refused).push_back(fmt::format("{} {} -> {}", key, before, after));
+  }
+  if (refused.empty()) return changes;
+  std::vector<std::string> names = changeable_fields();
+  for (std::string& name : names)
+    if (name.ends_with('.')) name += "*";
+  throw Error(fmt::format("{} holds a run that cannot go on with other values of: {}", run_dir,
+                          fmt::join(refused, "; ")))
+      .hint(fmt::format("give the values that it was begun with, or begin anew: --overwrite, or --run-dir NEW "
+                        "(and --init-from {} for its weights). A run may change {}",
+                        run_dir, fmt::join(names, ", ")));
+}
+
+std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
+                                            const std::function<void(const std::string&)>& tell) {
+  const std::vector<std::string> all = run.checkpoints();
+  std::string damage;
+  for (auto path = all.rbegin(); path != all.rend(); ++path) {
+    try {
+      Checkpoint checkpoint(*path);
+      if (path != all.rbegin()) run.link_model(*path);
+      return checkpoint;
+    } catch (const Error& e) {
+      if (e.hint() != kDamagedCheckpoint) throw;
+      damage = e.what();
+      tell(fmt::format("WARNING: {}\n         this checkpoint is not used; it is now {}", damage,
+                       run.put_aside(*path)));
+    }
+  }
+  if (all.empty()) return std::nullopt;
+  throw Error(fmt::format("no checkpoint of {} is intact; the last trouble: {}", run.path(), damage))
+      .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+}
+
+void require_same_bits(const BitsIdentity& was, const BitsIdentity& now) {
+  if (was == now) return;
+  const bool arithmetic = was.arithmetic != now.arithmetic;
+  throw Error(arithmetic ? fmt::format("the checkpoint was computed by {}; this is {}", was.arithmetic,
+                                       now.arithmetic)
+                         : fmt::format("the checkpoint was written by another program ({}; this is {})",
+                                       was.program, now.program))
+      .hint(fmt::format("{}; --allow-different-bits goes on all the same, and rounds differently from here on",
+                        arithmetic ? "resume on such a machine" : "resume with the program that wrote it"));
+}
+
+}  // namespace cachalot

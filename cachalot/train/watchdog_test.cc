@@ -1,0 +1,65 @@
+#include "train/watchdog.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+
+#include "train/testing.h"
+
+namespace cachalot {
+namespace {
+
+using namespace ::cachalot::testing;  // NOLINT
+using std::chrono::milliseconds;
+
+TEST(Watchdog, NamesWhatHangsOnce) {
+  Activity activity;
+  activity.step = 42;
+  activity.enter("forward and backward of micro-batch", 3);
+  const auto device = open_device("cpu", {.threads = 1});
+  const auto followed = open_followed_device(*device, activity);
+  Stream s(*followed);
+  TestTensors tensors(*followed, s);
+  on(s).fill({.y = tensors.garbage(DType::f32, 2, 2), .value = 1});
+  std::promise<std::string> told;
+  std::string report;
+  {
+    const Watchdog dog(activity, {.least_seconds = 0.03,
+                                  .factor = 10,
+                                  .tick_seconds = 0.005,
+                                  .on_hang = [&](const std::string& text) { told.set_value(text); }});
+    auto future = told.get_future();
+    ASSERT_EQ(future.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    report = future.get();
+  }
+  EXPECT_TRUE(contains(report, "rank 0: no progress for 0.0 s in step 42, forward and backward of micro-batch 3: after "
+                               "fill (operation "));
+  EXPECT_TRUE(contains(report, "thread "));
+}
+
+TEST(Watchdog, ProgressIsNoHangAndSlowStepsGetTheirTime) {
+  Activity activity;
+  std::atomic<int> hangs{0};
+  {
+    Watchdog dog(activity, {.least_seconds = 0.4,
+                            .factor = 10,
+                            .tick_seconds = 0.005,
+                            .on_hang = [&](const std::string&) { ++hangs; }});
+    for (int i = 0; i < 60; ++i) {
+      activity.enter("step");
+      std::this_thread::sleep_for(milliseconds(10));
+    }
+    EXPECT_EQ(hangs, 0) << "longer in all than is allowed without progress";
+  }
+  Watchdog dog(activity, {.least_seconds = 0.01,
+                          .factor = 10,
+                          .tick_seconds = 0.005,
+                          .on_hang = [&](const std::string&) { ++hangs; }});
+  dog.step_took(1000);
+  std::this_thread::sleep_for(milliseconds(60));
+  EXPECT_EQ(hangs, 0) << "ten median steps are 10000 s";
+}
+
+}  // namespace
+}  // namespace cachalot
