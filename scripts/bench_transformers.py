@@ -37,8 +37,9 @@ def main():
     torch.set_num_threads(o.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     config = json.load(open(o.config))
-    model = {k: v for k, v in config["model"].items() if k not in ("num_nextn_predict_layers", "rope_scaling")}
-    vocab = config["tokenizer"]["vocab_size"]
+    model = {k: v for k, v in config["model"].items() if k not in
+             ("num_nextn_predict_layers", "rope_scaling", "vocab_size")}
+    vocab = config["model"].get("vocab_size") or config["tokenizer"]["vocab_size"]
     batch, length = o.batch or config["train"]["batch"], o.seq_len or config["train"]["seq_len"]
     c = DeepseekV3Config(**model, num_key_value_heads=model["num_attention_heads"], vocab_size=vocab,
                          bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=False)

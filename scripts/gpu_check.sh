@@ -81,10 +81,11 @@ stage() {  # name, command...: into DIR/name.log, measured
   else grep -aE 'FAILED|Failure|rror' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
 }
 
-run_tests() {  # every test program, those that need no GPU too; each cut into parts that run side by side
-  local program i parts=8 pids status=0
-  for program in "$build"/bin/*_test; do
-    [[ -x $program ]] || continue
+run_tests() {  # the programs whose tests open a GPU, each cut into parts that run side by side
+  local folder program i parts=8 pids status=0
+  for folder in backend nn model infer train; do
+    program=$build/bin/${folder}_test
+    [[ -x $program ]] || { echo "$program is missing"; status=1; continue; }
     pids=()
     for ((i = 0; i < parts; i++)); do
       GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$i "$program" --gtest_brief=1 >"$out/parts/test.$i" 2>&1 & pids+=($!)
@@ -107,8 +108,9 @@ run_train() {
     bench train_fp8 train --config configs/v3-1b.json --lines 20 --precision fp8
 }
 run_layer() {
-  bench layer forward backward --config configs/v3-layer.json --lines 12 &&
-    bench layer_fp8 forward backward --config configs/v3-layer.json --lines 12 --precision fp8
+  local layer="layer --config configs/v3-layer.json --lines 12"
+  bench layer $layer && bench layer_fp8 $layer --precision fp8 &&
+    bench layer_rank $layer --precision fp8 --ranks 64
 }
 run_decode() {
   local n

@@ -55,11 +55,13 @@ def main():
             print(f"| {what} | {tokens(ours['tokens_per_second'])} tok/s ({1e3 * ours['seconds']:.3g} ms a step) | "
                   f"{beside} |")
         print()
-    layers = [(name, r[part]) for name, part in (("bf16", "layer"), ("fp8", "layer_fp8")) if part in r]
+    parts = (("bf16", "layer"), ("fp8", "layer_fp8"), ("fp8, one of 64 ranks", "layer_rank"))
+    layers = [(name, r[part]["layer"]) for name, part in parts if part in r]
     if layers:
         print("**One full-size layer** (`configs/v3-layer.json`), median (fastest)\n\n| |" +
               "".join(f" {name} |" for name, _ in layers) + "\n|---|" + "---|" * len(layers))
-        for key, what in (("forward", "forward"), ("backward", "forward and backward")):
+        for key, what in (("forward", "forward"), ("backward", "forward and backward, overwriting gradients"),
+                          ("adding", "the same, adding to them")):
             print(f"| {what} |" + "".join(
                 f" {1e3 * t[key]['seconds']:.1f} ms ({1e3 * t[key]['fastest_seconds']:.1f}) |" for _, t in layers))
         print()

@@ -150,7 +150,7 @@ def main():
                     sys.exit(f"{precision}, {threads} threads, after {killed - before} kills: {what}\n"
                              f"{(folder / f'{run}.log').read_text()[-3000:]}")
             total += killed
-    print(f"{total} kills, {in_saves} of them inside a checkpoint, in {runs} runs of {len(cases)} kinds: every run "
+    print(f"{total} kills, {in_saves} of them inside a checkpoint, in {runs} runs of {min(len(cases), args.kills)} kinds: every run "
           f"ended with the bits of one that was left alone ({time.monotonic() - begin:.0f} s)")
 
 

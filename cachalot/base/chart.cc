@@ -34,7 +34,7 @@ struct Range {
   bool empty() const { return low > high; }
 };
 
-// About `count` round numbers in [low, high].
+// About `count` round numbers in [low, high]; none where doubles are too coarse for their distance.
 std::vector<double> ticks(double low, double high, int count) {
   const double rough = (high - low) / count, power = std::pow(10.0, std::floor(std::log10(rough)));
   double step = 10 * power;
@@ -43,9 +43,12 @@ std::vector<double> ticks(double low, double high, int count) {
       step = m * power;
       break;
     }
+  if (!(step >= 1e-12 * std::max(std::abs(low), std::abs(high))) || !std::isfinite(step)) return {};
+  constexpr double kMost = 50;
+  const double first = std::ceil(low / step - 1e-9), last = std::floor(high / step + 1e-9);
+  const int n = int(std::clamp(last - first + 1, 0.0, kMost));
   std::vector<double> at;
-  for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; ++i)
-    at.push_back(i * step + 0.0);
+  for (int i = 0; i < n; ++i) at.push_back((first + i) * step + 0.0);
   return at;
 }
 
@@ -57,6 +60,10 @@ std::vector<double> log_ticks(double low, double high, int count) {
     for (const double m : {1.0, 2.0, 5.0})
       if ((m == 1 || high - low < 2.5) && power + std::log10(m) >= low && power + std::log10(m) <= high)
         at.push_back(power + std::log10(m));
+  if (at.size() < 2) {
+    at = ticks(std::pow(10, low), std::pow(10, high), count);
+    for (double& t : at) t = std::log10(t);
+  }
   return at;
 }
 

@@ -1,5 +1,5 @@
-// Charts for pages, as SVG text: curves and heat maps. Colours come from the page's style sheet (kChartStyle), light
-// and dark. Every number shown is the caller's; text is escaped.
+// Charts for pages, as SVG text: curves and heat maps. Colours come from the page's style sheet
+// (kChartStyle), light and dark. Every number shown is the caller's; text is escaped.
 #pragma once
 
 #include <string>
@@ -22,11 +22,12 @@ struct ChartOptions {
   int width = 560, height = 260;
 };
 
-// Long series are cut into bins of equal length: a line through their means, a band from least to largest. "" when no
-// series has two finite points.
+// Long series are cut into bins of equal length: a line through their means, a band from least to largest. ""
+// when no series has two finite points.
 std::string line_chart(const ChartOptions& options, const std::vector<ChartSeries>& series);
 
-// values[row][column], 1 in the middle of the scale: blue below (0), red above (2 and more), grey where not finite.
+// values[row][column], 1 in the middle of the scale: blue below (0), red above (2 and more), grey where not
+// finite.
 struct HeatMap {
   std::string title, x_label, y_label;
   std::vector<std::string> row_names;     // shown when there are at most 16

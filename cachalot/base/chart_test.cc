@@ -55,6 +55,21 @@ TEST(Chart, AConstantAndALogarithmicAxisAreDrawn) {
   EXPECT_EQ(svg.find("nan"), std::string::npos);
 }
 
+// Ticks are counted beforehand: adding a step to a number that it cannot change would never end.
+TEST(Chart, ValuesThatDifferByTheirLastBitAreDrawn) {
+  const double next = std::nextafter(2.0, 3.0);
+  for (const bool logarithmic : {false, true}) {
+    const std::string svg =
+        line_chart({.title = "t", .x_label = "", .y_label = "", .logarithmic = logarithmic},
+                   {{.name = "a", .x = {1, 2}, .y = {2.0, next}}});
+    EXPECT_NE(svg, "");
+    EXPECT_LT(svg.size(), 20000u);
+  }
+  const std::string wide = line_chart({.title = "t", .x_label = "", .y_label = ""},
+                                      {{.name = "a", .x = {1e15, 1e15 + 0.125}, .y = {-1e308, 1e308}}});
+  EXPECT_LT(wide.size(), 20000u);
+}
+
 TEST(Chart, TextIsEscaped) {
   const std::string svg = line_chart({.title = "<script>\"&", .x_label = "", .y_label = ""},
                                      {{.name = "a<b", .x = {1, 2}, .y = {1, 2}}});

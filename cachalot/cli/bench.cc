@@ -28,7 +28,8 @@ namespace {
 
 const std::vector<std::string> kParts{"gemm",    "ops",      "products", "attention", "train",
                                       "forward", "backward", "layer",    "prefill",   "decode"};
-// For models too large for an optimizer beside them, or at V3's sizes whatever the model: only where asked for.
+// For models too large for an optimizer beside them, or at V3's sizes whatever the model: only where asked
+// for.
 const std::vector<std::string> kAskedFor{"ops", "products", "attention", "forward", "backward", "layer"};
 constexpr int64_t kCeilingBytes = int64_t(256) << 20;
 
@@ -88,8 +89,9 @@ Json bench_gemm(Device& device, const Ceilings& c, double seconds) {
 
 Json show_ops(Device& device, const Ceilings& c, int64_t tokens) {
   Json rows = Json::array();
-  fmt::print("\nops        cold cache, median of 20; beside copying {}, and as many bytes as the operation moves\n",
-             human_bytes(double(c.bytes)));
+  fmt::print(
+      "\nops        cold cache, median of 20; beside copying {}, and as many bytes as the operation moves\n",
+      human_bytes(double(c.bytes)));
   bench_ops(device, tokens, [&](const OpTime& t) {
     fmt::print("  {:<20} {:<48} {:>10.1f} us", t.op, t.shape, 1e6 * t.seconds);
     if (t.bytes > 0)
@@ -229,7 +231,8 @@ Json show_layer(Device& device, const ModelConfig& model, const TrainSection& tr
   for (const auto& [name, pass] : {std::pair{"forward", LayerPass::forward},
                                    {"backward", LayerPass::overwriting},
                                    {"adding", LayerPass::adding}}) {
-    report[name] = show_step(name, bench_layer(device, model, train, o.ranks, pass, o.seconds), c, dtype, o.lines);
+    report[name] =
+        show_step(name, bench_layer(device, model, train, o.ranks, pass, o.seconds), c, dtype, o.lines);
     std::fflush(stdout);
   }
   return report;
@@ -267,11 +270,13 @@ void run(const Options& o) {
   std::fflush(stdout);
   if (o.wants("ops")) report["ops"] = show_ops(*device, ceilings, o.seq_len ? o.seq_len : 4096);
   if (o.wants("products"))
-    report["products"] = show_kernels(
-        "products", [&](const ShowTime& show) { bench_products(*device, o.seq_len ? o.seq_len : 4096, show); });
+    report["products"] = show_kernels("products", [&](const ShowTime& show) {
+      bench_products(*device, o.seq_len ? o.seq_len : 4096, show);
+    });
   if (o.wants("attention"))
-    report["attention"] = show_kernels(
-        "attention", [&](const ShowTime& show) { bench_attention(*device, o.seq_len ? o.seq_len : 4096, show); });
+    report["attention"] = show_kernels("attention", [&](const ShowTime& show) {
+      bench_attention(*device, o.seq_len ? o.seq_len : 4096, show);
+    });
   if (o.wants("train"))
     report["train"] =
         show_step("train", bench_train(*device, model, config.train, o.seconds), ceilings, dtype, o.lines);
@@ -299,7 +304,8 @@ void add_bench(CLI::App& app) {
   auto* c = app.add_subcommand("bench", "measure this machine and how much of it cachalot uses");
   c->add_option(
       "PART", o->parts,
-      "gemm, train, prefill, decode [these four]; ops, products, attention: single operations at DeepSeek-V3's "
+      "gemm, train, prefill, decode [these four]; ops, products, attention: single operations at "
+      "DeepSeek-V3's "
       "sizes; forward, backward (a forward too): without an optimizer; layer: the last layer alone");
   c->add_option("--config", o->config, "training configuration whose model and batch are measured")
       ->capture_default_str();
@@ -326,8 +332,10 @@ void add_bench(CLI::App& app) {
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   c->add_option("--speculate", o->generate.speculate, "decode: MTP depths that draft")->capture_default_str();
-  c->add_option("--cache", o->generate.cache, "prefill, decode: latents in bf16 or fp8")->capture_default_str();
-  c->add_flag("--batch-invariant", o->generate.batch_invariant, "prefill, decode: bits that no neighbour changes");
+  c->add_option("--cache", o->generate.cache, "prefill, decode: latents in bf16 or fp8")
+      ->capture_default_str();
+  c->add_flag("--batch-invariant", o->generate.batch_invariant,
+              "prefill, decode: bits that no neighbour changes");
   c->add_option("--seconds", o->seconds, "at least so long for each part")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();

@@ -59,7 +59,8 @@ void draw_codes(Stream& s, const ParamSet& params, size_t i, const ModelConfig& 
   transpose_weight(s, params, i);
 }
 
-// Random weights in a moment: of a large parameter the first rows are drawn and the others are copies of them.
+// Random weights in a moment: of a large parameter the first rows are drawn and the others are copies of
+// them.
 void draw_weights(Stream& s, const ParamSet& params, const ModelConfig& config) {
   constexpr int64_t kDrawn = int64_t(1) << 22;
   for (size_t i = 0; i < params.table().size(); ++i) {

@@ -32,7 +32,11 @@ StepTime bench_pass(Device& device, const ModelConfig& model, const TrainSection
 // The last layer alone, as one of `ranks` expert-parallel ranks holds it: attention, router and shared expert
 // whole, n_routed_experts / ranks experts, and for these as many rows, evenly, as this rank's own tokens send
 // to the experts of all ranks. Nothing is sent: what a layer costs beside its communication.
-enum class LayerPass : uint8_t { forward, overwriting, adding };  // the last two: with a backward, by its gradients
+enum class LayerPass : uint8_t {
+  forward,
+  overwriting,
+  adding
+};  // the last two: with a backward, by its gradients
 StepTime bench_layer(Device& device, const ModelConfig& model, const TrainSection& train, int64_t ranks,
                      LayerPass pass, double seconds);
 

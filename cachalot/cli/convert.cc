@@ -86,7 +86,8 @@ void add_convert(CLI::App& app) {
       ->required()
       ->check(CLI::IsMember({"f32", "bf16", "fp8"}));
   c->add_option("--scale-fmt", command->scale_fmt,
-                "FP8 scales: any fp32, or ue8m0, powers of two [the source's, else fp32]")
+                "FP8 scales: any fp32, or ue8m0, powers of two [the source's, else fp32; with --weights ema "
+                "or master fp32]")
       ->check(CLI::IsMember({"fp32", "ue8m0"}));
   c->add_option("--weights", command->weights,
                 "of a run: latest; ema: their average (train.ema_decay); master: the FP32 copies")

@@ -1,5 +1,4 @@
 // cachalot extend CONFIG --model RUN [--run-dir DIR] [--extend.factor 40 ...]: longer contexts, by stages.
-// stage.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -29,7 +28,7 @@ struct Options {
 void run(const Options& o, const CLI::App& command) {
   Overrides overrides;  // in the order given, so that the last of two wins
   for (const CLI::Option* option : command.parse_order())
-    if (const auto it = o.overrides.find(option->get_name().substr(2)); it != o.overrides.end())
+    if (const auto it = o.overrides.find(option->get_single_name()); it != o.overrides.end())
       overrides.emplace_back(it->first, it->second);
   std::string run_dir =
       o.run_dir.empty() ? "runs/" + std::filesystem::path(o.config).stem().string() : o.run_dir;
@@ -51,7 +50,9 @@ void run(const Options& o, const CLI::App& command) {
                                             .overwrite = o.overwrite,
                                             .allow_different_bits = o.allow_different_bits,
                                             .device = o.device,
-                                            .style = progress_style(std::cout)},
+                                            .style = progress_style(std::cout),
+                                            .on_hang = tell_hang,
+                                            .end_hung = end_hung},
                                            std::cout, stop);
     if (result.stopped) return;
   }
@@ -73,10 +74,12 @@ void add_extend(CLI::App& app) {
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
   std::vector<std::string> keys;
   for (const fields::Line& line : list_fields(ExtendConfig{})) {
-    keys.push_back("--" + line.key);
+    const bool planned = is_planned_by_extend(line.key);  // refused, with a word on what to give instead
+    if (!planned) keys.push_back("--" + line.key);
     c->add_option("--" + line.key, o->overrides[line.key], fmt::format("{} [{}]", line.meaning, line.value))
-        ->group(
-            fmt::format("\"{}\" in CONFIG, and on the command line", line.key.substr(0, line.key.find('.'))))
+        ->group(planned ? ""
+                        : fmt::format("\"{}\" in CONFIG, and on the command line",
+                                      line.key.substr(0, line.key.find('.'))))
         ->type_name("")
         ->allow_extra_args(false)
         ->take_last();
@@ -86,7 +89,9 @@ void add_extend(CLI::App& app) {
     for (const std::string& extra : c->remaining()) {
       const std::string name = extra.substr(0, extra.find('='));
       std::vector<std::string> known = keys;
-      for (const CLI::Option* option : c->get_options()) known.push_back(option->get_name());
+      for (const CLI::Option* option : c->get_options())
+        if (!option->get_group().empty())
+          known.push_back(option->get_name());  // else it is hidden, without one
       const std::string close = nearest(name, known);
       throw Error(fmt::format("cachalot extend does not know {}", extra))
           .hint(close.empty() ? "cachalot extend --help" : fmt::format("did you mean {}?", close));

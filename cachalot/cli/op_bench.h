@@ -1,4 +1,5 @@
-// Times one operation at a time with a cold cache: what `cachalot bench ops`, `products` and `attention` share.
+// Times one operation at a time with a cold cache: what `cachalot bench ops`, `products` and `attention`
+// share.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ using ShowTime = std::function<void(const OpTime&)>;
 
 std::string by(int64_t rows, int64_t cols);  // "4096 x 7168"
 
-// What is overwritten between two calls so that no cache is warm. Memory of one `Device`, shared by all groups.
+// What is overwritten between two calls so that no cache is warm. Memory of one `Device`, shared by all
+// groups.
 class CacheFlush {
  public:
   explicit CacheFlush(Device& device);

@@ -1,9 +1,8 @@
-// cachalot pretrain CONFIG [--run-dir DIR] [--resume|--overwrite] [--threads N] [--device cpu|cuda[:N]|ref] [--train.lr 1e-4 ...]
+// cachalot pretrain CONFIG [--run-dir DIR] [--resume|--overwrite] [--init-from MODEL] [--threads N]
+//   [--device cpu|cuda[:N]|ref] [--train.lr 1e-4 ...]
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -13,40 +12,39 @@
 #include "cli/commands.h"
 #include "cli/terminal.h"
 #include "config/fields.h"
-#include "train/machine_error.h"
 #include "train/pretrain.h"
 
 namespace cachalot::cli {
 
 namespace {
 
+constexpr const char* kInitFrom = "init-from";
+
 struct Options {
   std::string config, run_dir, device = "cpu";
   bool overwrite = false, resume = false, allow_different_bits = false, dry_run = false;
   int threads = -1;
+  std::string init_from;
   std::map<std::string, std::string> overrides;  // by dotted key
 };
 
-// The training thread hangs: nothing can be unwound, and the newest checkpoint is complete.
-void exit_on_hang(const std::string& report) {
-  fmt::print(stderr, "\ncachalot: {}  the process ends with exit code {}: the same command goes on from the newest "
-                     "checkpoint\n",
-             report, kExitRetryHere);
-  std::fflush(stderr);
-  _exit(kExitRetryHere);
+void strip_slashes(std::string& path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
 }
 
 void run(const Options& o, const CLI::App& command) {
   // In the order given, so that the last of two wins.
   Overrides overrides;
   for (const CLI::Option* option : command.parse_order()) {
-    const std::string key = option->get_name().substr(2);
+    std::string key = option->get_name().substr(2);
+    if (key == kInitFrom) key = "train.init_from";
     if (const auto it = o.overrides.find(key); it != o.overrides.end())
-      overrides.emplace_back(key, it->second);
+      overrides.emplace_back(key, option->get_name().substr(2) == kInitFrom ? o.init_from : it->second);
   }
   if (o.threads >= 0) overrides.emplace_back("train.threads", std::to_string(o.threads));
 
-  const RunConfig config = load_run_config(o.config, overrides);
+  RunConfig config = load_run_config(o.config, overrides);
+  strip_slashes(config.train.init_from);  // "base/" is "base" when the run is resumed
   PretrainOptions options{.config_path = o.config,
                           .run_dir = o.run_dir,
                           .overwrite = o.overwrite,
@@ -55,11 +53,17 @@ void run(const Options& o, const CLI::App& command) {
                           .device = o.device,
                           .dry_run = o.dry_run,
                           .style = progress_style(std::cout),
-                          .on_hang = exit_on_hang};
+                          .on_hang = tell_hang,
+                          .end_hung = end_hung};
   if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
-  while (options.run_dir.size() > 1 && options.run_dir.back() == '/') options.run_dir.pop_back();
+  strip_slashes(options.run_dir);
+  const std::filesystem::path parent = std::filesystem::path(options.run_dir).parent_path();
+  const bool parent_is_new = !parent.empty() && !std::filesystem::exists(parent);
   pretrain(config, options, std::cout,
            stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n"));
+  // What a dry run learned its tokenizer in is gone; so is the folder around it, where nothing else is there.
+  std::error_code not_empty;
+  if (o.dry_run && parent_is_new) std::filesystem::remove(parent, not_empty);
 }
 
 }  // namespace
@@ -75,6 +79,9 @@ void add_pretrain(CLI::App& app) {
   c->add_flag("--overwrite", o->overwrite, "replace the run that is there")->excludes(resume);
   c->add_flag("--allow-different-bits", o->allow_different_bits,
               "resume with another program, instruction set or GPU");
+  c->add_option(fmt::format("--{}", kInitFrom), o->init_from,
+                "begin with the weights of this run or model directory [train.init_from]")
+      ->take_last();
   c->add_flag("--dry-run", o->dry_run, "tell what the run would take (memory, disk, time) and end");
   c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
       ->check(CLI::Range(0, 4096));

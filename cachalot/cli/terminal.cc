@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "train/machine_error.h"
 
 namespace cachalot::cli {
 
@@ -23,6 +24,16 @@ extern "C" void request_stop(int signal) {
 }
 
 }  // namespace
+
+void tell_hang(const std::string& report) {
+  fmt::print(stderr,
+             "\ncachalot: {}  the process ends with exit code {}: the same command goes on from the newest "
+             "checkpoint\n",
+             report, kExitRetryHere);
+  std::fflush(stderr);
+}
+
+void end_hung() { _exit(kExitRetryHere); }
 
 void write_out(std::string_view bytes) {
   if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0)

@@ -332,7 +332,10 @@ void add_tokenizer(CLI::App& app) {
   auto* c = group->add_subcommand("train",
                                   "learn a byte-level BPE vocabulary from text and write a tokenizer.json\n"
                                   "that Hugging Face's tokenizers library reads too");
-  c->add_option("--input", t->input, "text files, each a text of its own; folders and JSONL files of documents; - is standard input")->required();
+  c->add_option(
+       "--input", t->input,
+       "text files, each a text of its own; folders and JSONL files of documents; - is standard input")
+      ->required();
   c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")->required();
   c->add_option("--out", t->out,
                 "directory, or a file ending in .json; tokenizer_config.json is written beside")

@@ -72,7 +72,7 @@ TEST(Params, ShapesAndNamesOfASmallModel) {
   const auto table = parameter_table(small());
   const auto expect = [&](const char* name, int64_t rows, int64_t cols, int64_t part_rows, const char* first,
                           const char* last) {
-    const Param& p = find(table, name);
+    const Param p = find(table, name);
     EXPECT_EQ(p.rows, rows) << name;
     EXPECT_EQ(p.cols, cols) << name;
     EXPECT_EQ(p.part_rows, part_rows) << name;

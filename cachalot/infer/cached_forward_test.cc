@@ -1,5 +1,5 @@
-// The model over its cache, one forward at a time: hidden states, not tokens. What a prompt in pieces, the format of
-// the cache and the neighbours in a batch do to them.
+// The model over its cache, one forward at a time: hidden states, not tokens. What a prompt in pieces, the
+// format of the cache and the neighbours in a batch do to them.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -56,7 +56,8 @@ Tokens some_tokens(const ModelConfig& config, int64_t count, int32_t first) {
 }
 
 struct Cached {
-  Cached(Device& device, const ModelConfig& config, Precision precision, CacheFormat format, int64_t sequences = 1)
+  Cached(Device& device, const ModelConfig& config, Precision precision, CacheFormat format,
+         int64_t sequences = 1)
       : stream(device), config(config) {
     loaded.params = std::make_unique<ParamSet>(device, config, Recipe::of(precision), ParamSet::Options{});
     initialize(stream, *loaded.params, config, 3);
@@ -95,7 +96,8 @@ struct Cached {
     on(stream).fix_rows(false);
     return testing::download(stream, hidden);
   }
-  // A prompt in pieces, then the rest of the tokens one at a time; the hidden states of the last `decoded` + 1.
+  // A prompt in pieces, then the rest of the tokens one at a time; the hidden states of the last `decoded` +
+  // 1.
   std::vector<double> run(const Tokens& tokens, int64_t decoded, int64_t chunk) {
     const int64_t prompt = int64_t(tokens.size()) - decoded;
     std::vector<double> states;
@@ -138,9 +140,9 @@ double metric(const std::vector<double>& x, const std::vector<double>& y) {
 TEST(CachedForward, APromptInPiecesEqualsThePromptAtOnce) {
   for (auto& device : devices())
     for (const bool wide : {false, true})
-      for (const auto& [precision, format, bound] :
-           {std::tuple(Precision::f32, CacheFormat::act, 1e-11), std::tuple(Precision::bf16, CacheFormat::act, 3e-4),
-            std::tuple(Precision::bf16, CacheFormat::fp8, 3e-3)}) {
+      for (const auto& [precision, format, bound] : {std::tuple(Precision::f32, CacheFormat::act, 1e-11),
+                                                     std::tuple(Precision::bf16, CacheFormat::act, 3e-4),
+                                                     std::tuple(Precision::bf16, CacheFormat::fp8, 3e-3)}) {
         const ModelConfig config = wide ? wide_config() : small_config();
         const Tokens tokens = some_tokens(config, 150, 1);
         Cached once(*device, config, precision, format);
@@ -158,7 +160,8 @@ TEST(CachedForward, AnFp8CacheMovesHiddenStatesByLittle) {
   for (auto& device : devices()) {
     const ModelConfig config = wide_config();
     const Tokens tokens = some_tokens(config, 150, 1);
-    Cached act(*device, config, Precision::bf16, CacheFormat::act), codes(*device, config, Precision::bf16, CacheFormat::fp8);
+    Cached act(*device, config, Precision::bf16, CacheFormat::act),
+        codes(*device, config, Precision::bf16, CacheFormat::fp8);
     const double moved = metric(codes.run(tokens, 20, 64), act.run(tokens, 20, 64));
     EXPECT_LT(moved, 1e-2) << device->name();
     EXPECT_GT(moved, 1e-8) << device->name();
@@ -168,7 +171,8 @@ TEST(CachedForward, AnFp8CacheMovesHiddenStatesByLittle) {
 TEST(CachedForward, AnFp8CacheOnTheGoldens) {
   const char* root = std::getenv("CACHALOT_SOURCE");
   ASSERT_TRUE(root) << "CACHALOT_SOURCE must be the root of the repository (ctest sets it)";
-  for (const char* name : {"/tests/golden/nano", "/tests/golden/nano-yarn", "/../shared/golden/tiny-v3-heads"}) {
+  for (const char* name :
+       {"/tests/golden/nano", "/tests/golden/nano-yarn", "/../shared/golden/tiny-v3-heads"}) {
     const std::string directory = std::string(root) + name + "/model";
     if (!std::filesystem::exists(directory)) continue;
     const auto device = open_device("cpu", {.threads = 2});
@@ -198,13 +202,14 @@ TEST(CachedForward, FixedRowsGiveTheSameBitsAloneAndInABatch) {
             run.forward(Attend::expand, {&all, 1});
             rows.push_back({.first = int64_t(prompt.size()), .tokens = {5, 6}, .pages = all.pages});
           }
-          for (int64_t i = 0; i < kMany; ++i) alone.push_back(run.forward(Attend::absorb, {&rows[size_t(i)], 1}, true));
+          for (int64_t i = 0; i < kMany; ++i)
+            alone.push_back(run.forward(Attend::absorb, {&rows[size_t(i)], 1}, true));
           const HostTensor together = run.forward(Attend::absorb, rows, true);
           for (int64_t i = 0; i < kMany; ++i)
             for (int64_t r = 0; r < 2; ++r)
               for (int64_t c = 0; c < config.hidden_size; ++c)
-                ASSERT_EQ(together(2 * i + r, c), alone[size_t(i)](r, c))
-                    << fmt::format("{}, sequence {}, row {}, {} wide", device->name(), i, r, config.hidden_size);
+                ASSERT_EQ(together(2 * i + r, c), alone[size_t(i)](r, c)) << fmt::format(
+                    "{}, sequence {}, row {}, {} wide", device->name(), i, r, config.hidden_size);
         }
 }
 

@@ -8,8 +8,8 @@ namespace cachalot {
 
 namespace {
 
-// Tokens a piece of a context that is cut at fixed places: long, since few contexts are longer, and cutting more
-// often costs more (hopper/latent_decode.h has the figures).
+// Tokens a piece of a context that is cut at fixed places: long, since few contexts are longer, and cutting
+// more often costs more (hopper/latent_decode.h has the figures).
 constexpr int64_t kInvariantPiece = 4096;
 
 std::vector<int32_t> range(int64_t first, int64_t count) {
@@ -33,11 +33,12 @@ bool equal(const Sampling& a, const Sampling& b) {
 
 KvShape Steps::cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& o) {
   const bool codes = o.cache == CacheFormat::fp8;
-  return {.layers = config.num_hidden_layers + o.speculate,
-          .pages = o.max_sequences * ((o.max_context + o.page_size - 1) / o.page_size),
-          .page_size = o.page_size,
-          .width = codes ? latent_bytes(config.kv_lora_rank, config.qk_rope_head_dim) : config.cached_per_token(),
-          .dtype = codes ? DType::e4m3 : recipe.act};
+  return {
+      .layers = config.num_hidden_layers + o.speculate,
+      .pages = o.max_sequences * ((o.max_context + o.page_size - 1) / o.page_size),
+      .page_size = o.page_size,
+      .width = codes ? latent_bytes(config.kv_lora_rank, config.qk_rope_head_dim) : config.cached_per_token(),
+      .dtype = codes ? DType::e4m3 : recipe.act};
 }
 
 Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, const EngineOptions& options,
@@ -97,8 +98,8 @@ TokenBatch Steps::planned(TokenBatch batch) {
 Tensor Steps::trunk(const TokenBatch& batch) {
   Tensor hidden = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
   Arena::Scope scratch(arena_);
-  const auto state =
-      model_.forward(stream_, arena_, planned(batch), {.caches = cache_.layers(), .replay = {}, .keep_states = false});
+  const auto state = model_.forward(stream_, arena_, planned(batch),
+                                    {.caches = cache_.layers(), .replay = {}, .keep_states = false});
   on(stream_).cast({.x = state.hidden, .y = hidden});
   return hidden;
 }

@@ -38,8 +38,9 @@ struct EngineOptions {
   int64_t speculate = 0;        // MTP depths used for drafting; 0: plain decoding
   int64_t page_size = 64;
   CacheFormat cache = CacheFormat::act;
-  // A request's bits do not depend on what runs beside it: decoding's products take rows one like the other, and
-  // contexts are cut at fixed places (docs/numerics.md). Costs speed where the device has to do something for it.
+  // A request's bits do not depend on what runs beside it: decoding's products take rows one like the other,
+  // and contexts are cut at fixed places (docs/numerics.md). Costs speed where the device has to do something
+  // for it.
   bool batch_invariant = false;
 };
 

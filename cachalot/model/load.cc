@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "model/checkpoint_name.h"
 #include "model/hf_checkpoint.h"
 
 namespace cachalot {
@@ -21,13 +22,14 @@ std::string resolve_model_directory(const std::string& path) {
     throw Error(fmt::format("{} holds neither config.json nor checkpoints/", path))
         .hint("give a Hugging Face model directory or a run directory");
   }
-  std::string newest;
+  std::pair<int64_t, std::string> newest{-1, ""};
   for (const auto& entry : fs::directory_iterator(checkpoints))
-    if (fs::exists(entry.path() / "COMPLETE")) newest = std::max(newest, entry.path().string());
-  if (newest.empty())
+    if (const auto step = checkpoint_step(entry.path().filename().string()))
+      if (fs::exists(entry.path() / kCompleteFile)) newest = std::max(newest, {*step, entry.path().string()});
+  if (newest.second.empty())
     throw Error(fmt::format("{} holds no complete checkpoint", checkpoints.string()))
         .hint("let the run reach its first save, or stop it with Ctrl-C: it saves before it ends");
-  return newest + "/model";
+  return newest.second + "/model";
 }
 
 LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Precision precision,

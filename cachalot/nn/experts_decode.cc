@@ -2,8 +2,8 @@
 
 namespace cachalot {
 
-void Experts::decode(Stream& s, Arena& arena, Tensor x, Tensor indices, Tensor weights, const SwigluMlp* shared,
-                     Tensor residual) const {
+void Experts::decode(Stream& s, Arena& arena, Tensor x, Tensor indices, Tensor weights,
+                     const SwigluMlp* shared, Tensor residual) const {
   CHECK(!recipe.fp8);
   const int64_t t = x.rows, d = x.cols, rows = indices.size(), width = down.cols;
   Arena::Scope scratch(arena);

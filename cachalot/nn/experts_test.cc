@@ -38,7 +38,8 @@ MakeLayer experts_case(const std::vector<int32_t>& offset_values, int64_t d, int
     auto saved = std::make_shared<Experts::Saved>();
     l.forward = [=, &s = c.s, &arena = c.arena] {
       *saved = experts.forward(s, arena, l.x, offsets, out);
-      on(s).unpermute({.x = out, .row_of = row_of, .weights = weights.w, .residual = {}, .shared = {}, .y = l.y});
+      on(s).unpermute(
+          {.x = out, .row_of = row_of, .weights = weights.w, .residual = {}, .shared = {}, .y = l.y});
     };
     l.backward = [=, &s = c.s, &arena = c.arena](Accumulate mode) {
       experts.backward_input(s, arena, *saved, operand(s, arena, l.dy, recipe), as_row(weights.w), l.dx,

@@ -42,7 +42,8 @@ void Head::losses_and_gradients(Stream& s, Arena& arena, Tensor x, Tensor target
   Arena::Scope scratch(arena);
   // The gradient enters two products beside bf16 numbers: rounded like every other gradient, it is bf16 too.
   const bool apart = recipe.act != recipe.stat;
-  const int64_t chunk = rows_at_once(*this, x.rows), together = apart ? gradients_at_once(*this, chunk) : chunk;
+  const int64_t chunk = rows_at_once(*this, x.rows),
+                together = apart ? gradients_at_once(*this, chunk) : chunk;
   Tensor logits = arena.take(recipe.stat, std::min(chunk, x.rows), linear.out());
   Tensor dlogits = apart ? arena.take(recipe.act, std::min(together, x.rows), linear.out()) : logits;
   for (int64_t first = 0; first < x.rows; first += together) {

@@ -11,9 +11,13 @@ TEST(Head, GradientsContractsBackendsOverSeveralChunks) {
   expect_layer([](LayerContext& c) {
     const int64_t tokens = 7, d = 5, vocab = 11;
     const auto w = c.weight(vocab, d);
-    LayerCase l{.x = c.act(tokens, d), .y = c.t.garbage(c.recipe.stat, 1, tokens),
+    LayerCase l{.x = c.act(tokens, d),
+                .y = c.t.garbage(c.recipe.stat, 1, tokens),
                 .dy = c.t.values(c.recipe.stat, 1, tokens, std::vector<double>(tokens, 0.25)),
-                .dx = c.act_garbage(tokens, d), .parameters = {w}, .forward = {}, .backward = {}};
+                .dx = c.act_garbage(tokens, d),
+                .parameters = {w},
+                .forward = {},
+                .backward = {}};
     Tensor targets = c.t.indices({3, 0, -1, 10, 5, 5, 1});
     const Head head{.linear = {w.w, w.dw}, .recipe = c.recipe, .chunk_rows = 2, .gradient_rows = 4};
     l.forward = [=, &s = c.s, &arena = c.arena] { head.losses(s, arena, l.x, targets, l.y); };

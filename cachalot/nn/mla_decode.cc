@@ -1,5 +1,5 @@
-// What inference does in MLA: the cache is written and read. Its forward keeps nothing, so norms, products and the
-// append are fused operations (few rows: decoding is made of launches).
+// What inference does in MLA: the cache is written and read. Its forward keeps nothing, so norms, products
+// and the append are fused operations (few rows: decoding is made of launches).
 #include "nn/mla.h"
 
 namespace cachalot {

@@ -11,12 +11,14 @@ class FollowedBackend final : public Backend {
 
   void upload(const void* host, Tensor dst) override {
     note("upload", [&] { inner_->upload(host, dst); });
+    ++activity_.progress;
   }
   void download(Tensor src, void* host) override {
     note("download", [&] { inner_->download(src, host); });
   }
   void synchronize() override {
     note("synchronize", [&] { inner_->synchronize(); });
+    ++activity_.progress;
   }
   EventPtr record() override { return inner_->record(); }
   void wait(const EventPtr& e) override { inner_->wait(e); }
@@ -25,8 +27,10 @@ class FollowedBackend final : public Backend {
     note("graph", [&] { inner_->replay(graph); });
   }
 
-#define CACHALOT_NOTE(op, Args) \
-  void op(const Args& args) override { note(#op, [&] { inner_->op(args); }); }
+#define CACHALOT_NOTE(op, Args)           \
+  void op(const Args& args) override {    \
+    note(#op, [&] { inner_->op(args); }); \
+  }
   CACHALOT_OPS(CACHALOT_NOTE)
 #undef CACHALOT_NOTE
 
@@ -54,6 +58,7 @@ class FollowedDevice final : public Device {
   std::unique_ptr<Backend> open_backend() override {
     return std::make_unique<FollowedBackend>(inner_.open_backend(), activity_);
   }
+  Device& inner() const { return inner_; }
 
  private:
   Device& inner_;
@@ -64,6 +69,11 @@ class FollowedDevice final : public Device {
 
 std::unique_ptr<Device> open_followed_device(Device& inner, Activity& activity) {
   return std::make_unique<FollowedDevice>(inner, activity);
+}
+
+Device& unfollowed(Device& device) {
+  const auto* followed = dynamic_cast<const FollowedDevice*>(&device);
+  return followed ? followed->inner() : device;
 }
 
 }  // namespace cachalot

@@ -6,8 +6,7 @@
 #include <gnu/libc-version.h>
 #endif
 
-#include "backend/cpu/cpu_backend.h"
-#include "backend/cpu/cpu_device.h"
+#include "backend/cpu_kernel_set.h"
 #include "base/cpu.h"
 #include "base/files.h"
 #include "data/checksum.h"
@@ -17,8 +16,7 @@ namespace cachalot {
 namespace {
 
 std::string arithmetic_of(Device& device) {
-  if (const cpu::Context* cpu = cpu_context(device)) {
-    std::string text = cpu->kernels.isa;
+  if (std::string text = cpu_kernel_set(device); !text.empty()) {
     if (cpu_features().fma) text += ", fma";  // the C library's functions use it where there is one
 #ifdef __GLIBC__
     text += fmt::format(", glibc {}", gnu_get_libc_version());

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "config/fields.h"
 #include "data/checksum.h"
+#include "model/checkpoint_name.h"
 #include "model/hf_checkpoint.h"
 
 namespace cachalot {
@@ -44,9 +45,13 @@ void read_tensor(Stream& s, const StateTensor& t, void* host) {
 }
 
 // The bytes of a tensor in pieces, so that a large one needs no copy of its own.
-TensorSource source_of(Stream& s, const StateTensor& t) {
+TensorSource source_of(Stream& s, const StateTensor& t, const PieceDone& progress) {
   return {{.name = t.name, .type = stored_as(t.tensor.dtype), .shape = {t.tensor.rows, t.tensor.cols}},
-          [&s, t](const Append& append) {
+          [&s, t, progress](const Append& append_to_file) {
+            const Append append = [&](std::string_view bytes) {
+              append_to_file(bytes);
+              progress();
+            };
             const char* bytes = static_cast<const char*>(t.tensor.data);
             if (t.on_host) {
               for (int64_t at = 0, all = bytes_of(t.tensor); at < all; at += kPiece)
@@ -65,22 +70,21 @@ TensorSource source_of(Stream& s, const StateTensor& t) {
           }};
 }
 
-void write_optimizer(Stream& s, const std::string& directory, const std::vector<StateTensor>& tensors) {
+void write_optimizer(Stream& s, const std::string& directory, const CheckpointContents& contents) {
   std::vector<std::vector<TensorSource>> shards(1);
   int64_t bytes = 0;
-  for (const StateTensor& t : tensors) {
+  for (const StateTensor& t : *contents.tensors) {
     if (is_router_bias(t)) continue;
     if (bytes > 0 && bytes + bytes_of(t.tensor) > kShardBytes) {
       shards.emplace_back();
       bytes = 0;
     }
     bytes += bytes_of(t.tensor);
-    shards.back().push_back(source_of(s, t));
+    shards.back().push_back(source_of(s, t, contents.progress));
   }
   for (size_t i = 0; i < shards.size(); ++i)
-    write_safetensors(
-        fmt::format("{}/state-{:05}-of-{:05}.safetensors", directory, i + 1, shards.size()),
-        std::move(shards[i]));
+    write_safetensors(fmt::format("{}/state-{:05}-of-{:05}.safetensors", directory, i + 1, shards.size()),
+                      std::move(shards[i]));
 }
 
 // Hugging Face's names and formats from masters and router biases.
@@ -88,6 +92,7 @@ void write_model_directory(Stream& s, const std::string& directory, const Checkp
   std::map<std::string, const StateTensor*> by_name;
   for (const StateTensor& t : *contents.tensors) by_name[t.name] = &t;
   const RowSource rows = [&](const Param& param, int64_t first_row, int64_t count, float* out) {
+    contents.progress();
     const char* prefix = param.trained() ? kMasterPrefix : kRouterBiasPrefix;
     StateTensor part = *by_name.at(prefix + param.name);
     part.tensor = part.tensor.slice_rows(first_row, count);
@@ -114,8 +119,12 @@ void make_directory(const std::string& path) {
   if (code) throw Error(fmt::format("cannot make {}: {}", path, code.message()));
 }
 
+std::string state_line(const std::string& state_json) {
+  return fmt::format("state.json {:016x}\n", checksum64(state_json));
+}
+
 std::string complete_text(int64_t step, const std::string& state_json) {
-  return fmt::format("step {}\nstate.json {:016x}\n", step, checksum64(state_json));
+  return fmt::format("step {}\n{}", step, state_line(state_json));
 }
 
 }  // namespace
@@ -123,8 +132,7 @@ std::string complete_text(int64_t step, const std::string& state_json) {
 void assign(RouterBiases& field, const Json& value, const std::string& where) {
   if (!value.is_object()) fields::wrong_kind(value, where, "an object");
   field.of.clear();
-  for (const auto& [name, biases] : value.items())
-    fields::read(field.of[name], biases, where + "." + name);
+  for (const auto& [name, biases] : value.items()) fields::read(field.of[name], biases, where + "." + name);
 }
 
 void to_json(Json& json, const RouterBiases& biases) {
@@ -136,7 +144,7 @@ std::string write_checkpoint_files(Stream& s, const std::string& directory, Chec
   make_directory(directory + "/model");
   write_model_directory(s, directory + "/model", contents);
   make_directory(directory + "/optimizer");
-  write_optimizer(s, directory + "/optimizer", *contents.tensors);
+  write_optimizer(s, directory + "/optimizer", contents);
   write_file_atomic(directory + "/config.json", contents.config);
 
   RunState& state = contents.state;
@@ -154,7 +162,10 @@ std::string write_checkpoint_files(Stream& s, const std::string& directory, Chec
     }
   }
   for (const auto& entry : fs::recursive_directory_iterator(directory))
-    if (entry.is_regular_file()) state.files.push_back(record_of(directory, entry.path()));
+    if (entry.is_regular_file()) {
+      state.files.push_back(record_of(directory, entry.path()));
+      contents.progress();
+    }
   std::sort(state.files.begin(), state.files.end(),
             [](const FileRecord& a, const FileRecord& b) { return a.path < b.path; });
   const std::string text = write_fields(state).dump(1) + "\n";
@@ -162,23 +173,35 @@ std::string write_checkpoint_files(Stream& s, const std::string& directory, Chec
   return complete_text(state.step, text);
 }
 
-Checkpoint::Checkpoint(const std::string& directory) : directory_(directory) {
+Checkpoint::Checkpoint(const std::string& directory, const PieceDone& progress) : directory_(directory) {
   const fs::path root(directory);
+  const auto damaged = [&](const std::string& what) {
+    return Error(fmt::format("{}/{}", directory, what)).hint(kDamagedCheckpoint);
+  };
+  if (!fs::exists(root / kCompleteFile)) throw damaged("COMPLETE is missing, which is for state.json");
+  const std::string complete = read_file(directory + "/" + kCompleteFile);
+  if (!fs::exists(root / "state.json") && fs::exists(root / "optimizer"))
+    throw damaged("state.json is missing");
   if (!fs::exists(root / "state.json"))
-    throw Error(fmt::format("{} holds a model but no state of the optimizer: nothing to resume from", directory))
-        .hint(fmt::format("an earlier version wrote it; train on from its weights in another folder: --init-from "
-                          "{}/model --run-dir NEW",
-                          directory));
+    throw Error(
+        fmt::format("{} holds a model but no state of the optimizer: nothing to resume from", directory))
+        .hint(fmt::format(
+            "an earlier version wrote it; train on from its weights in another folder: --init-from "
+            "{}/model --run-dir NEW",
+            directory));
   const std::string text = read_file(directory + "/state.json");
+  // Before anybody parses it: what is cut or overwritten is damaged, not of another version.
+  if (!complete.ends_with(state_line(text))) throw damaged("state.json is not what was written");
   const Json json = parse_json(text, directory + "/state.json");
   if (json.is_object() && json.contains("format") && json["format"] != RunState::kFormat)
     throw Error(fmt::format("{}/state.json has format {}; this program reads {}", directory,
                             json["format"].dump(), RunState::kFormat))
         .hint("resume with the program that wrote it");
-  if (read_file(directory + "/COMPLETE") != complete_text(json.value("step", int64_t{-1}), text))
-    throw Error(fmt::format("{}/state.json is not what was written", directory)).hint(kDamagedCheckpoint);
   read_fields(state_, json, directory + "/state.json");
+  if (complete != complete_text(state_.step, text))
+    throw damaged("COMPLETE is not what was written for state.json");
   for (const FileRecord& file : state_.files) {
+    progress();
     const std::string path = directory + "/" + file.path;
     if (!fs::exists(path)) throw Error(fmt::format("{} is missing", path)).hint(kDamagedCheckpoint);
     const MappedFile map(path);
@@ -201,8 +224,8 @@ void Checkpoint::load(Stream& s, const std::vector<StateTensor>& state) const {
       const std::string router = t.name.substr(std::strlen(kRouterBiasPrefix));
       const auto it = state_.router_bias.of.find(router);
       if (it == state_.router_bias.of.end() || int64_t(it->second.size()) != t.tensor.size())
-        throw Error(fmt::format("{}/state.json has no {} router biases of {}", directory_, t.tensor.size(),
-                                router))
+        throw Error(
+            fmt::format("{}/state.json has no {} router biases of {}", directory_, t.tensor.size(), router))
             .hint(kDamagedCheckpoint);
       const std::vector<float> narrow(it->second.begin(), it->second.end());
       on(s).upload(t.tensor.dtype == DType::f64 ? static_cast<const void*>(it->second.data()) : narrow.data(),

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -48,7 +49,8 @@ struct RunState {
   int64_t tokens = 0;   // trained
   int64_t next_row = 0;
   std::string data;  // the data cursor (data/loader.h); every schedule is a function of step and tokens
-  int64_t seed = 0;  // random numbers are functions of (seed, stream, index): there is no other state of theirs
+  int64_t seed =
+      0;  // random numbers are functions of (seed, stream, index): there is no other state of theirs
   int64_t metrics_bytes = 0;  // of metrics.jsonl, up to the end of the step's line
   std::string device, precision;
   int64_t ranks = 1;
@@ -76,6 +78,9 @@ struct RunState {
   }
 };
 
+// Called after every piece that is written or read: a watchdog should know that something comes.
+using PieceDone = std::function<void()>;
+
 struct CheckpointContents {
   RunState state;
   std::string config;               // text of config.json
@@ -83,6 +88,7 @@ struct CheckpointContents {
   DType storage = DType::bf16;      // of model/
   const ModelConfig* model = nullptr;
   const std::vector<StateTensor>* tensors = nullptr;
+  PieceDone progress = [] {};
 };
 
 // Fills `directory` but for COMPLETE, whose text it returns. `s` reads tensors on the device.
@@ -96,7 +102,8 @@ class Checkpoint {
  public:
   // Error naming the file: one that is missing, cut, or has other bytes than were written; a checkpoint
   // without the state of the optimizer, of an earlier version.
-  explicit Checkpoint(const std::string& directory);
+  explicit Checkpoint(
+      const std::string& directory, const PieceDone& progress = [] {});
 
   const std::string& directory() const { return directory_; }
   const RunState& state() const { return state_; }

@@ -97,7 +97,8 @@ TEST_F(CheckpointTest, WhatIsLoadedIsWhatWasSavedBitForBitAndTrainsOnAsIfNothing
   }
 }
 
-// A queueing device forgets nothing that was not waited for: what is in the files is what was there at save().
+// A queueing device forgets nothing that was not waited for: what is in the files is what was there at
+// save().
 TEST_F(CheckpointTest, TheSnapshotIsOfTheMomentOfSavingThoughStepsFollow) {
   Training a(open_fake_device({.threads = 1}), "bf16"), b(open_device("cpu", {.threads = 1}), "bf16");
   for (int64_t i = 0; i < 2; ++i) EXPECT_EQ(a.step(i), b.step(i));
@@ -117,7 +118,8 @@ TEST_F(CheckpointTest, TheSnapshotIsOfTheMomentOfSavingThoughStepsFollow) {
   }
   EXPECT_TRUE(read_file(save(a, 20) + "/optimizer/state-00001-of-00001.safetensors") ==
               read_file(path + "/optimizer/state-00001-of-00001.safetensors"));
-  EXPECT_TRUE(read_file(run_.path() + "/model/model.safetensors") == read_file(path + "/model/model.safetensors"));
+  EXPECT_TRUE(read_file(run_.path() + "/model/model.safetensors") ==
+              read_file(path + "/model/model.safetensors"));
 }
 
 TEST_F(CheckpointTest, TheModelIsTheMastersRoundedOnce) {
@@ -171,9 +173,49 @@ TEST_F(CheckpointTest, ADamagedCheckpointIsPutAsideAndTheOneBeforeItTaken) {
   EXPECT_TRUE(contains(told[0], "it is now " + second + ".damaged"));
   EXPECT_EQ(fs::read_symlink(run_.path() + "/model"), "checkpoints/step-00000001/model");
   fs::remove(first + "/model/config.json");
-  EXPECT_TRUE(contains(error_of([&] { newest_checkpoint(run_, tell); }), "no checkpoint of "));
+  for (int start = 0; start < 2; ++start) {  // nothing was renamed: no start begins from scratch
+    EXPECT_TRUE(contains(error_of([&] { newest_checkpoint(run_, tell); }), "no checkpoint of "));
+    EXPECT_EQ(run_.checkpoints(), std::vector<std::string>{first});
+  }
+  EXPECT_EQ(told.size(), 1u);
+  run_.put_aside(first);
+  EXPECT_TRUE(
+      contains(error_of([&] { newest_checkpoint(run_, tell); }), "has no checkpoint but those put aside"));
   const RunDirectory empty(folder_ / "empty", RunDirectory::Open::fresh);
   EXPECT_FALSE(newest_checkpoint(empty, tell));
+}
+
+TEST_F(CheckpointTest, AStateThatIsCutMissingOrOfAnotherKindIsDamageAndTheCheckpointBeforeItIsTaken) {
+  Training a(open_device("cpu", {.threads = 1}), "f32");
+  const std::string first = save(a, 1);
+  for (const char* bad : {"", "[1]", "{", "{\"step\": \"two\"}", "{\"format\": 7}", "missing"}) {
+    SCOPED_TRACE(bad);
+    const std::string second = save(a, 2);
+    if (std::string(bad) == "missing") fs::remove(second + "/state.json");
+    else write_file_atomic(second + "/state.json", bad);
+    EXPECT_TRUE(contains(trouble(second), kDamagedCheckpoint));
+    std::string told;
+    EXPECT_EQ(newest_checkpoint(run_, [&](const std::string& line) { told += line; })->directory(), first);
+    EXPECT_TRUE(contains(told, "it is now " + second + ".damaged"));
+  }
+}
+
+TEST_F(CheckpointTest, WritingAndReadingTellThatTheyGoOn) {
+  Training a(open_device("cpu", {.threads = 1}), "f32");
+  std::atomic<int64_t> written{0}, read{0};
+  std::string path;
+  {
+    CheckpointWriter writer(
+        *a.device, a.trainer,
+        {.run = &run_, .model = &model_, .config = "{}", .storage = DType::f32, .progress = [&] {
+           ++written;
+         }});
+    writer.save(a.s, {.step = 1});
+    path = writer.finished(CheckpointWriter::Wait::yes)->path;
+  }
+  const Checkpoint checkpoint(path, [&] { ++read; });
+  EXPECT_GE(written, int64_t(a.trainer.state().size())) << "for every tensor";
+  EXPECT_EQ(read, int64_t(checkpoint.state().files.size()));
 }
 
 TEST_F(CheckpointTest, AnEarlierVersionsCheckpointAndOneOfAnotherModelAreRefused) {
@@ -192,6 +234,7 @@ TEST_F(CheckpointTest, AnEarlierVersionsCheckpointAndOneOfAnotherModelAreRefused
   more.resize(more.size() - 2);
   EXPECT_TRUE(contains(error_of([&] { Checkpoint(path).load(a.s, more); }), "which this run does not have"));
   fs::remove(path + "/state.json");
+  fs::remove_all(path + "/optimizer");
   EXPECT_TRUE(contains(trouble(path), "holds a model but no state of the optimizer"));
   EXPECT_TRUE(contains(trouble(path), "--init-from " + path + "/model"));
 }
@@ -214,7 +257,8 @@ TEST_F(CheckpointTest, AFullDiskFailsTheCheckpointNotTheWriter) {
 }
 
 TEST(Resume, FieldsThatDecideTheModelMustStayAndOthersMayChange) {
-  const Json was{{"model", {{"hidden_size", 8}}}, {"train", {{"lr", 0.1}, {"steps", 10}}}, {"guard", {{"spike", 1}}}};
+  const Json was{
+      {"model", {{"hidden_size", 8}}}, {"train", {{"lr", 0.1}, {"steps", 10}}}, {"guard", {{"spike", 1}}}};
   Json now = was;
   EXPECT_TRUE(compare_configs(was, now, "run").empty());
   now["train"]["steps"] = 20;

@@ -27,7 +27,10 @@ CheckpointWriter::CheckpointWriter(Device& device, const Trainer& trainer, Optio
       options_(std::move(options)),
       snapshot_(device, trainer.state()),
       stream_(device),
-      thread_([this] { work(); }) {}
+      thread_([this] { work(); }) {
+  // The first copy into fresh memory of a CPU waits for its pages: not in a step.
+  if (snapshot_.place() == Snapshot::Place::device) snapshot_.take(stream_, trainer.state());
+}
 
 CheckpointWriter::~CheckpointWriter() {
   {
@@ -92,7 +95,8 @@ void CheckpointWriter::write() {
                                                            .tokenizer_directory = options_.run->path(),
                                                            .storage = options_.storage,
                                                            .model = options_.model,
-                                                           .tensors = &snapshot_.tensors()});
+                                                           .tensors = &snapshot_.tensors(),
+                                                           .progress = options_.progress});
       sync_file(options_.run->metrics_path());
       return complete;
     });

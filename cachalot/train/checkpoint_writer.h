@@ -1,5 +1,6 @@
-// Checkpoints beside the training: save() takes a snapshot, which is all that training waits for, and a thread
-// of its own writes it. One at a time: a save() that comes while the one before is being written waits for that.
+// Checkpoints beside the training: save() takes a snapshot, which is all that training waits for, and a
+// thread of its own writes it. One at a time: a save() that comes while the one before is being written waits
+// for that.
 #pragma once
 
 #include <condition_variable>
@@ -25,14 +26,15 @@ class CheckpointWriter {
     const ModelConfig* model = nullptr;
     std::string config;  // text of config.json
     DType storage = DType::bf16;
+    PieceDone progress = [] {};  // on the writing thread
   };
   // Takes the snapshot's memory and opens a stream. `device` and `trainer` must outlive it.
   CheckpointWriter(Device& device, const Trainer& trainer, Options options);
   ~CheckpointWriter();  // waits for what is being written
   CheckpointWriter(const CheckpointWriter&) = delete;
 
-  struct Stall {               // seconds that training waited
-    double for_previous = 0;   // checkpoint, which was still being written
+  struct Stall {              // seconds that training waited
+    double for_previous = 0;  // checkpoint, which was still being written
     double for_snapshot = 0;
     double total() const { return for_previous + for_snapshot; }
   };

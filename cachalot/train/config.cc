@@ -278,7 +278,7 @@ void RunConfig::validate(const std::string& where) const {
       c.fail(fmt::format("{} is \"{}\"", key, value), fmt::format("{}", fmt::join(known, ", ")));
   };
   const GuardSection& g = guard;
-  c.at_least("guard.window", g.window, 1);
+  c.at_least("guard.window", g.window, GuardSection::kFewestSteps);
   c.at_most("guard.window", g.window, 100000);
   c.not_negative("guard.spike", g.spike);
   one_of("guard.on_spike", g.on_spike, {"log", "skip", "rewind", "stop"});
@@ -306,7 +306,8 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
   Json json = read_json_file(path);
   if (!json.is_object()) fields::wrong_kind(json, path, "an object");
   for (const auto& [key, text] : overrides) {
-    // Shards instead of the file's text, or text instead of its shards; likewise the tokenizer goes with them.
+    // Shards instead of the file's text, or text instead of its shards; likewise the tokenizer goes with
+    // them.
     if ((key == "data.files" || key == "data.shards") && json.contains("data") && json["data"].is_object()) {
       const char* other = key == "data.files" ? "shards" : "files";
       const bool both = std::any_of(overrides.begin(), overrides.end(),

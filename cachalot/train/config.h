@@ -148,10 +148,12 @@ struct TrainSection {
   int64_t total_steps() const;                                 // train/step_plan.h knows more
 };
 
-// What watches a run (train/guard.h, train/watchdog.h), and what is done about what it finds: log (tell it and
-// go on), skip (leave the update of that step out), rewind (to a checkpoint, and leave the rows out that were
-// trained on since), stop.
+// What watches a run (train/guard.h, train/watchdog.h), and what is done about what it finds: log (tell it
+// and go on), skip (leave the update of that step out), rewind (to a checkpoint, and leave the rows out that
+// were trained on since), stop.
 struct GuardSection {
+  static constexpr int64_t kFewestSteps = 32;  // that a spike is judged by
+
   int64_t window = 128;
   double spike = 12;
   std::string on_spike = "skip", on_not_finite = "skip";
@@ -163,17 +165,18 @@ struct GuardSection {
   std::string on_corruption = "retry";
   double hang_seconds = 600, hang_factor = 10;
   template <class V> void visit(V& v) {
-    v("window", window, "steps that a spike is compared with");
+    v("window", window, "steps that a spike is compared with, 32 or more");
     v("spike", spike, "deviations from the median, robustly estimated, that make a spike; 0: none does");
     v("on_spike", on_spike, "of the loss or the gradient's norm: log, skip, rewind or stop");
     v("on_not_finite", on_not_finite, "loss or gradient: skip, rewind or stop");
-    v("most_skipped", most_skipped, "updates left out in a row: more end the run");
-    v("most_rewinds", most_rewinds, "rewinds without a new checkpoint: more end the run");
+    v("most_skipped", most_skipped, "updates left out in a row that end the run");
+    v("most_rewinds", most_rewinds, "rewinds without a checkpoint beyond the trouble: more end the run");
     v("rewind_beyond", rewind_beyond, "a rewind leaves out as many steps' rows behind the bad one, too");
     v("collapse_steps", collapse_steps, "a router that looks collapsed for as many steps is; 0: none is");
     v("collapse_share", collapse_share, "of the largest possible MaxVio that looks collapsed");
     v("on_collapse", on_collapse, "or on an expert without tokens: log, rewind or stop");
-    v("recheck_every", recheck_every, "steps after which a micro-batch is computed twice and compared; 0: never");
+    v("recheck_every", recheck_every,
+      "steps after which a micro-batch is computed twice and compared; 0: never");
     v("on_corruption", on_corruption, "when the two differ: retry (what comes twice is right) or stop");
     v("hang_seconds", hang_seconds, "without progress that end the process (exit code 3); 0: never");
     v("hang_factor", hang_factor, "and no fewer than as many times the median step");

@@ -70,14 +70,15 @@ void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig&
   Trainer trainer(s, model, t, plan.arena);
   trainer.init();
 
-  const int64_t one = checkpoint_bytes(trainer.state(), trainer.params().table(), trainer.params().recipe().weight);
+  const int64_t one =
+      checkpoint_bytes(trainer.state(), trainer.params().table(), trainer.params().recipe().weight);
   const int64_t saves = t.save_every > 0 ? (steps.steps() - 1) / t.save_every + 1 : 1;
   int64_t kept = std::min(saves, t.keep_last);
   if (t.keep_every > 0 && t.save_every > 0) kept += steps.steps() / t.keep_every;
   const int64_t most = std::min(saves, kept + 1);  // an old one goes when the new one is complete
   const int64_t free = free_disk(run_dir);
-  fmt::print(out, "disk       {} for {} checkpoints of {} ({} kept, one being written); {} free\n", bytes(most * one),
-             most, bytes(one), kept, free < 0 ? "unknown" : bytes(free));
+  fmt::print(out, "disk       {} for {} checkpoints of {} ({} kept, one being written); {} free\n",
+             bytes(most * one), most, bytes(one), kept, free < 0 ? "unknown" : bytes(free));
   if (free >= 0 && free < most * one)
     fmt::print(out, "           WARNING: that does not fit: fewer --train.keep_last, or another --run-dir\n");
   {
@@ -88,15 +89,16 @@ void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig&
     if (*where)
       fmt::print(out, "           they are written from a copy {}, {}, while training goes on\n", where,
                  bytes(snapshot.bytes()));
-    else
-      fmt::print(out, "           no memory for a copy: training waits while they are written\n");
+    else fmt::print(out, "           no memory for a copy: training waits while they are written\n");
   }
   const double first = time_step(s, trainer, model, t, steps.batch(1));
   const double seconds = first * double(steps.tokens()) / double(steps.tokens_after(1));
-  fmt::print(out, "time       {} for {} steps, by steps of {} on {}; without evaluations\n", human_seconds(seconds),
-             steps.steps(), first < 1 ? fmt::format("{:.3g} ms", 1000 * first) : human_seconds(first), device.name());
+  fmt::print(out, "time       {} for {} steps, by steps of {} on {}; without evaluations\n",
+             human_seconds(seconds), steps.steps(),
+             first < 1 ? fmt::format("{:.3g} ms", 1000 * first) : human_seconds(first), device.name());
   if (t.price_per_hour > 0)
-    fmt::print(out, "cost       {:.2f} at {:.2f} an hour\n", seconds / 3600 * t.price_per_hour, t.price_per_hour);
+    fmt::print(out, "cost       {:.2f} at {:.2f} an hour\n", seconds / 3600 * t.price_per_hour,
+               t.price_per_hour);
   fmt::print(out, "dry run: nothing was written; without --dry-run this begins on {}\n", device_name);
   out << std::flush;
 }

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "backend/host_memory.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "train/activity.h"
 
 namespace cachalot {
 
@@ -17,7 +19,7 @@ constexpr int64_t kChunk = int64_t{1} << 18;  // numbers: 1 MiB stays in the cac
 }  // namespace
 
 Ema::Ema(Device& device, const ParamSet& params, const Optimizer& optimizer, double decay)
-    : params_(&params), optimizer_(&optimizer), decay_(decay), stream_(device) {
+    : params_(&params), optimizer_(&optimizer), decay_(decay), stream_(unfollowed(device)) {
   for (const Param& p : params.table())
     if (p.trained()) bytes_ += p.size() * int64_t(sizeof(float));
   memory_ = static_cast<float*>(take_host_memory(bytes_));
@@ -68,6 +70,7 @@ void Ema::follow(Stream& s, int64_t update) {
 void Ema::settle() const {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return !busy_; });
+  if (failure_) std::rethrow_exception(failure_);
 }
 
 void Ema::work() {
@@ -75,12 +78,18 @@ void Ema::work() {
   while (true) {
     changed_.wait(lock, [this] { return busy_ || closing_; });
     if (!busy_) return;
-    on(stream_).wait(after_);
-    after_.reset();
+    const EventPtr after = std::exchange(after_, nullptr);
     const float weight = weight_;
     lock.unlock();
-    read_masters(weight);
+    std::exception_ptr failure;
+    try {
+      on(stream_).wait(after);
+      read_masters(weight);
+    } catch (...) {
+      failure = std::current_exception();
+    }
     lock.lock();
+    failure_ = failure;
     busy_ = false;
     changed_.notify_all();
   }

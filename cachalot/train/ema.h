@@ -9,6 +9,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -29,7 +30,9 @@ class Ema {
 
   void start(Stream& s);                   // the average is what the masters are; waits for `s`
   void follow(Stream& s, int64_t update);  // after update number 1, 2, ... of `s`; returns at once
-  void settle() const;  // waits until nothing reads the masters and the average is complete
+  // Waits until nothing reads the masters and the average is complete. Throws, now and from then on, what the
+  // thread's reading of the masters threw: the average is then lost.
+  void settle() const;
 
   std::vector<StateTensor> state() const;  // settled; the router biases have no average
   Tensor average(size_t param) const { return averages_[param]; }  // on the host; absent: not trained
@@ -57,6 +60,7 @@ class Ema {
   EventPtr after_;
   float weight_ = 0;
   bool busy_ = false, closing_ = false;
+  std::exception_ptr failure_;  // of the thread
   std::thread thread_;
 };
 

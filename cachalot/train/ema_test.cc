@@ -3,7 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <thread>
 
+#include "base/error.h"
+#include "train/activity.h"
+#include "train/fault_testing.h"
 #include "train/testing.h"
 
 namespace cachalot {
@@ -108,6 +112,48 @@ TEST(Ema, LendingItsWeightsScoresWithThemAndTakingThemBackRestoresEveryBit) {
     EXPECT_EQ(*run.trainer.score(windows, go), now);
     EXPECT_TRUE(all_bits(run.s, run.trainer) == before) << precision;
   }
+}
+
+// What its thread meets is thrown where training waits for it, not in the thread, which would end the
+// process.
+TEST(Ema, AnErrorOfItsThreadReachesWhoeverWaitsForIt) {
+  const auto training_thread = std::this_thread::get_id();
+  Faults faults;
+  FaultyDevice device(open_device("cpu", {.threads = 1}), faults);
+  Stream s(device);
+  const TrainSection train = averaged("f32");
+  Trainer trainer(s, tiny_model(), train, Trainer::plan(tiny_model(), train).arena);
+  trainer.init();
+  RandomText text(tiny_model(), train);
+  faults.before = [&](const char*) {
+    if (std::this_thread::get_id() != training_thread) throw Error("the device is lost");
+  };
+  trainer.step(text.batch(1), 0.01);
+  EXPECT_TRUE(contains(error_of([&] { trainer.average()->settle(); }), "the device is lost"));
+  EXPECT_TRUE(contains(error_of([&] { trainer.average()->state(); }), "the device is lost"));
+}
+
+TEST(Ema, WhatItsThreadCallsIsNoneOfTheTrainingThreadsActivity) {
+  std::vector<int64_t> calls;
+  for (const double decay : {0.0, 0.9}) {
+    TrainSection train = averaged("f32");
+    train.ema_decay = decay;
+    Activity activity;
+    const auto device = open_device("cpu", {.threads = 1});
+    const auto followed = open_followed_device(*device, activity);
+    EXPECT_EQ(&unfollowed(*followed), device.get());
+    EXPECT_EQ(&unfollowed(*device), device.get());
+    Stream s(*followed);
+    Trainer trainer(s, tiny_model(), train, Trainer::plan(tiny_model(), train).arena);
+    trainer.init();
+    RandomText text(tiny_model(), train);
+    const int64_t before = activity.calls;
+    trainer.step(text.batch(1), 0.01);
+    if (trainer.average()) trainer.average()->settle();
+    calls.push_back(activity.calls - before);
+  }
+  EXPECT_GT(calls[0], 0);
+  EXPECT_EQ(calls[0], calls[1]);
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ class ExportTest : public ::testing::Test {
     config.data.files = {folder_ / "text.txt"};
     config.train = tiny_training();
     config.train.steps = 3;
+    config.train.save_every = 2;
     config.train.ema_decay = ema_decay;
     config.train.precision = precision;
     std::ostringstream out;
@@ -85,6 +86,23 @@ TEST_F(ExportTest, TheAverageAndTheMastersAreWhatTheCheckpointHolds) {
     Stream s(*device);
     EXPECT_EQ(load_model(s, folder_ / "stored", Precision::f32, {}).config.fp8, storage == DType::e4m3);
     EXPECT_TRUE(std::filesystem::exists(folder_ / "stored/tokenizer.json"));
+  }
+}
+
+TEST_F(ExportTest, AResumedRunHasTheAverageOfOneThatWasNeverStopped) {
+  for (const char* precision : {"f32", "bf16"}) {
+    const std::string last = "/checkpoints/step-00000003", from = run(precision, 0.9, precision);
+    const auto bits = [&] {
+      std::map<std::string, std::string> files;
+      for (const auto& entry : std::filesystem::directory_iterator(from + last + "/optimizer"))
+        files[entry.path().filename().string()] = read_file(entry.path().string());
+      return files;
+    };
+    const auto expected = bits();
+    ASSERT_FALSE(expected.empty());
+    std::filesystem::remove_all(from + last);  // as if it had been killed before
+    EXPECT_EQ(run(precision, 0.9, precision), from);
+    EXPECT_TRUE(bits() == expected) << precision;
   }
 }
 

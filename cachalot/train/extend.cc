@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -28,6 +29,31 @@ double last_lr(const std::string& model) {
   return plan.at(plan.steps()).lr;
 }
 
+// What plan_extension() sets in every stage's "train", and where its value comes from.
+constexpr std::pair<const char*, const char*> kPlanned[] = {
+    {"train.lr", "give extend.lr, constant; 0: the last one of the run that is extended"},
+    {"train.min_lr", "the learning rate of the stages is constant: extend.lr"},
+    {"train.warmup_steps", "the learning rate of the stages is constant: extend.lr"},
+    {"train.schedule.lr", "the learning rate of the stages is constant: extend.lr"},
+    {"train.steps", "give \"steps\" in extend.stages"},
+    {"train.tokens", "give \"steps\" in extend.stages"},
+    {"train.seq_len", "give \"context\" in extend.stages"},
+    {"train.batch", "give \"batch\" in extend.stages"},
+    {"train.schedule.batch", "give \"batch\" in extend.stages"},
+    {"train.micro_batch", "give \"micro_batch\" in extend.stages"},
+    {"train.init_from", "--model names the weights that the first stage begins with"}};
+
+// "a.b" -> /a/b
+Json::json_pointer pointer_to(std::string key) {
+  std::replace(key.begin(), key.end(), '.', '/');
+  return Json::json_pointer("/" + key);
+}
+
+std::string without_slash(std::string path) {  // "base/" and "base" are the same run
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
 ModelConfig stretched(ModelConfig model, const ExtendSection& e, int64_t context) {
   model.yarn = YarnConfig{.factor = e.factor,
                           .original_max_position_embeddings = e.original,
@@ -42,10 +68,17 @@ ModelConfig stretched(ModelConfig model, const ExtendSection& e, int64_t context
 
 }  // namespace
 
+bool is_planned_by_extend(const std::string& key) {
+  return std::any_of(std::begin(kPlanned), std::end(kPlanned), [&](const auto& p) { return key == p.first; });
+}
+
 ExtendConfig load_extend_config(const std::string& path, const Overrides& overrides) {
   Json json = read_json_file(path);
   if (!json.is_object()) fields::wrong_kind(json, path, "an object");
   for (const auto& [key, text] : overrides) fields::override_key(json, key, text);
+  for (const auto& [key, instead] : kPlanned)
+    if (json.contains(pointer_to(key)))
+      throw Error(fmt::format("{}: {} is not for the stages of an extension", path, key)).hint(instead);
   for (const char* list : {"files", "shards"})
     if (json.contains("data") && json["data"].is_object() && json["data"].contains(list) &&
         json["data"][list].is_string())
@@ -59,12 +92,12 @@ std::string stage_directory(const std::string& run_dir, size_t stage) {
   return fmt::format("{}/stage-{}", run_dir, stage + 1);
 }
 
-std::vector<RunConfig> plan_extension(const ExtendConfig& config, const std::string& model,
+std::vector<RunConfig> plan_extension(const ExtendConfig& config, const std::string& given_model,
                                       const std::string& run_dir, const std::string& where) {
   const auto fail = [&](const std::string& what, const std::string& hint) {
     throw Error(fmt::format("{}: {}", where, what)).hint(hint);
   };
-  const std::string directory = resolve_model_directory(model);
+  const std::string model = without_slash(given_model), directory = resolve_model_directory(model);
   const ModelConfig was = load_model_config(directory);
   ExtendSection e = config.extend;
   if (e.original == 0)

@@ -54,6 +54,10 @@ struct ExtendConfig {
   }
 };
 
+// Whether plan_extension() sets the field, such as "train.lr", of every stage.
+bool is_planned_by_extend(const std::string& key);
+
+// Error, besides what read_fields() refuses: a field of "train" that the plan sets, and what to give instead.
 ExtendConfig load_extend_config(const std::string& path, const Overrides& overrides);
 
 // The runs, one a stage; stage n is in <run_dir>/stage-n. `model`: a model or run directory. Error: contexts

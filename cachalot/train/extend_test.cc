@@ -121,5 +121,27 @@ TEST_F(ExtendTest, TrainingBeginsWithTheWeightsThatItIsGiven) {
   EXPECT_TRUE(contains(refused, "n_routed_experts 4 (there 6)"));
 }
 
+TEST_F(ExtendTest, WhatThePlanSetsIsRefusedWithWhatToGiveInstead) {
+  write_file_atomic(folder_ / "e.json", R"({"extend": {}, "data": {}, "train": {"seed": 2}})");
+  EXPECT_EQ(load_extend_config(folder_ / "e.json", {}).train.seed, 2);
+  const std::pair<const char*, const char*> given[] = {
+      {"train.lr", "1e-4"},        {"train.min_lr", "1e-4"},      {"train.warmup_steps", "3"},
+      {"train.steps", "3"},        {"train.tokens", "300"},       {"train.seq_len", "32"},
+      {"train.batch", "2"},        {"train.micro_batch", "1"},    {"train.init_from", "base"},
+      {"train.schedule.lr", "[]"}, {"train.schedule.batch", "[]"}};
+  for (const auto& [key, value] : given) {
+    EXPECT_TRUE(is_planned_by_extend(key));
+    EXPECT_TRUE(contains(error_of([&] { load_extend_config(folder_ / "e.json", {{key, value}}); }),
+                         std::string(key) + " is not for the stages"));
+  }
+  EXPECT_FALSE(is_planned_by_extend("train.precision"));
+}
+
+TEST_F(ExtendTest, ASlashBehindTheModelIsTheSameModel) {
+  train(config_, folder_ / "short");
+  EXPECT_EQ(plan_extension(extend_, folder_ / "short/", folder_ / "long", "e.json")[0].train.init_from,
+            folder_ / "short");
+}
+
 }  // namespace
 }  // namespace cachalot

@@ -1,4 +1,5 @@
-// For tests: a device that passes everything on and, when it is told to, gets something wrong, as machines do.
+// For tests: a device that passes everything on and, when it is told to, gets something wrong, as machines
+// do.
 #pragma once
 
 #include <atomic>
@@ -11,7 +12,7 @@
 namespace cachalot::testing {
 
 struct Faults {
-  // Called before every operation, by its name.
+  // Called before every operation, and "download", by its name.
   std::function<void(const char* op)> before = {};
   // Called with what each forward RMSNorm has written: nearly every number of a step goes through one.
   std::function<void(const Tensor& y)> after_norm = {};
@@ -23,16 +24,19 @@ class FaultyBackend final : public Backend {
   FaultyBackend(std::unique_ptr<Backend> inner, Faults& faults) : inner_(std::move(inner)), faults_(faults) {}
 
   void upload(const void* host, Tensor dst) override { inner_->upload(host, dst); }
-  void download(Tensor src, void* host) override { inner_->download(src, host); }
+  void download(Tensor src, void* host) override {
+    if (faults_.before) faults_.before("download");
+    inner_->download(src, host);
+  }
   void synchronize() override { inner_->synchronize(); }
   EventPtr record() override { return inner_->record(); }
   void wait(const EventPtr& e) override { inner_->wait(e); }
 
-#define CACHALOT_FAULT(op, Args)                      \
-  void op(const Args& args) override {                \
-    if (faults_.before) faults_.before(#op);          \
-    inner_->op(args);                                 \
-    after(args);                                      \
+#define CACHALOT_FAULT(op, Args)             \
+  void op(const Args& args) override {       \
+    if (faults_.before) faults_.before(#op); \
+    inner_->op(args);                        \
+    after(args);                             \
   }
   CACHALOT_OPS(CACHALOT_FAULT)
 #undef CACHALOT_FAULT

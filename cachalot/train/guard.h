@@ -1,13 +1,14 @@
-// What watches a run whose owner sleeps: numbers that are not finite, spikes of the loss or of the gradient's norm,
-// routers that collapse. Pure arithmetic on what a step reports; the training loop does what a verdict says.
+// What watches a run whose owner sleeps: numbers that are not finite, spikes of the loss or of the gradient's
+// norm, routers that collapse. Pure arithmetic on what a step reports; the training loop does what a verdict
+// says.
 //
-// Spike: a value above   median + k 1.4826 max(MAD, floor)   of the last `window` steps that were taken, with MAD
-// the median distance from the median (1.4826 MAD estimates a normal distribution's deviation; both are robust:
-// the spikes themselves hardly move them). The norm is judged by its logarithm. The floors, 1 % of the loss and
-// 10 % of the norm, keep a quiet run from crying wolf.
+// Spike: a value above   median + k 1.4826 max(MAD, floor)   of the last `window` steps that were taken, with
+// MAD the median distance from the median (1.4826 MAD estimates a normal distribution's deviation; both are
+// robust: the spikes themselves hardly move them). The norm is judged by its logarithm. The floors, 1 % of
+// the loss and 10 % of the norm, keep a quiet run from crying wolf.
 //
-// Collapse, of a layer with experts: MaxVio above a share of what it is when all tokens choose the same K experts,
-// E/K - 1, or an expert without any token, for a number of steps in a row.
+// Collapse, of a layer with experts: MaxVio above a share of what it is when all tokens choose the same K
+// experts, E/K - 1, or an expert without any token, for a number of steps in a row.
 #pragma once
 
 #include <cstdint>

@@ -66,6 +66,19 @@ TEST(Guard, AFewStepsSayNothingAboutSpikesButNaNIsNeverFine) {
   EXPECT_EQ(none.trouble(1e9, 1e9), "none");
 }
 
+TEST(Guard, AWindowThatIsLoweredOnResumingIsTheOneThatCounts) {
+  Training t({});
+  t.steps(128);
+  GuardSection shorter;
+  shorter.window = 40;
+  Training resumed(shorter);
+  resumed.guard.restore(t.guard.state());
+  resumed.done = t.done;
+  resumed.steps(1);
+  EXPECT_EQ(resumed.guard.state().losses.size(), 40u);
+  EXPECT_EQ(resumed.guard.state().norms.size(), 40u);
+}
+
 // Spikes among the remembered steps would raise a mean and a deviation beyond all use.
 TEST(Guard, TheLimitStaysWhereItIsThoughATenthOfTheStepsWereSpikes) {
   std::vector<double> calm, wild;

@@ -1,5 +1,5 @@
-// An Error whose cause is the machine: the process ends with a code of its own, so that a supervisor knows whether
-// to start the same command here again or elsewhere.
+// An Error whose cause is the machine: the process ends with a code of its own, so that a supervisor knows
+// whether to start the same command here again or elsewhere.
 #pragma once
 
 #include <string>

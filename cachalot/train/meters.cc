@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "backend/ceilings.h"
-#include "backend/cpu/cpu_device.h"
+#include "backend/cpu_kernel_set.h"
 #include "backend/cuda/cuda.h"
 #include "config/params.h"
 
@@ -34,22 +34,27 @@ ProductCeiling product_ceiling(Device& device, const std::string& device_name) {
     const size_t index = device_name.size() > 5 ? size_t(std::atol(device_name.c_str() + 5)) : 0;
     if (index < cuda.devices.size()) {
       const CudaDeviceInfo& card = cuda.devices[index];
-      // NVIDIA's data sheets, dense, a multiprocessor: H100 and H200 SXM 989.4 TFLOP/s of 132, A100 312 of 108.
-      const double each = card.major == 9 ? 989.4e12 / 132 : card.major == 8 && card.minor == 0 ? 312e12 / 108 : 0;
+      // NVIDIA's data sheets, dense, a multiprocessor: H100 and H200 SXM 989.4 TFLOP/s of 132, A100 312 of
+      // 108.
+      const double each = card.major == 9                      ? 989.4e12 / 132
+                          : card.major == 8 && card.minor == 0 ? 312e12 / 108
+                                                               : 0;
       if (each > 0) {
         const double flops = each * double(card.multiprocessors);
         return {flops, fmt::format("{:.0f} TFLOP/s nominal", 1e-12 * flops)};
       }
     }
   }
-  if (!device_name.starts_with("cuda") && !cpu_context(device)) return {0, "a device without a known ceiling"};
+  if (!device_name.starts_with("cuda") && cpu_kernel_set(device).empty())
+    return {0, "a device without a known ceiling"};
   constexpr int64_t kBytes = int64_t(8) << 20;  // of the memory tests that come with it
   const double flops = measure_ceilings(device, kBytes, 0.05).bf16_flops;
   return {flops, flops >= 1e12 ? fmt::format("{:.1f} TFLOP/s measured", 1e-12 * flops)
                                : fmt::format("{:.0f} GFLOP/s measured", 1e-9 * flops)};
 }
 
-Meters::Meters(const ModelConfig& model, const TrainSection& train, Device& device, const std::string& device_name)
+Meters::Meters(const ModelConfig& model, const TrainSection& train, Device& device,
+               const std::string& device_name)
     : flops_per_token_(training_flops_per_token(model, train.seq_len)),
       price_per_hour_(train.price_per_hour),
       price_per_kwh_(train.price_per_kwh),

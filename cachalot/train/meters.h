@@ -2,8 +2,9 @@
 //
 //   MFU = tokens a second x FLOPs a token / the device's bf16 products a second
 //   FLOPs a token = 6 (active parameters without the embedding) + 6 L H (N + P + U) T / 2
-// with T keys seen by the last token of a sequence, half of them on average; MTP modules count as layers and heads
-// of their own. Recomputing and what routing adds do not count: the usual definition (PaLM, appendix B).
+// with T keys seen by the last token of a sequence, half of them on average; MTP modules count as layers and
+// heads of their own. Recomputing and what routing adds do not count: the usual definition (PaLM, appendix
+// B).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ double training_flops_per_token(const ModelConfig& model, int64_t seq_len);
 
 // The denominator of MFU: the nominal figure of cards that publish one (dense bf16), measured otherwise.
 struct ProductCeiling {
-  double flops = 0;  // a second
+  double flops = 0;    // a second
   std::string source;  // "989 TFLOP/s nominal"
 };
 ProductCeiling product_ceiling(Device& device, const std::string& device_name);
@@ -32,8 +33,8 @@ class Meters {
   Meters(const ModelConfig& model, const TrainSection& train, Device& device, const std::string& device_name);
 
   void go_on_from(double joules) { joules_before_ = joules; }  // that the run had used before this process
-  // mfu; with counters energy_joules (of the run so far) and tokens_per_joule (of this process); with a price cost.
-  // `seconds`: the run's age.
+  // mfu; with counters energy_joules (of the run so far) and tokens_per_joule (of this process); with a price
+  // cost. `seconds`: the run's age.
   void add_to(Json& line, int64_t tokens, double step_seconds, double seconds);
   // "MFU of 989 TFLOP/s nominal; energy of the processor and the GPU"
   std::string describe() const;

@@ -19,8 +19,8 @@ class MetricsFile {
   ~MetricsFile();
   MetricsFile(const MetricsFile&) = delete;
 
-  // Keeps the lines up to the one in which byte `bytes` - 1 is, and removes the others: `bytes` is what bytes()
-  // was then, and the last line may have got more fields since. Returns the lines that are kept.
+  // Keeps the lines up to the one in which byte `bytes` - 1 is, and removes the others: `bytes` is what
+  // bytes() was then, and the last line may have got more fields since. Returns the lines that are kept.
   std::vector<Json> cut(int64_t bytes);
 
   void append(const Json& line);

@@ -25,9 +25,9 @@ class Optimizer {
 
   // Queues: the squared norm of all gradients, parameter after parameter, in double.
   void sum_gradients(Stream& s);
-  // Queues: the update of every parameter; E4M3 weights and their transposes are quantised from their masters,
-  // once a step. A norm that is not finite changes nothing. `count` counts the updates that took place: 1 for
-  // the first.
+  // Queues: the update of every parameter; E4M3 weights and their transposes are quantised from their
+  // masters, once a step. A norm that is not finite changes nothing. `count` counts the updates that took
+  // place: 1 for the first.
   void update(Stream& s, double lr, int64_t count);
   // Both.
   void step(Stream& s, double lr, int64_t count) {

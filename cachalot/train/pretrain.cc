@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "base/cpu.h"
 #include "base/files.h"
@@ -151,7 +154,8 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   const int64_t first = steps.batch(1), last = steps.batch(steps.steps());
   fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
              steps.steps(), first == last ? fmt::format("{}", last) : fmt::format("{} to {}", first, last),
-             t.seq_len, count(steps.tokens()), double(steps.rows()) / double(rows), t.precision, device.name());
+             t.seq_len, count(steps.tokens()), double(steps.rows()) / double(rows), t.precision,
+             device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
                held_out.windows().size(), t.seq_len);
@@ -179,13 +183,21 @@ void write_machine(const std::string& run_dir, const Device& device, const std::
   write_file_atomic(run_dir + "/machine.json", machine.dump(2) + "\n");
 }
 
-void tell_of_hang(const std::string& run_dir, const std::string& report,
-                  const std::function<void(const std::string&)>& on_hang) {
-  try {
-    write_file_atomic(run_dir + "/hang.txt", report);
-  } catch (const Error&) {  // a disk that hangs or is full: the terminal has it
-  }
-  on_hang(report);
+// The disk may be what hangs: nothing waits for it but a thread that nobody waits for.
+void tell_of_hang(const std::string& run_dir, const std::string& report, const PretrainOptions& options) {
+  options.on_hang(report);
+  std::promise<void> written;
+  const std::future<void> done = written.get_future();
+  std::thread([file = run_dir + "/hang.txt", report, written = std::move(written)]() mutable {
+    try {
+      write_file_atomic(file, report);
+    } catch (const Error&) {  // a full disk, say: the terminal has it
+    }
+    written.set_value();
+  }).detach();
+  constexpr auto kPatience = std::chrono::seconds(3);
+  done.wait_for(kPatience);
+  if (options.end_hung) options.end_hung();
 }
 
 std::string describe(const Snapshot& snapshot) {
@@ -196,7 +208,8 @@ std::string describe(const Snapshot& snapshot) {
     case Snapshot::Place::host:
       return fmt::format("from a copy in memory of the host, {}, while training goes on",
                          human_bytes(double(snapshot.bytes())));
-    case Snapshot::Place::nowhere: return "without a copy, for which there is no memory: training waits meanwhile";
+    case Snapshot::Place::nowhere:
+      return "without a copy, for which there is no memory: training waits meanwhile";
   }
   CHECK(false);
 }
@@ -208,8 +221,8 @@ std::string milliseconds(double seconds) {
 
 void print_end(std::ostream& out, const LoopResult& done, int64_t steps, const Telemetry& telemetry) {
   if (done.stopped) {
-    fmt::print(out, "stopped at step {} of {}; saved {}\nthe same command goes on from there\n", done.steps, steps,
-               done.checkpoint);
+    fmt::print(out, "stopped at step {} of {}; saved {}\nthe same command goes on from there\n", done.steps,
+               steps, done.checkpoint);
     out << std::flush;
     return;
   }
@@ -221,17 +234,16 @@ void print_end(std::ostream& out, const LoopResult& done, int64_t steps, const T
   const std::string curve = telemetry.curve();
   if (!curve.empty()) fmt::print(out, "\n{}\n", curve);
   if (done.held_out)
-    fmt::print(out,
-               "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
-               done.held_out->bits_per_byte(), done.held_out->loss(), done.held_out->tokens,
-               done.held_out->bytes);
+    fmt::print(
+        out, "held out   {:.4f} bits per byte (loss {:.4f} nats a token; {} tokens, {} bytes, each once)\n",
+        done.held_out->bits_per_byte(), done.held_out->loss(), done.held_out->tokens, done.held_out->bytes);
   if (done.here > 0)
-    fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n", human_count(double(done.tokens_here)),
-               done.here, human_seconds(in_steps),
+    fmt::print(out, "trained    {} tokens in {} steps, {}; {} tokens/s\n",
+               human_count(double(done.tokens_here)), done.here, human_seconds(in_steps),
                human_count(double(done.tokens_here) / std::max(in_steps, 1e-9)));
   if (done.saved > 0)
-    fmt::print(out, "saving     {} checkpoints; training waited {} for them ({:.2g} %), {} at most\n", done.saved,
-               milliseconds(done.stall), 100 * done.stall / std::max(in_steps + done.stall, 1e-9),
+    fmt::print(out, "saving     {} checkpoints; training waited {} for them ({:.2g} %), {} at most\n",
+               done.saved, milliseconds(done.stall), 100 * done.stall / std::max(in_steps + done.stall, 1e-9),
                milliseconds(done.longest_stall));
   fmt::print(out, "saved      {}\n", done.checkpoint);
   out << std::flush;
@@ -245,6 +257,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   const TrainSection& t = config.train;
   const std::string& run_dir = options.run_dir;
   const bool resume = RunDirectory::look(run_dir) == RunDirectory::Holds::run && !options.overwrite;
+  if (!options.require_resume && !resume && !options.overwrite) RunDirectory::require_free(run_dir);
   if (options.require_resume && !resume)
     throw Error(fmt::format("{} holds no run to resume", run_dir))
         .hint("leave --resume out to begin one, or name another --run-dir");
@@ -316,16 +329,19 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   write_machine(run.path(), *device, meters.describe());
   telemetry.use(std::move(meters));
   telemetry.write_tensorboard(run.path() + "/tb");
-  CheckpointWriter writer(
-      *device, trainer,
-      {.run = &run, .model = &model, .config = resolved, .storage = trainer.params().recipe().weight});
+  CheckpointWriter writer(*device, trainer,
+                          {.run = &run,
+                           .model = &model,
+                           .config = resolved,
+                           .storage = trainer.params().recipe().weight,
+                           .progress = [&] { ++activity.progress; }});
   fmt::print(out, "saving     {}\n", describe(writer.snapshot()));
   std::optional<Watchdog> watchdog;
   if (options.on_hang && config.guard.hang_seconds > 0)
     watchdog.emplace(activity, Watchdog::Options{.least_seconds = config.guard.hang_seconds,
                                                  .factor = config.guard.hang_factor,
                                                  .on_hang = [&](const std::string& report) {
-                                                   tell_of_hang(run_dir, report, options.on_hang);
+                                                   tell_of_hang(run_dir, report, options);
                                                  }});
   TrainingLoop loop({.config = &config,
                      .run = &run,

@@ -30,9 +30,7 @@ class PretrainTest : public ::testing::Test {
     config_.train.threads = 2;
   }
   PretrainOptions options(const std::string& run) const {
-    return {.config_path = "test.json",
-            .run_dir = folder_ / run,
-            .device = "cpu"};
+    return {.config_path = "test.json", .run_dir = folder_ / run, .device = "cpu"};
   }
   PretrainResult run(const std::string& name) { return pretrain(config_, options(name), out_, stop_); }
   // Of metrics.jsonl: all lines, those of steps, and events of a kind.
@@ -67,8 +65,8 @@ class PretrainTest : public ::testing::Test {
   }
   static std::vector<Json> without_times(std::vector<Json> lines) {
     for (Json& line : lines)
-      for (const char* key : {"seconds", "tokens_per_second", "checkpoint_stall_seconds", "data_seconds", "mfu",
-                              "energy_joules", "tokens_per_joule", "cost"})
+      for (const char* key : {"seconds", "tokens_per_second", "checkpoint_stall_seconds", "data_seconds",
+                              "mfu", "energy_joules", "tokens_per_joule", "cost"})
         line.erase(key);
     return lines;
   }

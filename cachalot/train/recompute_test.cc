@@ -59,8 +59,8 @@ TEST(Recompute, GivesTheBitsOfKeepingInEveryPrecision) {
 TEST(Recompute, ThePlanShowsWhatItSaves) {
   for (const char* precision : {"bf16", "fp8"}) {
     ModelConfig model = tiny_model();
-    model.num_hidden_layers = 6;
-    model.num_attention_heads = 16;
+    model.num_hidden_layers = 24;
+    model.num_attention_heads = 32;
     TrainSection keep = tiny_training();
     keep.seq_len = 60;
     keep.precision = precision;

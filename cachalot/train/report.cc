@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <ctime>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "base/chart.h"
 #include "base/text.h"
@@ -17,7 +19,8 @@ namespace {
 
 const char* const kPageStyle = R"(
 :root{--page:#f4f5f7;--card:#fff;--ink:#1b1f24;--faint:#5b6470;--line:#e3e6ea;--accent:#0072b2}
-@media(prefers-color-scheme:dark){:root{--page:#14171b;--card:#1d2127;--ink:#e8eaed;--faint:#9aa4b0;--line:#30363d;--accent:#56b4e9}}
+@media(prefers-color-scheme:dark){:root{--page:#14171b;--card:#1d2127;--ink:#e8eaed;--faint:#9aa4b0;
+  --line:#30363d;--accent:#56b4e9}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:14px/1.45 system-ui,sans-serif}
 main{max-width:1240px;margin:0 auto;padding:20px 18px 60px}
@@ -27,10 +30,13 @@ p{color:var(--faint);margin:4px 0 10px;max-width:85ch}
 .tile{background:var(--card);border-radius:8px;padding:9px 12px}
 .tile b{display:block;font-size:19px}.tile span{color:var(--faint);font-size:12px}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:12px}
-.bar{height:6px;background:var(--line);border-radius:3px;overflow:hidden}.bar i{display:block;height:100%;background:var(--accent)}
-table{border-collapse:collapse;background:var(--card);border-radius:8px}td,th{padding:5px 12px;text-align:left;vertical-align:top}
+.bar{height:6px;background:var(--line);border-radius:3px;overflow:hidden}
+.bar i{display:block;height:100%;background:var(--accent)}
+table{border-collapse:collapse;background:var(--card);border-radius:8px}
+td,th{padding:5px 12px;text-align:left;vertical-align:top}
 th{color:var(--faint);font-weight:500}td.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{background:var(--card);border-radius:8px;padding:10px 12px;overflow:auto;white-space:pre-wrap;margin:6px 0}
+pre{background:var(--card);border-radius:8px;padding:10px 12px;overflow:auto;
+  white-space:pre-wrap;margin:6px 0}
 pre em{color:var(--faint);font-style:normal}
 details summary{cursor:pointer;color:var(--accent);margin:8px 0}
 )";
@@ -53,12 +59,20 @@ ChartSeries series(const RunLog& log, const std::string& column, const std::stri
   RunLog::Column c = log.column(column);
   return {.name = name, .x = std::move(c.step), .y = std::move(c.value), .marks = marks};
 }
-std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
+// Of "max_vio.3" 3; nothing where a key of the file itself ends otherwise.
+std::optional<size_t> list_index(const std::string& path) {
+  const char* const begin = path.data() + path.rfind('.') + 1;
+  const char* const end = path.data() + path.size();
+  size_t index = 0;
+  const auto [stop, error] = std::from_chars(begin, end, index);
+  return error == std::errc() && stop == end ? std::optional(index) : std::nullopt;
+}
 
 std::string losses(const RunLog& log) {
   std::vector<ChartSeries> s{series(log, "loss", "training")};
   for (const std::string& name : log.names("mtp_loss."))
-    s.push_back(series(log, name, "MTP depth " + std::to_string(std::stoi(last_part(name)) + 1)));
+    if (const auto depth = list_index(name))
+      s.push_back(series(log, name, fmt::format("MTP depth {}", *depth + 1)));
   if (log.has("held_out.loss")) s.push_back(series(log, "held_out.loss", "held out", true));
   std::string body = line_chart({.title = "Loss", .x_label = "step", .y_label = "nats a token"}, s);
   std::vector<ChartSeries> bits;
@@ -162,8 +176,8 @@ std::string balance(const RunLog& log) {
   const std::vector<std::string> layers = log.names("max_vio.");
   std::vector<ChartSeries> s;
   for (const size_t i : spread(layers.size()))
-    s.push_back(series(log, layers[i],
-                       fmt::format("layer {}", layer_number(log, size_t(std::stoi(last_part(layers[i])))))));
+    if (const auto layer = list_index(layers[i]))
+      s.push_back(series(log, layers[i], fmt::format("layer {}", layer_number(log, *layer))));
   std::string body = line_chart({.title = "MaxVio: the fullest expert's load over the mean, less 1",
                                  .x_label = "step",
                                  .y_label = "",
@@ -174,7 +188,7 @@ std::string balance(const RunLog& log) {
   for (const Json& e : log.events) {
     if (!is_event(e, "expert_load") || !e.contains("bias")) continue;
     const Json& all = e["bias"];
-    bias.resize(2 * all.size());
+    bias.resize(std::max(bias.size(), 2 * all.size()));
     for (size_t l = 0; l < all.size(); ++l) {
       std::vector<double> b;
       for (const Json& v : all[l])

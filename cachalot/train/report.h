@@ -1,5 +1,5 @@
-// One self-contained page of a run: losses, learning rate, gradient, throughput, energy, experts, events, samples,
-// configuration, machine. Nothing is fetched; it can be mailed.
+// One self-contained page of a run: losses, learning rate, gradient, throughput, energy, experts, events,
+// samples, configuration, machine. Nothing is fetched; it can be mailed.
 #pragma once
 
 #include <string>

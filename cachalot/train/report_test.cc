@@ -17,6 +17,7 @@ constexpr const char* kLines =
     R"({"step":1,"tokens":64,"loss":5.5,"mtp_loss":[5.7],"lr":1e-4,"grad_norm":1.5,"max_vio":[0.5,0.7],"seconds":1,"tokens_per_second":64}
 {"event":"expert_load","step":2,"layers":[3,4],"counts":[[1,2,3,2],[4,0,4,0]],"bias":[[0.1,-0.1,0,0],[0,0,0,0.2]]}
 {"step":2,"tokens":128,"loss":5.0,"mtp_loss":[5.6],"lr":2e-4,"grad_norm":null,"max_vio":[0.4,0.6],"seconds":2,"tokens_per_second":64,"held_out":{"bits_per_byte":2.5,"loss":4.9,"mtp":[{"loss":5,"acceptance":0.6}],"sets":{"code <1>":{"bits_per_byte":2.2}},"expert_load":{"en":[[4,4,0,0],[2,2,2,2]],"code <1>":[[0,0,4,4],[2,2,2,2]]}}}
+{"event":"expert_load","step":3,"layers":[3,4],"counts":[[2,2,2,2],[3,1,3,1]],"bias":[[0.2,-0.2,0,0],[0,0,0,0.3]]}
 {"event":"loss_spike","step":3,"action":"skip"}
 not json
 {"step":3,"tokens":192,"loss":4.5,"mtp_loss":[5.5],"lr":3e-4,"grad_norm":1.25,"max_vio":[0.3,0.5],"seconds":3,"tokens_per_second":64,"held_out":{"bits_per_byte":2.4,"loss":4.8,"sets":{"code <1>":{"bits_per_byte":2.1}}}}
@@ -38,7 +39,7 @@ TEST(RunLog, ReadsColumnsOfARunThatGoesOn) {
   EXPECT_EQ(log.names("max_vio."), (std::vector<std::string>{"max_vio.0", "max_vio.1"}));
   EXPECT_EQ(log.last("held_out.loss"), 4.8);
   EXPECT_TRUE(std::isnan(log.last("nothing")));
-  EXPECT_EQ(log.events.size(), 2u);
+  EXPECT_EQ(log.events.size(), 3u);
   EXPECT_EQ(log.expert_loads.size(), 1u);
   EXPECT_EQ(log.unreadable, 1);  // "not json"; the line that is being written is none
 }
@@ -60,6 +61,40 @@ TEST(Report, ShowsEverySectionOfARun) {
     EXPECT_TRUE(contains(html, part));
   for (const char* part : {"<1>", "nan", "src=\"http", "href=\"http"})
     EXPECT_FALSE(contains(html, part)) << part;
+}
+
+// Each line is JSON, and none is what a run writes.
+TEST(RunLog, LinesWithFieldsOfAWrongKindAreCountedAndLeftOut) {
+  const TemporaryFolder folder;
+  const char* const wrong[] = {R"({"step":2,"mtp_loss":{"a":1}})",
+                               R"({"step":2,"max_vio":{"a":1}})",
+                               R"({"step":2,"max_vio":[[1]]})",
+                               R"({"step":2,"loss":{"0":1}})",
+                               R"({"step":"2","loss":1})",
+                               R"({"step":2.5,"loss":1})",
+                               R"({"step":2,"held_out":[1]})",
+                               R"({"step":2,"held_out":{"expert_load":[[[1]]]}})",
+                               R"({"step":2,"held_out":{"expert_load":{"en":[1]}}})",
+                               R"({"event":"expert_load","counts":[[1,2]]})",
+                               R"({"event":"expert_load","step":"2","counts":[[1,2]]})",
+                               R"({"event":"expert_load","step":2,"bias":3})",
+                               R"({"event":"expert_load","step":2,"counts":[3]})",
+                               R"({"event":"expert_load","step":2,"layers":{"a":1}})",
+                               R"({"event":3,"step":2})",
+                               R"([1])"};
+  std::string lines = R"({"step":1,"loss":5,"max_vio":[0.5],"max_vio.x":1,"mtp_loss.y":2})"
+                      "\n";
+  for (const char* line : wrong) lines += std::string(line) + "\n";
+  lines += R"({"step":3,"loss":4,"max_vio":[null],"max_vio.x":1,"mtp_loss.y":2})"
+           "\n";
+  write_file_atomic(folder / "metrics.jsonl", lines);
+  const RunLog log = read_run_log(folder / "metrics.jsonl");
+  EXPECT_EQ(log.step, (std::vector<double>{1, 3}));
+  EXPECT_TRUE(log.events.empty());
+  EXPECT_EQ(log.unreadable, int64_t(std::size(wrong)));
+  const std::string html = report_html(
+      {.title = "r", .log = log, .config_json = "", .machine_json = "", .total_steps = 3, .samples = {}});
+  EXPECT_TRUE(contains(html, "</html>"));
 }
 
 TEST(Report, ARunThatHasJustBegunHasAPageToo) {

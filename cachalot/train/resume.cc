@@ -16,16 +16,15 @@ namespace {
 
 void flatten(const Json& json, const std::string& prefix, std::map<std::string, std::string>& out) {
   if (json.is_object() && !json.empty())
-    for (const auto& [key, value] : json.items()) flatten(value, prefix.empty() ? key : prefix + "." + key, out);
-  else
-    out[prefix] = json.dump();
+    for (const auto& [key, value] : json.items())
+      flatten(value, prefix.empty() ? key : prefix + "." + key, out);
+  else out[prefix] = json.dump();
 }
 
 bool may_change(const std::string& key) {
   const auto& fields = changeable_fields();
-  return std::any_of(fields.begin(), fields.end(), [&](const std::string& f) {
-    return f.ends_with('.') ? key.starts_with(f) : key == f;
-  });
+  return std::any_of(fields.begin(), fields.end(),
+                     [&](const std::string& f) { return f.ends_with('.') ? key.starts_with(f) : key == f; });
 }
 
 }  // namespace
@@ -66,30 +65,39 @@ std::vector<std::string> compare_configs(const Json& was, const Json& now, const
     if (name.ends_with('.')) name += "*";
   throw Error(fmt::format("{} holds a run that cannot go on with other values of: {}", run_dir,
                           fmt::join(refused, "; ")))
-      .hint(fmt::format("give the values that it was begun with, or begin anew: --overwrite, or --run-dir NEW "
-                        "(and --init-from {} for its weights). A run may change {}",
-                        run_dir, fmt::join(names, ", ")));
+      .hint(
+          fmt::format("give the values that it was begun with, or begin anew: --overwrite, or --run-dir NEW "
+                      "(and --init-from {} for its weights). A run may change {}",
+                      run_dir, fmt::join(names, ", ")));
 }
 
 std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
                                             const std::function<void(const std::string&)>& tell) {
   const std::vector<std::string> all = run.checkpoints();
-  std::string damage;
+  std::vector<std::pair<std::string, std::string>> damaged;  // path, what is wrong
   for (auto path = all.rbegin(); path != all.rend(); ++path) {
     try {
       Checkpoint checkpoint(*path);
-      if (path != all.rbegin()) run.link_model(*path);
+      for (const auto& [other, damage] : damaged)
+        tell(fmt::format("WARNING: {}\n         this checkpoint is not used; it is now {}", damage,
+                         run.put_aside(other)));
+      if (!damaged.empty()) run.link_model(*path);
       return checkpoint;
     } catch (const Error& e) {
       if (e.hint() != kDamagedCheckpoint) throw;
-      damage = e.what();
-      tell(fmt::format("WARNING: {}\n         this checkpoint is not used; it is now {}", damage,
-                       run.put_aside(*path)));
+      damaged.emplace_back(*path, e.what());
     }
   }
-  if (all.empty()) return std::nullopt;
-  throw Error(fmt::format("no checkpoint of {} is intact; the last trouble: {}", run.path(), damage))
-      .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+  // Nothing is renamed here: the next start must not find a run without checkpoints and begin at step 0.
+  if (!damaged.empty())
+    throw Error(
+        fmt::format("no checkpoint of {} is intact; the last trouble: {}", run.path(), damaged.back().second))
+        .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+  if (const std::vector<std::string> aside = run.aside(); !aside.empty())
+    throw Error(
+        fmt::format("{} has no checkpoint but those put aside: {}", run.path(), fmt::join(aside, ", ")))
+        .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+  return std::nullopt;
 }
 
 void require_same_bits(const BitsIdentity& was, const BitsIdentity& now) {
@@ -99,8 +107,9 @@ void require_same_bits(const BitsIdentity& was, const BitsIdentity& now) {
                                        now.arithmetic)
                          : fmt::format("the checkpoint was written by another program ({}; this is {})",
                                        was.program, now.program))
-      .hint(fmt::format("{}; --allow-different-bits goes on all the same, and rounds differently from here on",
-                        arithmetic ? "resume on such a machine" : "resume with the program that wrote it"));
+      .hint(
+          fmt::format("{}; --allow-different-bits goes on all the same, and rounds differently from here on",
+                      arithmetic ? "resume on such a machine" : "resume with the program that wrote it"));
 }
 
 }  // namespace cachalot

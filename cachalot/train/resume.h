@@ -21,7 +21,7 @@ const std::vector<std::string>& changeable_fields();
 std::vector<std::string> compare_configs(const Json& was, const Json& now, const std::string& run_dir);
 
 // The newest checkpoint that is intact. `tell` hears of every newer one that is not, which is put aside.
-// nullopt: the run has none yet. Error: it has some, but none that is intact.
+// nullopt: the run has none yet. Error: it has some, or had, but none that is intact; they stay as they are.
 std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
                                             const std::function<void(const std::string&)>& tell);
 

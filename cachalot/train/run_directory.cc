@@ -13,12 +13,15 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "model/checkpoint_name.h"
 
 namespace cachalot {
 
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr const char* kAside = ".damaged";
 
 bool present(const fs::path& path) { return fs::symlink_status(path).type() != fs::file_type::not_found; }
 
@@ -36,10 +39,26 @@ void remove_checkpoint(const fs::path& path) {
   fs::remove_all(trash, code);  // one too many does no harm
 }
 
-// "step-00000123" with 8 or more digits.
-bool is_checkpoint_name(const std::string& name) {
-  return name.starts_with("step-") && name.size() >= 13 &&
-         name.find_first_not_of("0123456789", 5) == std::string::npos;
+// "step-00000123" and a suffix.
+bool is_checkpoint_with(const std::string& suffix, const std::string& name) {
+  return name.ends_with(suffix) && checkpoint_step(name.substr(0, name.size() - suffix.size())).has_value();
+}
+
+bool is_leftover(const std::string& name) {
+  return is_checkpoint_with(".tmp", name) || is_checkpoint_with(".old", name);
+}
+
+// Only what a process that has not come to write its configuration may have left.
+bool only_begun(const fs::path& root) {
+  for (const char* name : {"metrics.jsonl", "machine.json", "hang.txt", "tb"})  // written later
+    if (present(root / name)) return false;
+  if (!present(root / "run.lock"))  // then nobody came beyond making checkpoints/
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
+      if (present(root / name)) return false;
+  if (!fs::is_directory(root / "checkpoints")) return false;
+  for (const auto& entry : fs::directory_iterator(root / "checkpoints"))
+    if (!is_leftover(entry.path().filename().string())) return false;
+  return true;
 }
 
 }  // namespace
@@ -51,17 +70,26 @@ RunDirectory::Holds RunDirectory::look(const std::string& path) {
     throw Error(fmt::format("{} is no directory", path)).hint("--run-dir");
   const bool configured = present(root / "config.json");
   if (present(root / "checkpoints") || present(root / "metrics.jsonl"))
-    return configured ? Holds::run : Holds::beginnings;
+    return configured ? Holds::run : only_begun(root) ? Holds::beginnings : Holds::remains;
   if (configured)  // a model directory, for one
     throw Error(fmt::format("{} is no run but holds a config.json", path)).hint("choose another --run-dir");
   return Holds::nothing;
 }
 
-RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(std::move(path)), keep_(keep) {
-  const Holds holds = look(path_);
-  if (open == Open::fresh && holds == Holds::run)
-    throw Error(fmt::format("{} already holds a run", path_))
+void RunDirectory::require_free(const std::string& path) {
+  const Holds holds = look(path);
+  if (holds == Holds::run)
+    throw Error(fmt::format("{} already holds a run", path))
         .hint("--overwrite to replace it, or --run-dir for another place");
+  if (holds == Holds::remains)
+    throw Error(
+        fmt::format("{} holds checkpoints or metrics, but no config.json that says of which run", path))
+        .hint("restore its config.json to go on, --overwrite to remove them, or --run-dir for another place");
+}
+
+RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(std::move(path)), keep_(keep) {
+  if (open == Open::fresh) require_free(path_);
+  const Holds holds = look(path_);
   const fs::path root(path_);
   std::error_code code;
   fs::create_directories(root / "checkpoints", code);
@@ -69,10 +97,11 @@ RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(s
     throw Error(fmt::format("cannot make the run directory {}: {}", path_, code.message()))
         .hint("--run-dir for another place");
   lock();
-  if (open != Open::resume && holds != Holds::nothing) {  // in a foreign folder nothing is ours
-    for (const char* name :
-         {"config.json", "metrics.jsonl", "tokenizer.json", "tokenizer_config.json", "machine.json", "hang.txt",
-          "tb", "checkpoints"})
+  if (holds == Holds::beginnings)
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) remove_tree(root / name);
+  if (open == Open::overwrite && holds != Holds::nothing) {  // in a foreign folder nothing is ours
+    for (const char* name : {"config.json", "metrics.jsonl", "tokenizer.json", "tokenizer_config.json",
+                             "machine.json", "hang.txt", "tb", "checkpoints"})
       remove_tree(root / name);
     if (fs::is_symlink(root / "model")) remove_tree(root / "model");
     fs::create_directories(root / "checkpoints", code);
@@ -104,10 +133,7 @@ void RunDirectory::lock() {
 void RunDirectory::remove_leftovers() const {
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints", code)) {
-    const std::string name = entry.path().filename().string();
-    const size_t dot = name.rfind('.');
-    if (dot == std::string::npos || !is_checkpoint_name(name.substr(0, dot))) continue;
-    if (name.ends_with(".tmp") || name.ends_with(".old")) fs::remove_all(entry.path(), code);
+    if (is_leftover(entry.path().filename().string())) fs::remove_all(entry.path(), code);
   }
 }
 
@@ -115,12 +141,12 @@ void RunDirectory::write_config(const std::string& json_text) const {
   write_file_atomic(path_ + "/config.json", json_text);
 }
 
-std::string RunDirectory::save_checkpoint(
-    int64_t step, const std::function<std::string(const std::string&)>& write) const {
+std::string RunDirectory::save_checkpoint(int64_t step,
+                                          const std::function<std::string(const std::string&)>& write) const {
   const std::string final_path = fmt::format("{}/checkpoints/step-{:08}", path_, step);
   AtomicDirectory directory(final_path);
   const std::string complete = write(directory.path());
-  write_file_atomic(directory.path() + "/COMPLETE", complete);
+  write_file_atomic(directory.path() + "/" + kCompleteFile, complete);
   directory.commit();
   link_model(final_path);
 
@@ -140,7 +166,7 @@ void RunDirectory::link_model(const std::string& checkpoint) const {
 }
 
 std::string RunDirectory::put_aside(const std::string& checkpoint) const {
-  const std::string aside = checkpoint + ".damaged";
+  const std::string aside = checkpoint + kAside;
   std::error_code code;
   fs::remove_all(aside, code);
   fs::rename(checkpoint, aside, code);
@@ -149,15 +175,24 @@ std::string RunDirectory::put_aside(const std::string& checkpoint) const {
 }
 
 int64_t RunDirectory::step_of(const std::string& checkpoint) {
-  return std::stoll(fs::path(checkpoint).filename().string().substr(5));
+  const auto step = checkpoint_step(fs::path(checkpoint).filename().string());
+  CHECK(step.has_value(), checkpoint);
+  return *step;
+}
+
+std::vector<std::string> RunDirectory::aside() const {
+  std::vector<std::string> found;
+  for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints"))
+    if (is_checkpoint_with(kAside, entry.path().filename().string())) found.push_back(entry.path().string());
+  std::sort(found.begin(), found.end());
+  return found;
 }
 
 std::vector<std::string> RunDirectory::checkpoints() const {
   std::vector<std::pair<int64_t, std::string>> found;
   for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints")) {
-    const std::string name = entry.path().filename().string();
-    if (is_checkpoint_name(name) && fs::exists(entry.path() / "COMPLETE"))
-      found.emplace_back(step_of(name), entry.path().string());
+    const auto step = checkpoint_step(entry.path().filename().string());
+    if (step && fs::exists(entry.path() / kCompleteFile)) found.emplace_back(*step, entry.path().string());
   }
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;

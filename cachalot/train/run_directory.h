@@ -25,13 +25,16 @@ class RunDirectory {
  public:
   enum class Open : uint8_t { fresh, overwrite, resume };
 
-  // What is at `path`: nothing, or an empty or foreign folder; a run that begins (no configuration yet); a run.
+  // What is at `path`: nothing, or an empty or foreign folder; a run that begins (no configuration yet, and
+  // nothing that took work); remains (checkpoints or metrics without a configuration: of a run that lost it, of
+  // an --overwrite that was cut short, or of another program); a run.
   // Error if it is no directory, or holds a config.json that is not a run's: never ours to replace.
-  enum class Holds : uint8_t { nothing, beginnings, run };
+  enum class Holds : uint8_t { nothing, beginnings, remains, run };
   static Holds look(const std::string& path);
+  static void require_free(const std::string& path);  // Error, if there is a run or remains
 
-  // Makes the directory. overwrite: removes what an earlier run wrote there, and nothing else. resume: removes
-  // what a killed process left half-done. Error: another process trains there; fresh, and there is a run.
+  // Makes the directory and removes what a killed process left half-done. overwrite: and what an earlier run
+  // wrote there, but nothing else. Error: another process trains there; fresh, and it is not free.
   RunDirectory(std::string path, Open open, KeepRule keep = {});
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
@@ -49,6 +52,7 @@ class RunDirectory {
   std::vector<std::string> checkpoints() const;  // paths of the complete ones, oldest first
   static int64_t step_of(const std::string& checkpoint);
   std::string put_aside(const std::string& checkpoint) const;  // returns where it is now
+  std::vector<std::string> aside() const;                      // paths of those that were
   void link_model(const std::string& checkpoint) const;
 
  private:

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "model/load.h"
 #include "train/testing.h"
 
 namespace cachalot {
@@ -82,7 +83,8 @@ TEST(RunDirectory, TwoProcessesDoNotTrainInOneFolder) {
     const RunDirectory run(folder / "run", kFresh);
     run.write_config("{}");
     for (const auto open : {kResume, kOverwrite})
-      EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "run", open); }), "another process trains in"));
+      EXPECT_TRUE(
+          contains(error_of([&] { RunDirectory(folder / "run", open); }), "another process trains in"));
     EXPECT_TRUE(fs::exists(folder / "run/config.json"));
   }
   const RunDirectory later(folder / "run", kResume);
@@ -125,16 +127,81 @@ TEST(RunDirectory, ARunIsReplacedOnlyWhenAskedForAndOnlyItsOwnFiles) {
   EXPECT_EQ(read_file(path + "/notes.txt"), "mine");
 }
 
+TEST(RunDirectory, WhatAProcessLeftBeforeItsConfigurationIsGoneOnWithout) {
+  TemporaryFolder folder;
+  const std::string path = folder / "run";
+  {
+    const RunDirectory run(path, kFresh);
+    write_file_atomic(path + "/tokenizer_config.json", "{}");
+    fs::create_directories(path + "/checkpoints/step-00000002.tmp/model");
+  }
+  EXPECT_EQ(RunDirectory::look(path), RunDirectory::Holds::beginnings);
+  const RunDirectory again(path, kFresh);
+  EXPECT_EQ(entries(path + "/checkpoints"), 0);
+  EXPECT_FALSE(fs::exists(path + "/tokenizer_config.json"));
+}
+
+// A run that lost its config.json, or another program's folder: work that nobody asked to remove.
+TEST(RunDirectory, CheckpointsOrMetricsWithoutAConfigurationAreRemovedOnlyWhenAskedFor) {
+  TemporaryFolder folder;
+  const std::string path = folder / "run";
+  {
+    const RunDirectory run(path, kFresh);
+    save(run, 1);
+  }
+  const std::string foreign = folder / "foreign", counted = folder / "counted", damaged = folder / "damaged";
+  fs::create_directories(foreign + "/checkpoints/epoch-1");
+  write_file_atomic(foreign + "/checkpoints/epoch-1/weights", "mine");
+  fs::create_directories(counted);
+  write_file_atomic(counted + "/metrics.jsonl", "{}");
+  fs::create_directories(damaged + "/checkpoints/step-00000001.damaged");
+  for (const std::string& p : {path, foreign, counted, damaged}) {
+    EXPECT_EQ(RunDirectory::look(p), RunDirectory::Holds::remains) << p;
+    EXPECT_TRUE(contains(error_of([&] { RunDirectory(p, kFresh); }), "no config.json")) << p;
+    EXPECT_TRUE(contains(error_of([&] { RunDirectory::require_free(p); }), "--overwrite to remove them"));
+  }
+  EXPECT_TRUE(fs::exists(path + "/checkpoints/step-00000001/COMPLETE"));
+  EXPECT_TRUE(fs::exists(foreign + "/checkpoints/epoch-1/weights"));
+  EXPECT_TRUE(fs::exists(counted + "/metrics.jsonl"));
+  const RunDirectory asked(path, kOverwrite);
+  EXPECT_TRUE(asked.checkpoints().empty());
+}
+
+// A folder of a tokenizer in which somebody made checkpoints/ has a tokenizer that is not ours.
+TEST(RunDirectory, ATokenizerThatNoRunPutThereIsNotRemoved) {
+  TemporaryFolder folder;
+  fs::create_directories(folder / "checkpoints");
+  write_file_atomic(folder / "tokenizer.json", "mine");
+  EXPECT_NE(error_of([&] { RunDirectory(folder.path(), kFresh); }), "no error");
+  EXPECT_EQ(read_file(folder / "tokenizer.json"), "mine");
+}
+
+TEST(RunDirectory, TheModelOfARunIsThatOfItsNewestCheckpointNotOfOnePutAside) {
+  TemporaryFolder folder;
+  const RunDirectory run(folder / "run", kFresh, {.last = 9});
+  save(run, 8);
+  save(run, 99999999);
+  save(run, 100000000);
+  EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-100000000/model");
+  run.put_aside(run.checkpoints().back());
+  EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-99999999/model");
+  run.put_aside(run.checkpoints().back());
+  EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-00000008/model");
+  run.put_aside(run.checkpoints().back());
+  EXPECT_EQ(run.aside().size(), 3u);
+  EXPECT_TRUE(contains(error_of([&] { resolve_model_directory(run.path()); }), "no complete checkpoint"));
+}
+
 TEST(RunDirectory, WhatIsNoRunIsNeverReplaced) {
   TemporaryFolder folder;
   write_file_atomic(folder / "config.json", "{}");  // a model directory, say
-  EXPECT_TRUE(
-      contains(error_of([&] { RunDirectory(folder.path(), kOverwrite); }), "is no run but holds a config.json"));
+  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder.path(), kOverwrite); }),
+                       "is no run but holds a config.json"));
   EXPECT_TRUE(fs::exists(folder / "config.json"));
   write_file_atomic(folder / "file", "");
   EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file", kFresh); }), "is no directory"));
-  EXPECT_TRUE(
-      contains(error_of([&] { RunDirectory(folder / "file/run", kFresh); }), "cannot make the run directory"));
+  EXPECT_TRUE(contains(error_of([&] { RunDirectory(folder / "file/run", kFresh); }),
+                       "cannot make the run directory"));
 }
 
 }  // namespace

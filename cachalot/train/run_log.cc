@@ -26,6 +26,34 @@ void flatten(const Json& value, const std::string& path, std::map<std::string, d
     }
 }
 
+using Is = bool (*)(const Json&);
+
+bool is_number(const Json& v) { return v.is_number() || v.is_null(); }  // null: it was not finite
+template <Is is> bool is_list(const Json& v) { return v.is_array() && std::all_of(v.begin(), v.end(), is); }
+template <Is is> bool is_map(const Json& v) { return v.is_object() && std::all_of(v.begin(), v.end(), is); }
+constexpr Is kNumbers = is_list<is_number>, kTable = is_list<is_list<is_number>>;
+constexpr Is kTables = is_map<is_list<is_list<is_number>>>;
+
+bool lacks_or(const Json& object, const char* key, Is is) { return !object.contains(key) || is(object[key]); }
+
+bool is_step(const Json& line) { return line.contains("step") && line["step"].is_number_integer(); }
+
+bool readable_event(const Json& line) {
+  if (!line["event"].is_string()) return false;
+  return line["event"] != "expert_load" ||
+         (is_step(line) && lacks_or(line, "layers", kNumbers) && lacks_or(line, "counts", kTable) &&
+          lacks_or(line, "bias", kTable));
+}
+
+bool readable_step(const Json& line) {
+  if (!is_step(line)) return false;
+  for (const auto& [key, value] : line.items()) {
+    const bool list = key == "mtp_loss" || key == "max_vio", object = key == "held_out" || key == "parts";
+    if (list ? !kNumbers(value) : object ? !value.is_object() : value.is_structured()) return false;
+  }
+  return !line.contains("held_out") || lacks_or(line["held_out"], "expert_load", kTables);
+}
+
 }  // namespace
 
 RunLog read_run_log(const std::string& metrics_path) {
@@ -43,15 +71,16 @@ RunLog read_run_log(const std::string& metrics_path) {
       ++log.unreadable;
       continue;
     }
-    if (json.is_object() && json.contains("event")) {
-      log.events.push_back(std::move(json));
-      continue;
-    }
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number()) {
+    const bool event = json.is_object() && json.contains("event");
+    if (!json.is_object() || !(event ? readable_event(json) : readable_step(json))) {
       ++log.unreadable;
       continue;
     }
-    if (json.contains("held_out") && json["held_out"].is_object() && json["held_out"].contains("expert_load"))
+    if (event) {
+      log.events.push_back(std::move(json));
+      continue;
+    }
+    if (json.contains("held_out") && json["held_out"].contains("expert_load"))
       log.expert_loads.push_back({{"step", json["step"]}, {"sets", json["held_out"]["expert_load"]}});
     std::map<std::string, double> numbers;
     flatten(json, "", numbers);

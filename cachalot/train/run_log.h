@@ -1,5 +1,7 @@
-// What a run has written so far, read back: metrics.jsonl (train/telemetry.h) as columns. Works beside a run that goes
-// on: a last line without its end is left for later.
+// What a run has written so far, read back: metrics.jsonl (train/telemetry.h) as columns. Works beside a run
+// that goes on: a last line without its end is left for later. A line whose fields are of another kind than
+// telemetry writes, by hand or by damage, is counted and left out: who reads a RunLog finds lists and numbers
+// where they belong.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +20,7 @@ struct RunLog {
   std::vector<Json> events;  // lines that are no steps
   // {"step": when, "sets": {name: [layer][expert]}} of every evaluation.
   std::vector<Json> expert_loads;
-  int64_t unreadable = 0;    // lines that were no JSON objects
+  int64_t unreadable = 0;  // lines that were no JSON objects, or had fields of a wrong kind
 
   bool has(const std::string& name) const { return values.count(name) > 0; }
   // The values of `name` and the steps that they belong to, those that are numbers only.

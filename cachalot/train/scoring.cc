@@ -51,7 +51,9 @@ TextScore score_batch(Stream& s, Arena& arena, const Transformer& model, std::sp
                       int64_t depths) {
   arena.clear();
   const TrainingBatch batch = make_training_batch(s, arena, windows, depths);
-  const TrainingPass pass = forward_losses(s, arena, model, batch, {});
+  // Of the states only the routers' counts are read: what a backward would compute again is not kept.
+  const TrainingPass pass =
+      forward_losses(s, arena, model, batch, {.caches = {}, .replay = {}, .recompute = true});
   const Losses losses(s, pass.losses);
   std::vector<Losses> of_depths;
   for (const Tensor& t : pass.mtp_losses) of_depths.emplace_back(s, t);

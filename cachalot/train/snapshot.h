@@ -2,8 +2,8 @@
 // training goes on: training pays for the copy only.
 //
 // The copy lies on the device where that has room (V3's 8 bytes a parameter at the speed of its memory: 16 GB
-// of traffic a billion parameters, 4 ms on an H200), else in memory of the host, through the bus. Without room
-// in either, the checkpoint is written from the state itself and training waits for it.
+// of traffic a billion parameters, 4 ms on an H200), else in memory of the host, through the bus. Without
+// room in either, the checkpoint is written from the state itself and training waits for it.
 #pragma once
 
 #include <vector>

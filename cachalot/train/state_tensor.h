@@ -1,5 +1,5 @@
-// What a run has learned, as a list: checkpoints are written from it and read into it. Whoever keeps something
-// between steps that a resumed run must have bit for bit adds it to the list (Trainer::state()).
+// What a run has learned, as a list: checkpoints are written from it and read into it. Whoever keeps
+// something between steps that a resumed run must have bit for bit adds it to the list (Trainer::state()).
 #pragma once
 
 #include <string>
@@ -10,7 +10,8 @@
 namespace cachalot {
 
 struct StateTensor {
-  std::string name;      // "master.", "moment1.", "moment2." or "router_bias." and the parameter's name
+  // "master.", "moment1.", "moment2.", "average." or "router_bias." and the parameter's name
+  std::string name;
   Tensor tensor;         // contiguous; f64, f32 or bf16
   bool on_host = false;  // in memory of the host, else of the trainer's device
 };

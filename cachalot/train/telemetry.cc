@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <ostream>
@@ -30,12 +31,14 @@ double wall_time() {
 std::vector<std::pair<std::string, double>> board_values(const Json& line) {
   std::vector<std::pair<std::string, double>> values;
   const auto put = [&](const char* key, const std::string& tag, double factor = 1) {
-    if (line.contains(key) && line[key].is_number()) values.emplace_back(tag, factor * line[key].get<double>());
+    if (line.contains(key) && line[key].is_number())
+      values.emplace_back(tag, factor * line[key].get<double>());
   };
   const auto put_list = [&](const char* key, const std::string& tag, size_t first) {
     if (!line.contains(key)) return;
     for (size_t i = 0; i < line[key].size(); ++i)
-      if (line[key][i].is_number()) values.emplace_back(fmt::format(fmt::runtime(tag), i + first), line[key][i].get<double>());
+      if (line[key][i].is_number())
+        values.emplace_back(fmt::format(fmt::runtime(tag), i + first), line[key][i].get<double>());
   };
   put("loss", "loss_metrics/global_avg_loss");
   put_list("mtp_loss", "loss_metrics/mtp_{}_loss", 1);
@@ -82,24 +85,31 @@ void Telemetry::rewind(int64_t kept_bytes) {
   for (const Json& line : metrics_.cut(kept_bytes)) remember(line);
   step_end_ = metrics_.bytes();
   try {
-    if (board_) board_->restart(steps_.empty() ? 1 : int64_t(steps_.back()) + 1, wall_time());
+    if (board_) restart_board();
   } catch (const Error&) {  // TensorBoard then shows the steps that were undone, too
   }
 }
 
-// What the curve and the clock need of a line.
+void Telemetry::restart_board() {
+  board_->restart(steps_.empty() ? 1 : int64_t(steps_.back()) + 1, wall_time());
+}
+
+// What the curve and the clock need of a line; a field of a wrong kind counts as absent.
 void Telemetry::remember(const Json& line) {
-  if (!line.is_object() || !line.contains("step") || line.contains("event")) return;
-  const auto number = [](const Json& value) { return value.is_number() ? value.get<double>() : NAN; };
-  const double step = number(line["step"]);
+  if (!line.is_object() || line.contains("event")) return;
+  const auto number = [](const Json& object, const char* key, double otherwise) {
+    return object.contains(key) && object[key].is_number() ? object[key].get<double>() : otherwise;
+  };
+  if (!line.contains("step") || !line["step"].is_number_integer()) return;  // damaged
+  const double step = number(line, "step", 0);
   steps_.push_back(step);
-  losses_.push_back(line.contains("loss") ? number(line["loss"]) : NAN);
-  if (line.contains("seconds")) last_seconds_ = number(line["seconds"]);
-  if (line.contains("energy_joules")) last_joules_ = number(line["energy_joules"]);
-  scored_ = line.contains("held_out");
+  losses_.push_back(number(line, "loss", NAN));
+  last_seconds_ = number(line, "seconds", last_seconds_);
+  last_joules_ = number(line, "energy_joules", last_joules_);
+  scored_ = line.contains("held_out") && line["held_out"].is_object();
   if (scored_) {
     held_out_steps_.push_back(step);
-    held_out_losses_.push_back(number(line["held_out"].value("loss", Json())));
+    held_out_losses_.push_back(number(line["held_out"], "loss", NAN));
   }
 }
 
@@ -130,8 +140,12 @@ void Telemetry::use(Meters meters) {
 
 void Telemetry::write_tensorboard(const std::string& directory) {
   try {
+    // Also without a step: earlier events are of a run that was killed before its first checkpoint.
+    std::error_code none_yet;
+    const std::filesystem::directory_iterator earlier(directory, none_yet);
+    const bool goes_on = !steps_.empty() || earlier != std::filesystem::directory_iterator();
     board_.emplace(directory, wall_time());
-    if (!steps_.empty()) board_->restart(int64_t(steps_.back()) + 1, wall_time());
+    if (goes_on) restart_board();
   } catch (const Error& e) {
     note(fmt::format("WARNING: {}; there will be no TensorBoard events", e.what()));
   }

@@ -2,15 +2,17 @@
 // programs.
 //
 // metrics.jsonl, one object a step, written when the step is done:
-//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, grad_norm
-//   (before clipping; null when not finite), updated (false: the norm was not finite and the step changed
-//   nothing), max_vio [one a layer with experts], seconds (since the first step began), tokens_per_second (of
-//   this step), parts {name: tokens trained so far} when the data has several, checkpoint_stall_seconds (that
-//   training waited for checkpoints before this step, if it did), and after an evaluation held_out
-//   {bits_per_byte, loss, tokens, bytes}; data_seconds (that the step waited for its data) and what train/meters.h
-//   adds: mfu, energy_joules, tokens_per_joule, cost
-// and lines that are no steps: {"event": what happened, "step": when, ...} (train/guard.h); "expert_load" has counts
-// [layer][expert] of that step's tokens and the router's bias [layer][expert].
+//   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, batch
+//   (sequences of the step), grad_norm (before clipping; null when not finite), updated (false: the step
+//   changed no weight, for its norm was not finite or the guard left it out), max_vio [one a layer with
+//   experts], seconds (since the first step began), tokens_per_second (of this step), data_seconds (that the
+//   step waited for its data), parts {name: tokens trained so far} when the data has several,
+//   checkpoint_stall_seconds (that training waited for checkpoints before this step, if it did), what
+//   train/meters.h adds: mfu, energy_joules, tokens_per_joule, cost; and after an evaluation held_out
+//   {bits_per_byte, loss, tokens, bytes, mtp [{loss, acceptance}], average_bits_per_byte, sets {name: the
+//   same}, expert_load {name: [layer][expert]}} (train/held_out.h)
+// and lines that are no steps: {"event": what happened, "step": when, ...} (train/guard.h); "expert_load" has
+// counts [layer][expert] of that step's tokens and the router's bias [layer][expert].
 // The same numbers go into TensorBoard's files, under the tags that torchtitan uses.
 // The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some
 // steps.
@@ -58,7 +60,7 @@ class Telemetry {
   void rewind(int64_t kept_bytes);
   // Up to the end of the last step's line: what a step's events say comes before it.
   int64_t metrics_bytes() const { return step_end_; }
-  void require_written();              // Error, if metrics.jsonl still lacks something
+  void require_written();  // Error, if metrics.jsonl still lacks something
   // Seconds that the steps waited for checkpoints since the last line; go into the next one.
   void add_stall(double seconds) { stall_ += seconds; }
   void note(const std::string& line);  // a line of its own, at once
@@ -66,16 +68,17 @@ class Telemetry {
 
   // The curve of the losses, held-out ones as marks; "" before two steps.
   std::string curve() const;
-  double seconds() const;                                    // since the start
+  double seconds() const;  // since the start
   double last_step_seconds() const { return last_; }
   double seconds_in_steps() const { return step_seconds_; }  // without evaluations and checkpoints
-  void step_begins();  // what is between these two is a step's time
-  void data_came();    // between them: the step waited for its data until now
+  void step_begins();                                        // what is between these two is a step's time
+  void data_came();  // between them: the step waited for its data until now
   void step_ends();
 
  private:
   void write(const Json& line);
   void show_on_board(const Json& line);
+  void restart_board();
   void report_disk();
   void show_score(int64_t step, const HeldOut::Result& held_out);
   void remember(const Json& line);
@@ -86,13 +89,13 @@ class Telemetry {
   MetricsFile metrics_;
   bool warned_ = false;  // that metrics.jsonl cannot be written
   bool scored_ = false;
-  int64_t step_end_ = 0;  // in metrics.jsonl, of the last step's line
-  double stall_ = 0;                       // seconds
+  int64_t step_end_ = 0;                  // in metrics.jsonl, of the last step's line
+  double stall_ = 0;                      // seconds
   double before_ = 0, last_seconds_ = 0;  // of the run until it was resumed; of the last line read
-  std::optional<Progress> progress_;  // on a terminal
+  std::optional<Progress> progress_;      // on a terminal
   std::chrono::steady_clock::time_point start_, step_start_;
-  double data_ = 0;                                  // seconds that the last step waited for data
-  double last_joules_ = 0;                           // of the last line read
+  double data_ = 0;         // seconds that the last step waited for data
+  double last_joules_ = 0;  // of the last line read
   std::optional<Meters> meters_;
   std::optional<TensorBoardWriter> board_;
   double last_ = 0, step_seconds_ = 0, recent_ = 0;  // seconds: of the last step, of all, smoothed a step

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -120,6 +121,39 @@ TEST(Telemetry, AResumedRunContinuesItsFileItsCurveAndItsClock) {
     EXPECT_EQ(json.contains("held_out"), n == 10);
   }
   EXPECT_EQ(n, 20);
+}
+
+TEST(Telemetry, ResumesBesideLinesWhoseFieldsAreOfAWrongKind) {
+  TemporaryFolder folder;
+  const std::string lines =
+      R"({"step":1,"loss":5,"seconds":7}
+{"step":2,"loss":4,"held_out":[1],"seconds":"x"}
+{"step":"3","loss":4}
+{"step":4,"loss":3,"held_out":{"loss":[]}}
+)";
+  write_file_atomic(folder / "m.jsonl", lines);
+  std::ostringstream out;
+  Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps(), int64_t(lines.size()));
+  EXPECT_GE(telemetry.seconds(), 7);
+  EXPECT_TRUE(telemetry.last_is_scored());
+  EXPECT_NE(telemetry.curve(), "");
+  EXPECT_EQ(telemetry.metrics_bytes(), int64_t(lines.size()));
+}
+
+// Events of a run that was killed before its first checkpoint are void, although metrics.jsonl keeps no step.
+TEST(Telemetry, ARunThatBeginsAnewBesideEarlierEventsSaysSoToTensorBoard) {
+  TemporaryFolder folder;
+  const std::string start("\x3a\x02\x08\x01", 4);  // Event field 7: SessionLog, status START
+  for (const bool again : {false, true}) {
+    std::ostringstream out;
+    Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps());
+    telemetry.write_tensorboard(folder / "tb");
+    telemetry.step(1, example(4), std::nullopt);
+    int starts = 0;
+    for (const auto& file : std::filesystem::directory_iterator(folder / "tb"))
+      starts += contains(read_file(file.path().string()), start);
+    EXPECT_EQ(starts, again);
+  }
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ void put_bytes(std::string& out, uint64_t bits, int bytes) {
   for (int i = 0; i < bytes; ++i) out.push_back(char(bits >> (8 * i) & 0xff));
 }
 
-// The wire format of protocol buffers: a key (field << 3 | type), then a varint, 8 bytes, a length with bytes, or 4.
+// The wire format of protocol buffers: a key (field << 3 | type), then a varint, 8 bytes, a length with
+// bytes, or 4.
 enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 void put_varint(std::string& out, uint64_t n) {
   for (; n >= 0x80; n >>= 7) out.push_back(char((n & 0x7f) | 0x80));

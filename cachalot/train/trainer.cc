@@ -83,6 +83,7 @@ Trainer::Trainer(Stream& s, const ModelConfig& model, const TrainSection& train,
 }
 
 void Trainer::init() {
+  if (ema_) ema_->settle();  // its thread reads the masters
   initialize(*stream_, params_, model_.config(), uint64_t(train_.seed),
              [this](size_t i) { return optimizer_.master(i); });
   optimizer_.init(*stream_);
@@ -161,12 +162,14 @@ uint64_t checksum_of(Stream& s, const Tensor& t, uint64_t seed) {
 }  // namespace
 
 // Which numbers of two fingerprints differ, the losses first.
-std::string Trainer::describe_difference(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) const {
+std::string Trainer::describe_difference(const std::vector<uint64_t>& a,
+                                         const std::vector<uint64_t>& b) const {
   std::vector<std::string> names;
   if (a[0] != b[0]) names.push_back("the losses");
   int64_t gradients = 0;
   for (size_t i = 0; i < params_.table().size(); ++i)
-    if (a[i + 1] != b[i + 1] && ++gradients <= 3) names.push_back("the gradient of " + params_.table()[i].name);
+    if (a[i + 1] != b[i + 1] && ++gradients <= 3)
+      names.push_back("the gradient of " + params_.table()[i].name);
   std::string text = fmt::format("{}", fmt::join(names, ", "));
   if (gradients > 3) text += fmt::format(" and {} more", gradients - 3);
   return text;
@@ -273,7 +276,8 @@ StepMetrics Trainer::step(std::span<const TokenSpan> sequences, const StepSettin
 
 std::optional<TextScore> Trainer::score_text(std::span<const TokenSpan> windows, Drafts drafts,
                                              const std::atomic<bool>& stop) {
-  return cachalot::score_text(*stream_, arena_, model_, windows, train_.micro_batch_sequences(), drafts, stop);
+  return cachalot::score_text(*stream_, arena_, model_, windows, train_.micro_batch_sequences(), drafts,
+                              stop);
 }
 
 std::optional<double> Trainer::score(std::span<const TokenSpan> windows, const std::atomic<bool>& stop) {

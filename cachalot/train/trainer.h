@@ -100,8 +100,8 @@ class Trainer {
   // The tensors of state() hold other numbers: weights follow their masters.
   void adopt_state(int64_t updates);
 
-  // Of the layers with experts, in the order of StepMetrics::counts: their numbers, and their routers' biases (which
-  // the host waits for).
+  // Of the layers with experts, in the order of StepMetrics::counts: their numbers, and their routers' biases
+  // (which the host waits for).
   const std::vector<int64_t>& expert_layers() const { return balance_.layers(); }
   std::vector<std::vector<float>> router_biases() const { return balance_.biases(*stream_); }
 

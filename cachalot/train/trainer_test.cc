@@ -138,8 +138,8 @@ TEST(Trainer, AStepOnAQueueingDeviceWaitsOnceAndGivesTheSameBits) {
   }
 }
 
-// The same on a GPU, whose sums have another order than the CPU's: as close as the format allows, the same bits
-// each time.
+// The same on a GPU, whose sums have another order than the CPU's: as close as the format allows, the same
+// bits each time.
 TEST(Trainer, AStepOnAGpuTakesNothingWaitsOnceAndRepeatsItsBits) {
   const CudaStatus status = probe_cuda();
   if (status.devices.empty() || !status.devices[0].usable())

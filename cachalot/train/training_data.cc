@@ -34,22 +34,25 @@ TokenData load_training_data(const DataSection& data, const Tokenizer& tokenizer
   return streams;
 }
 
-std::vector<TokenStream> load_validation(const DataSection& data, const TokenData& parts, const Tokenizer& tokenizer,
-                                         const std::string& tokenizer_path, ThreadPool* pool) {
+std::vector<TokenStream> load_validation(const DataSection& data, const TokenData& parts,
+                                         const Tokenizer& tokenizer, const std::string& tokenizer_path,
+                                         ThreadPool* pool) {
   std::vector<TokenStream> sets;
   for (const auto& [name, paths] : data.validation.of) {
     for (const TokenStream& part : parts.held_out)
       if (part.name() == name)
-        throw Error(fmt::format("data.validation has \"{}\", which is a part of the data that holds some out", name))
+        throw Error(
+            fmt::format("data.validation has \"{}\", which is a part of the data that holds some out", name))
             .hint("give it another name");
     std::vector<std::string> texts, folders;
     for (const std::string& path : paths)
       (fs::is_directory(path) || path.ends_with(".tok") ? folders : texts).push_back(path);
     if (!texts.empty() && !folders.empty())
-      throw Error(fmt::format("data.validation.{} names {} text files and {} folders of shards", name, texts.size(),
-                              folders.size()))
+      throw Error(fmt::format("data.validation.{} names {} text files and {} folders of shards", name,
+                              texts.size(), folders.size()))
           .hint("make two sets of them");
-    TokenData streams = folders.empty() ? tokenize_files(texts, tokenizer, 0, pool) : open_token_data(folders);
+    TokenData streams =
+        folders.empty() ? tokenize_files(texts, tokenizer, 0, pool) : open_token_data(folders);
     std::vector<Shard> shards;
     for (const auto* list : {&streams.train, &streams.held_out})
       for (const TokenStream& stream : *list)

@@ -21,10 +21,11 @@ std::string tokenizer_of_shards(const std::vector<std::string>& shards);
 TokenData load_training_data(const DataSection& data, const Tokenizer& tokenizer,
                              const std::string& tokenizer_path, ThreadPool* pool);
 
-// The sets of data.validation, in order of their names: all tokens of each. Error: paths that hold none, shards of
-// another tokenizer, a name that is a part's, too.
-std::vector<TokenStream> load_validation(const DataSection& data, const TokenData& parts, const Tokenizer& tokenizer,
-                                         const std::string& tokenizer_path, ThreadPool* pool);
+// The sets of data.validation, in order of their names: all tokens of each. Error: paths that hold none,
+// shards of another tokenizer, a name that is a part's, too.
+std::vector<TokenStream> load_validation(const DataSection& data, const TokenData& parts,
+                                         const Tokenizer& tokenizer, const std::string& tokenizer_path,
+                                         ThreadPool* pool);
 
 struct PlannedData {
   MixturePlan mixture;             // parts with a share above 0

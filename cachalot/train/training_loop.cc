@@ -70,13 +70,14 @@ void TrainingLoop::hear_of_checkpoints(CheckpointWriter::Wait wait) {
       saved_step_ = outcome->step;
       result_.checkpoint = outcome->path;
       ++result_.saved;
-      rewinds_ = 0;
+      if (outcome->step >= furthest_trouble_) rewinds_ = 0;
       failed_.reset();
       continue;
     }
     failed_ = outcome;
     parts_.telemetry->note(fmt::format(
-        "WARNING: step {}: the checkpoint could not be written: {}\n         {}; training goes on, and the next "
+        "WARNING: step {}: the checkpoint could not be written: {}\n         {}; training goes on, and the "
+        "next "
         "one is tried as planned. The newest complete one is {}",
         outcome->step, outcome->error, outcome->hint.empty() ? "it left nothing behind" : outcome->hint,
         result_.checkpoint.empty() ? "none" : result_.checkpoint));
@@ -129,8 +130,8 @@ void TrainingLoop::evaluate(int64_t limit, const std::atomic<bool>& stop) {
 
 void TrainingLoop::report(const Verdict& verdict, int64_t step) {
   const bool left_out = verdict.action == Action::skip;
-  parts_.telemetry->note(fmt::format("WARNING: step {}: {}{}", step, verdict.what,
-                                     left_out ? "; its update is left out" : ""));
+  parts_.telemetry->note(
+      fmt::format("WARNING: step {}: {}{}", step, verdict.what, left_out ? "; its update is left out" : ""));
   parts_.telemetry->event({{"event", verdict.trouble},
                            {"step", step},
                            {"what", verdict.what},
@@ -139,8 +140,10 @@ void TrainingLoop::report(const Verdict& verdict, int64_t step) {
 
 void TrainingLoop::stop_after_skips(const Verdict& verdict, int64_t step) {
   save_and_wait();
-  throw Error(fmt::format("{} steps in a row changed nothing, {} the last: {}; the weights as they were before are in {}",
-                          guard_.skipped(), step, verdict.what, result_.checkpoint))
+  throw Error(
+      fmt::format(
+          "{} steps in a row changed nothing, {} the last: {}; the weights as they were before are in {}",
+          guard_.skipped(), step, verdict.what, result_.checkpoint))
       .hint("a lower --train.lr, a longer --train.warmup_steps or a smaller --train.clip");
 }
 
@@ -149,23 +152,31 @@ TrainingLoop::After TrainingLoop::act(const Verdict& verdict, int64_t step) {
   if (verdict.action == Action::stop)
     throw Error(fmt::format("step {}: {}; the newest complete checkpoint is {}", step, verdict.what,
                             result_.checkpoint.empty() ? "none" : result_.checkpoint))
-        .hint("the same command goes on from there; with --guard.on_spike rewind, say, it leaves the rows out that "
-              "led there");
+        .hint(
+            "the same command goes on from there; with --guard.on_spike rewind, say, it leaves the rows out "
+            "that "
+            "led there");
   if (verdict.action != Action::rewind) return After::go_on;
   rewind(verdict, step);
   return After::rewound;
 }
 
 // To a checkpoint, and on with other rows: those of the steps since then, and some more, are left out. The first
-// time that is the newest checkpoint, then the one before it, which knows less of the trouble.
+// time that is the newest checkpoint, then one before that, which knows less of the trouble, until a checkpoint
+// is written beyond the trouble.
 void TrainingLoop::rewind(const Verdict& verdict, int64_t step) {
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
+  furthest_trouble_ = std::max(furthest_trouble_, step);
   if (rewinds_ == parts_.config->guard.most_rewinds)
-    throw Error(fmt::format("step {}: {}, after {} rewinds without a new checkpoint", step, verdict.what, rewinds_))
-        .hint("look at the data of these steps, or try a lower --train.lr in a new run: --init-from takes the "
-              "weights of a checkpoint");
+    throw Error(fmt::format("step {}: {}, after {} rewinds without a checkpoint beyond it", step,
+                            verdict.what, rewinds_))
+        .hint(
+            "look at the data of these steps, or try a lower --train.lr in a new run: --init-from takes the "
+            "weights of a checkpoint");
   const std::vector<std::string> all = parts_.run->checkpoints();
-  const int64_t back = std::min<int64_t>(rewinds_, int64_t(all.size()) - 1);
+  size_t to = all.empty() ? 0 : all.size() - 1;
+  if (rewinds_ > 0)
+    while (to > 0 && RunDirectory::step_of(all[to]) >= rewound_to_) --to;
   ++rewinds_;
   const DataCursor bad = parts_.loader->cursor();  // behind the rows of the bad step
   std::string where = "the beginning";
@@ -175,13 +186,14 @@ void TrainingLoop::rewind(const Verdict& verdict, int64_t step) {
     guard_.restore({});
     result_.steps = saved_step_ = 0;
   } else {
-    for (int64_t i = 0; i < back; ++i) parts_.run->put_aside(all[all.size() - 1 - size_t(i)]);
-    where = all[all.size() - 1 - size_t(back)];
-    const Checkpoint checkpoint(where);
-    if (back > 0) parts_.run->link_model(where);
+    for (size_t i = all.size() - 1; i > to; --i) parts_.run->put_aside(all[i]);
+    where = all[to];
+    const Checkpoint checkpoint(where, [this] { ++parts_.activity->progress; });
+    if (to + 1 < all.size()) parts_.run->link_model(where);
     resume(checkpoint);
     kept_bytes = checkpoint.state().metrics_bytes;
   }
+  rewound_to_ = result_.steps;
   DataCursor next = bad;
   for (int64_t i = 1; i <= parts_.config->guard.rewind_beyond; ++i) next.next_row += plan_.batch(step + i);
   const int64_t first_left_out = all.empty() ? 0 : parts_.loader->cursor().next_row;
@@ -193,18 +205,22 @@ void TrainingLoop::rewind(const Verdict& verdict, int64_t step) {
                            {"what", verdict.what},
                            {"to_step", result_.steps},
                            {"rows_left_out", {first_left_out, next.next_row}}});
-  parts_.telemetry->note(fmt::format("WARNING: step {}: {}\n         back to {} (step {}); rows {} to {} are left out",
-                                     step, verdict.what, where, result_.steps, first_left_out, next.next_row - 1));
+  parts_.telemetry->note(
+      fmt::format("WARNING: step {}: {}\n         back to {} (step {}); rows {} to {} are left out", step,
+                  verdict.what, where, result_.steps, first_left_out, next.next_row - 1));
 }
 
 void TrainingLoop::check_machine(const Recheck& recheck, int64_t step) {
   if (!recheck.differed) return;
-  const std::string what = fmt::format("computed twice, the first micro-batch gave different bits: {}", recheck.what);
-  parts_.telemetry->event({{"event", "corruption"}, {"step", step}, {"what", what}, {"settled", recheck.settled}});
+  const std::string what =
+      fmt::format("computed twice, the first micro-batch gave different bits: {}", recheck.what);
+  parts_.telemetry->event(
+      {{"event", "corruption"}, {"step", step}, {"what", what}, {"settled", recheck.settled}});
   if (recheck.settled && parts_.config->guard.on_corruption == "retry") {
-    parts_.telemetry->note(fmt::format("WARNING: step {}: {}\n         a third time settled it, and training goes on. "
-                                       "This machine ({}) computes or remembers wrong numbers at times",
-                                       step, what, parts_.device->name()));
+    parts_.telemetry->note(
+        fmt::format("WARNING: step {}: {}\n         a third time settled it, and training goes on. "
+                    "This machine ({}) computes or remembers wrong numbers at times",
+                    step, what, parts_.device->name()));
     return;
   }
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
@@ -233,11 +249,10 @@ void TrainingLoop::one_step(const std::atomic<bool>& stop) {
     verdict = guard_.judge(loss, grad_norm);
     return !verdict || verdict->action == Action::log;
   };
-  const StepMetrics m =
-      parts_.trainer->step(batch.rows, plan_.at(step),
-                           {.accept = accept,
-                            .recheck = g.recheck_every > 0 && step % g.recheck_every == 0,
-                            .activity = &activity});
+  const StepMetrics m = parts_.trainer->step(batch.rows, plan_.at(step),
+                                             {.accept = accept,
+                                              .recheck = g.recheck_every > 0 && step % g.recheck_every == 0,
+                                              .activity = &activity});
   if (!verdict && !m.updated) verdict = guard_.judge(m.loss, m.grad_norm);  // not finite: nobody was asked
   telemetry.step_ends();
   if (parts_.watchdog) parts_.watchdog->step_took(telemetry.last_step_seconds());

@@ -1,5 +1,5 @@
-// The steps of a run, from where it stands to the end of its budget: data in, steps, evaluations, checkpoints,
-// and what the guard says about them.
+// The steps of a run, from where it stands to the end of its budget: data in, steps, evaluations,
+// checkpoints, and what the guard says about them.
 #pragma once
 
 #include <atomic>
@@ -31,20 +31,20 @@ struct LoopParts {
   Telemetry* telemetry = nullptr;
   CheckpointWriter* writer = nullptr;
   Activity* activity = nullptr;
-  Watchdog* watchdog = nullptr;    // none: nobody waits for a hang
+  Watchdog* watchdog = nullptr;   // none: nobody waits for a hang
   std::function<void()> restart;  // makes the trainer's state that of step 0
   BitsIdentity bits;
 };
 
 struct LoopResult {
-  int64_t steps = 0;     // done, of the whole run
-  int64_t here = 0;      // done by this process
+  int64_t steps = 0;  // done, of the whole run
+  int64_t here = 0;   // done by this process
   int64_t tokens_here = 0;
   bool stopped = false;  // before the budget was used up
   double last_loss = 0;
   std::optional<HeldOut::Result> held_out;
-  std::string checkpoint;  // the newest; empty: none
-  int64_t saved = 0;       // checkpoints, by this process
+  std::string checkpoint;               // the newest; empty: none
+  int64_t saved = 0;                    // checkpoints, by this process
   double stall = 0, longest_stall = 0;  // seconds that training waited for them
 };
 
@@ -54,10 +54,10 @@ class TrainingLoop {
 
   // The trainer, the loader and metrics.jsonl stand where `checkpoint` left them.
   void resume(const Checkpoint& checkpoint);
-  // When `stop` becomes true the step in progress is finished and a checkpoint saved. A checkpoint that cannot
-  // be written on the way is told and tried again at the next interval; the last one must be: Error.
-  // What the guard finds is told, and done as the configuration says: Error where that is to stop, MachineError
-  // where the machine computes wrong numbers.
+  // When `stop` becomes true the step in progress is finished and a checkpoint saved. A checkpoint that
+  // cannot be written on the way is told and tried again at the next interval; the last one must be: Error.
+  // What the guard finds is told, and done as the configuration says: Error where that is to stop,
+  // MachineError where the machine computes wrong numbers.
   LoopResult run(const std::atomic<bool>& stop);
 
  private:
@@ -81,9 +81,11 @@ class TrainingLoop {
   StepPlan plan_;
   LoopResult result_;
   Guard guard_;
-  int64_t rewinds_ = 0;                         // since the newest checkpoint was written
-  int64_t saved_step_ = 0;                      // of the newest complete checkpoint
-  std::optional<int64_t> saving_step_;          // of the one being written
+  int64_t rewinds_ = 0;                              // since a checkpoint was written beyond the trouble
+  int64_t furthest_trouble_ = 0;                     // step that led to a rewind
+  int64_t rewound_to_ = 0;                           // step, by the last one
+  int64_t saved_step_ = 0;                           // of the newest complete checkpoint
+  std::optional<int64_t> saving_step_;               // of the one being written
   std::optional<CheckpointWriter::Outcome> failed_;  // the newest, when it could not be written
 };
 

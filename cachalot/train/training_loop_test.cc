@@ -1,7 +1,11 @@
 // What can go wrong in a run, injected: each is caught, named and survived.
 #include "train/training_loop.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -76,7 +80,8 @@ TEST_F(FaultTest, AFlippedBitIsFoundByComputingTwiceNamedAndTheRunEndsWithTheRig
   const std::vector<Json> found = events("hit", "corruption");
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0]["step"], 25);
-  EXPECT_TRUE(contains(found[0]["what"].get<std::string>(), "gave different bits: the losses, the gradient of "));
+  EXPECT_TRUE(
+      contains(found[0]["what"].get<std::string>(), "gave different bits: the losses, the gradient of "));
   EXPECT_EQ(found[0]["settled"], true);
   EXPECT_TRUE(contains(out_.str(), "computes or remembers wrong numbers at times"));
   EXPECT_TRUE(same_checkpoints(clean.checkpoint, hit.checkpoint));
@@ -112,8 +117,9 @@ TEST_F(FaultTest, ANaNIsNamedItsUpdateLeftOutAndTheRunGoesOn) {
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0]["step"], 31);
   EXPECT_EQ(found[0]["action"], "skip");
-  EXPECT_TRUE(contains(out_.str(), "WARNING: step 31: the loss is nan, the norm of the gradient nan; its update is "
-                                   "left out"));
+  EXPECT_TRUE(contains(out_.str(),
+                       "WARNING: step 31: the loss is nan, the norm of the gradient nan; its update is "
+                       "left out"));
   EXPECT_EQ(read_json_file(result.checkpoint + "/state.json")["updates"], 59);
   EXPECT_TRUE(std::isfinite(result.last_loss));
 }
@@ -165,9 +171,60 @@ TEST_F(FaultTest, ARewindBeforeTheFirstCheckpointBeginsAnewAndTooManyEndTheRun) 
     if (faults_.updates >= 35 * updates_of_a_step()) *static_cast<float*>(y.data) = NAN;
   };
   const std::string text = error_of([&] { run_faulty("s"); });
-  EXPECT_TRUE(contains(text, "after 3 rewinds without a new checkpoint"));
+  EXPECT_TRUE(contains(text, "after 3 rewinds without a checkpoint beyond"));
   EXPECT_TRUE(fs::exists(folder_ / "s/checkpoints/step-00000030.damaged"));
   EXPECT_TRUE(fs::exists(folder_ / "s/checkpoints/step-00000010/COMPLETE"));
+}
+
+// The rows have nothing to do with it: whichever they are, step 46 has no finite loss, and a checkpoint of step 40
+// is written again and again.
+TEST_F(FaultTest, TroubleThatComesBackWhateverTheRowsGoesFurtherBackEachTimeAndEndsTheRun) {
+  config_.guard.on_not_finite = "rewind";
+  config_.guard.most_rewinds = 3;
+  config_.train.keep_last = 9;
+  const int64_t tokens = config_.train.batch * config_.train.seq_len;
+  config_.train.schedule.lr = {{.until = TrainingPoint{.tokens = 44 * tokens}, .from = {}, .to = 0.01},
+                               {.until = {}, .from = {}, .to = 1e30}};
+  faults_.before = [this](const char*) {
+    if (faults_.updates > 300 * updates_of_a_step()) throw Error("it never ends");
+  };
+  EXPECT_TRUE(contains(error_of([&] { run_faulty("r"); }), "after 3 rewinds without a checkpoint beyond"));
+  for (const int64_t step : {40, 30, 20})  // those in metrics.jsonl are cut with what they undid
+    EXPECT_TRUE(contains(
+        out_.str(),
+        fmt::format("back to {} (step {})", folder_ / fmt::format("r/checkpoints/step-{:08}", step), step)));
+  EXPECT_EQ(steps("r").back(), 45);
+}
+
+// A pipe that nobody reads in the place of the file: opening it waits, as a disk that hangs does.
+TEST_F(FaultTest, AHangOfTheDiskIsToldAndTheProcessEndsAllTheSame) {
+  config_.guard.hang_seconds = 0.3;
+  config_.guard.hang_factor = 0;
+  fs::create_directories(folder_ / "r");
+  const std::string pipe = folder_ / fmt::format("r/hang.txt.tmp.{}", ::getpid());
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::atomic<bool> hung{false}, told{false}, ended{false};
+  faults_.before = [&](const char* op) {
+    if (std::strcmp(op, "attention_backward") != 0 || hung || faults_.updates < 3 * updates_of_a_step())
+      return;
+    hung = true;
+    const auto begin = std::chrono::steady_clock::now();
+    while (!ended && std::chrono::steady_clock::now() - begin < std::chrono::seconds(15))
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    throw Error("the process has ended");
+  };
+  PretrainOptions o = faulty("r");
+  o.on_hang = [&](const std::string&) { told = true; };
+  o.end_hung = [&] {
+    EXPECT_TRUE(told);
+    ended = true;
+  };
+  error_of([&] { pretrain(config_, o, out_, stop_); });
+  EXPECT_TRUE(ended);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);  // lets go of the thread that waits
+  for (int i = 0; i < 1000 && !fs::exists(folder_ / "r/hang.txt"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  ::close(reader);
 }
 
 TEST_F(FaultTest, AHangIsNamedAndTheRunCanGoOnFromItsCheckpoint) {
@@ -175,7 +232,8 @@ TEST_F(FaultTest, AHangIsNamedAndTheRunCanGoOnFromItsCheckpoint) {
   config_.guard.hang_factor = 0;
   std::atomic<bool> hung{false}, released{false};
   faults_.before = [&](const char* op) {
-    if (std::strcmp(op, "attention_backward") != 0 || hung || faults_.updates < 33 * updates_of_a_step()) return;
+    if (std::strcmp(op, "attention_backward") != 0 || hung || faults_.updates < 33 * updates_of_a_step())
+      return;
     hung = true;
     while (!released) std::this_thread::sleep_for(std::chrono::milliseconds(5));
     throw Error("the process has ended");  // what exit code 3 does
@@ -183,12 +241,14 @@ TEST_F(FaultTest, AHangIsNamedAndTheRunCanGoOnFromItsCheckpoint) {
   PretrainOptions o = faulty("r");
   std::string report;
   o.on_hang = [&](const std::string& text) {
+    EXPECT_FALSE(fs::exists(folder_ / "r/hang.txt")) << "told before a disk is waited for";
     report = text;
-    released = true;
   };
+  o.end_hung = [&] { released = true; };
   EXPECT_TRUE(contains(error_of([&] { pretrain(config_, o, out_, stop_); }), "the process has ended"));
   EXPECT_TRUE(contains(report, "rank 0: no progress for "));
-  EXPECT_TRUE(contains(report, "in step 34, forward and backward of micro-batch 1: inside attention_backward"));
+  EXPECT_TRUE(
+      contains(report, "in step 34, forward and backward of micro-batch 1: inside attention_backward"));
   EXPECT_EQ(read_file(folder_ / "r/hang.txt"), report);
   faults_ = {};
   EXPECT_EQ(run_faulty("r").resumed_from, 30);
@@ -210,7 +270,7 @@ TEST_F(FaultTest, AFullDiskOnTheWayIsToldAndTheNextCheckpointTriedAtTheEndItIsAn
   };
   EXPECT_EQ(pretrain(config_, o, out_, stop_).steps, 60);
   EXPECT_TRUE(contains(out_.str(), "WARNING: step 20: the checkpoint could not be written"));
-  EXPECT_EQ(events("r", "checkpoint_failed").size(), 2u);
+  EXPECT_GE(events("r", "checkpoint_failed").size(), 1u) << "that of step 30 may be written late, and whole";
   EXPECT_TRUE(fs::exists(folder_ / "r/checkpoints/step-00000040/COMPLETE"));
   EXPECT_EQ(steps("r").size(), 60u) << "metrics lack nothing";
 

@@ -32,8 +32,12 @@ std::string describe_threads() {
     const std::string stat = first_line(entry.path() / "stat");  // pid (name) state ...
     const size_t name_end = stat.rfind(')');
     const char state = name_end != std::string::npos && name_end + 2 < stat.size() ? stat[name_end + 2] : '?';
-    const char* meaning = state == 'R' ? "running" : state == 'S' ? "sleeping" : state == 'D' ? "in the kernel, "
-                          "cannot be interrupted" : state == 'T' ? "stopped" : "in another state";
+    const char* meaning = state == 'R'   ? "running"
+                          : state == 'S' ? "sleeping"
+                          : state == 'D' ? "in the kernel, "
+                                           "cannot be interrupted"
+                          : state == 'T' ? "stopped"
+                                         : "in another state";
     std::string wait = first_line(entry.path() / "wchan");
     if (wait == "0") wait.clear();
     text += fmt::format("  thread {} ({}): {}{}{}\n", entry.path().filename().string(),
@@ -93,8 +97,8 @@ std::string Watchdog::report(double waited, double limit) const {
       "rank {}: no progress for {} in step {}, {}{}: {} {} (operation {} of this process)\n"
       "a step takes {} in the median; {} are allowed\n{}",
       options_.rank, human_seconds(waited), activity_.step.load(), activity_.phase.load(),
-      part > 0 ? fmt::format(" {}", part) : "",
-      in_call ? "inside" : "after", *activity_.op.load() ? activity_.op.load() : "no operation", activity_.calls.load(),
+      part > 0 ? fmt::format(" {}", part) : "", in_call ? "inside" : "after",
+      *activity_.op.load() ? activity_.op.load() : "no operation", activity_.calls.load(),
       human_seconds(median_), human_seconds(limit), describe_threads());
 }
 

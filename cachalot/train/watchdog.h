@@ -1,9 +1,9 @@
 // A thread that looks whether a run still makes progress. One that does not is ended by whoever was told: a
 // supervisor then starts the same command again, which goes on from the newest checkpoint.
 //
-// A hang: no new phase (Activity::progress) for max(least, factor x the median step). Time is counted in the
-// watchdog's own ticks, so that a clock that jumps, a machine that sleeps and a process that was stopped (Ctrl-Z)
-// are no hangs.
+// A hang: nothing counted by Activity::progress for max(least, factor x the median step). Time is counted in the
+// watchdog's own ticks, so that a clock that jumps, a machine that sleeps and a process that was stopped
+// (Ctrl-Z) are no hangs.
 #pragma once
 
 #include <condition_variable>

@@ -33,9 +33,34 @@ TEST(Watchdog, NamesWhatHangsOnce) {
     ASSERT_EQ(future.wait_for(std::chrono::seconds(20)), std::future_status::ready);
     report = future.get();
   }
-  EXPECT_TRUE(contains(report, "rank 0: no progress for 0.0 s in step 42, forward and backward of micro-batch 3: after "
-                               "fill (operation "));
+  EXPECT_TRUE(
+      contains(report,
+               "rank 0: no progress for 0.0 s in step 42, forward and backward of micro-batch 3: after "
+               "fill (operation "));
   EXPECT_TRUE(contains(report, "thread "));
+}
+
+// A long evaluation, or a checkpoint that is read, is one phase.
+TEST(Watchdog, APhaseInWhichTheDeviceAnswersIsNoHang) {
+  Activity activity;
+  const auto device = open_device("cpu", {.threads = 1});
+  const auto followed = open_followed_device(*device, activity);
+  Stream s(*followed);
+  TestTensors tensors(*followed, s);
+  const Tensor x = tensors.garbage(DType::f32, 2, 2);
+  const float values[4] = {};
+  std::atomic<int> hangs{0};
+  const Watchdog dog(activity, {.least_seconds = 0.4,
+                                .factor = 10,
+                                .tick_seconds = 0.005,
+                                .on_hang = [&](const std::string&) { ++hangs; }});
+  activity.enter("evaluation");
+  for (int i = 0; i < 120; ++i) {
+    if (i < 60) on(s).synchronize();
+    else on(s).upload(values, x);
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_EQ(hangs, 0);
 }
 
 TEST(Watchdog, ProgressIsNoHangAndSlowStepsGetTheirTime) {

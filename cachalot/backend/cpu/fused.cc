@@ -1,5 +1,5 @@
-// Contracts: backend/ops/norm_gemm.h, backend/ops/expert_mlp.h. Rows stay in the caches between the parts, and a
-// call costs nothing: there is no more to win here than the parts win.
+// Contracts: backend/ops/norm_gemm.h, backend/ops/expert_mlp.h. Rows stay in the caches between the parts,
+// and a call costs nothing: there is no more to win here than the parts win.
 #include "backend/cpu/cpu_backend.h"
 #include "backend/ops/check.h"
 #include "backend/ops/compose.h"

@@ -1,8 +1,8 @@
 // Contract: backend/ops/latent_attention.h. A group of heads shares the tokens, so that scores and sums are
 // matrix products and a token is read once. Tokens come in blocks of kTokens with running maxima and sums, as
 // in attention.cc; blocks make pieces of kPiece tokens, each from its own start, and a row's pieces are
-// joined in order. Where rows are few, threads share the pieces of one row: the bits are the same. Tokens of a
-// cache in e4m3 become numbers of the queries' format first, exactly.
+// joined in order. Where rows are few, threads share the pieces of one row: the bits are the same. Tokens of
+// a cache in e4m3 become numbers of the queries' format first, exactly.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -1,5 +1,5 @@
-// Contracts: LatentAppend, LatentGather and LatentPlan of backend/ops/latent_attention.h. Rows are independent; the
-// parts of a row are those of rmsnorm.cc, rope.cc and quantize.cc, with their bits.
+// Contracts: LatentAppend, LatentGather and LatentPlan of backend/ops/latent_attention.h. Rows are
+// independent; the parts of a row are those of rmsnorm.cc, rope.cc and quantize.cc, with their bits.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -39,7 +39,8 @@ void encode(const Vectors& vectors, float* latent, const float* key, const Laten
 }
 
 void check_slot(const char* op, int64_t slot, int64_t slots) {
-  CHECK(slot < slots, std::string(op) + ": cache row " + std::to_string(slot) + " of " + std::to_string(slots));
+  CHECK(slot < slots,
+        std::string(op) + ": cache row " + std::to_string(slot) + " of " + std::to_string(slots));
 }
 
 }  // namespace
@@ -69,36 +70,38 @@ void CpuBackend::latent_append(const LatentAppend& a) {
   const int64_t width = a.latent + a.rope, turned = a.q ? a.heads * a.rope : 0;
   const bool codes = a.cache.dtype == DType::e4m3;
   const double nanoseconds = double(a.x.rows) * (0.5 * double(width + turned) + (codes ? double(width) : 0));
-  context_->parallel_ranges(a.x.rows, rows_per_item(width + turned), nanoseconds, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    float *along = scratch.take<float>(a.rope), *across = scratch.take<float>(a.rope),
-          *numbers = scratch.take<float>(width);
-    const Tensor row = make_tensor(scratch.take<float>(width), a.x.dtype, 1, width);
-    for (int64_t t = begin; t < end; ++t) {
-      CHECK(a.rope == 0 || (0 <= positions[t] && positions[t] < cos.rows),
-            "latent_append: position " + std::to_string(positions[t]) + " of " + std::to_string(cos.rows));
-      for (int64_t i = 0; i < a.rope / 2; ++i) {
-        const float c = cos(positions[t], i), s = sin(positions[t], i);
-        along[2 * i] = along[2 * i + 1] = c;
-        across[2 * i] = -s, across[2 * i + 1] = s;
-      }
-      if (a.q) stored.rotate(place(a.q, t, a.q_offset), a.heads, a.q_stride, along, across, a.rope);
-      if (slots[t] < 0) continue;
-      check_slot("latent_append", slots[t], a.cache.rows);
-      const void* x = place(a.x, t);
-      const float r =
-          float(1 / std::sqrt(double(stored.sum_squares(x, a.latent)) / double(a.latent) + a.eps));
-      stored.normalise(x, gain.data, r, a.latent, row.data);
-      std::memcpy(place(row, 0, a.latent), place(a.x, t, a.latent), size_t(a.rope * size_of(a.x.dtype)));
-      stored.rotate(place(row, 0, a.latent), 1, 0, along, across, a.rope);
-      if (!codes) {
-        copy_row(row, 0, a.cache, slots[t]);
-      } else {
-        stored.to_floats(row.data, 1, width, numbers);
-        encode(vectors, numbers, numbers + a.latent, latent_row(a.cache, slots[t], a.latent, a.rope));
-      }
-    }
-  });
+  context_->parallel_ranges(
+      a.x.rows, rows_per_item(width + turned), nanoseconds, [&](int64_t begin, int64_t end) {
+        Scratch scratch;
+        float *along = scratch.take<float>(a.rope), *across = scratch.take<float>(a.rope),
+              *numbers = scratch.take<float>(width);
+        const Tensor row = make_tensor(scratch.take<float>(width), a.x.dtype, 1, width);
+        for (int64_t t = begin; t < end; ++t) {
+          CHECK(
+              a.rope == 0 || (0 <= positions[t] && positions[t] < cos.rows),
+              "latent_append: position " + std::to_string(positions[t]) + " of " + std::to_string(cos.rows));
+          for (int64_t i = 0; i < a.rope / 2; ++i) {
+            const float c = cos(positions[t], i), s = sin(positions[t], i);
+            along[2 * i] = along[2 * i + 1] = c;
+            across[2 * i] = -s, across[2 * i + 1] = s;
+          }
+          if (a.q) stored.rotate(place(a.q, t, a.q_offset), a.heads, a.q_stride, along, across, a.rope);
+          if (slots[t] < 0) continue;
+          check_slot("latent_append", slots[t], a.cache.rows);
+          const void* x = place(a.x, t);
+          const float r =
+              float(1 / std::sqrt(double(stored.sum_squares(x, a.latent)) / double(a.latent) + a.eps));
+          stored.normalise(x, gain.data, r, a.latent, row.data);
+          std::memcpy(place(row, 0, a.latent), place(a.x, t, a.latent), size_t(a.rope * size_of(a.x.dtype)));
+          stored.rotate(place(row, 0, a.latent), 1, 0, along, across, a.rope);
+          if (!codes) {
+            copy_row(row, 0, a.cache, slots[t]);
+          } else {
+            stored.to_floats(row.data, 1, width, numbers);
+            encode(vectors, numbers, numbers + a.latent, latent_row(a.cache, slots[t], a.latent, a.rope));
+          }
+        }
+      });
 }
 
 void CpuBackend::latent_gather(const LatentGather& g) {
@@ -106,19 +109,20 @@ void CpuBackend::latent_gather(const LatentGather& g) {
   require_no_f64("latent_gather", {&g.y});
   const int64_t width = g.latent + g.rope;
   const auto rows = g.rows.vector<const int32_t>();
-  context_->parallel_ranges(g.y.rows, rows_per_item(width), double(g.y.size()), [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    float* numbers = scratch.take<float>(width);
-    for (int64_t t = begin; t < end; ++t) {
-      if (rows[t] < 0) {
-        std::fill(numbers, numbers + width, 0.0f);
-      } else {
-        check_slot("latent_gather", rows[t], g.cache.rows);
-        decode_latent_row(g.cache, rows[t], g.latent, g.rope, numbers);
-      }
-      store_row(g.y, t, 0, width, numbers);
-    }
-  });
+  context_->parallel_ranges(g.y.rows, rows_per_item(width), double(g.y.size()),
+                            [&](int64_t begin, int64_t end) {
+                              Scratch scratch;
+                              float* numbers = scratch.take<float>(width);
+                              for (int64_t t = begin; t < end; ++t) {
+                                if (rows[t] < 0) {
+                                  std::fill(numbers, numbers + width, 0.0f);
+                                } else {
+                                  check_slot("latent_gather", rows[t], g.cache.rows);
+                                  decode_latent_row(g.cache, rows[t], g.latent, g.rope, numbers);
+                                }
+                                store_row(g.y, t, 0, width, numbers);
+                              }
+                            });
 }
 
 }  // namespace cachalot::cpu

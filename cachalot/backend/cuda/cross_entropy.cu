@@ -1,12 +1,12 @@
 // Contract: backend/ops/cross_entropy.h. Rows are cut into parts of 8192 columns, 16 of them in V3. A part is
-// visited once for its largest logit and its sum of exponentials; the last one of a row to come in adds up what
-// all have found, in order. For the gradient it is visited once more, some rows later, while the second-level
-// cache still holds it: memory is read once and written once. Exponentials float; a thread's sum float, their
-// sum double. What the target's probability lacks to 1 is summed from the others, not subtracted, so that a
-// confident model keeps its small gradients.
+// visited once for its largest logit and its sum of exponentials; the last one of a row to come in adds up
+// what all have found, in order. For the gradient it is visited once more, some rows later, while the
+// second-level cache still holds it: memory is read once and written once. Exponentials float; a thread's sum
+// float, their sum double. What the target's probability lacks to 1 is summed from the others, not
+// subtracted, so that a confident model keeps its small gradients.
 //
-// Blocks take visits in order from a counter. A second visit waits for the first ones of its row, all of which
-// running blocks have taken before: nobody waits for somebody who does not run.
+// Blocks take visits in order from a counter. A second visit waits for the first ones of its row, all of
+// which running blocks have taken before: nobody waits for somebody who does not run.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
@@ -39,10 +39,10 @@ struct Args {
   bool gradient;
   double scale;
   int parts;
-  int64_t lag;                         // rows between the first visits and the second ones
-  Found* found;                        // [rows, parts]
-  RowEnd* ends;                        // [rows]
-  void* out;                           // of the gradient, in its format
+  int64_t lag;   // rows between the first visits and the second ones
+  Found* found;  // [rows, parts]
+  RowEnd* ends;  // [rows]
+  void* out;     // of the gradient, in its format
   int64_t out_ld;
   uint32_t *visits, *arrived, *ready;  // a counter; [rows]: parts that have come in; whether its end is there
   Faults faults;
@@ -127,8 +127,8 @@ __device__ inline uint32_t two_bf16(float low, float high) {
 }
 
 // G: format of the gradient.
-template <class G, bool wide>
-__global__ void __launch_bounds__(kThreads, kBlocks) cross_entropy_kernel(const Args a) {
+template <class G, bool wide> __global__ void __launch_bounds__(kThreads, kBlocks)
+    cross_entropy_kernel(const Args a) {
   __shared__ float warp_largest[kWarps];
   __shared__ double warp_others[kWarps];
   __shared__ uint32_t next;
@@ -212,7 +212,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) cross_entropy_kernel(const 
           if (c + 2 < n) to[2] = G(out.z);
           if (c + 3 < n) to[3] = G(out.w);
         } else if constexpr (sizeof(G) == 2) {
-          if (c < n) __stcs(reinterpret_cast<uint2*>(to), uint2{two_bf16(out.x, out.y), two_bf16(out.z, out.w)});
+          if (c < n)
+            __stcs(reinterpret_cast<uint2*>(to), uint2{two_bf16(out.x, out.y), two_bf16(out.z, out.w)});
         } else {
           if (c < n) __stcs(reinterpret_cast<float4*>(to), out);
         }

@@ -237,8 +237,9 @@ TEST_F(CudaDevice, OperationsOnlyQueueAndRepeatTheirBitsFromAGraph) {
     EXPECT_NE(poisoned[i], direct[i]) << i;
     EXPECT_EQ(replayed[i], direct[i]) << "output " << i << " " << outputs[i].describe();
   }
-  // Nothing was asked of the driver by way of ours, nor past it: a graph that took memory would show on the card
-  // every time (a little is the graph's own), another program of the card does not move it five times over.
+  // Nothing was asked of the driver by way of ours, nor past it: a graph that took memory would show on the
+  // card every time (a little is the graph's own), another program of the card does not move it five times
+  // over.
   EXPECT_EQ(cuda_counters().allocations, taken);
   bool steady = false;
   for (int i = 0; i < 5 && !steady; ++i) {

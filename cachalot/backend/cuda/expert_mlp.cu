@@ -1,6 +1,6 @@
-// Contract: backend/ops/expert_mlp.h. Few rows: two kernels that go by the choices themselves. In the first a warp
-// makes one hidden number of one choice (or of the shared expert) from a row of the gate and one of the up
-// projection; in the second a warp makes one number of the output from a row of every chosen expert's down
+// Contract: backend/ops/expert_mlp.h. Few rows: two kernels that go by the choices themselves. In the first a
+// warp makes one hidden number of one choice (or of the shared expert) from a row of the gate and one of the
+// up projection; in the second a warp makes one number of the output from a row of every chosen expert's down
 // projection, all of them in flight together. More rows: expert_tiles.cu.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/expert_mlp.h"
@@ -29,7 +29,8 @@ __device__ inline int64_t expert_of(const FewArgs& a, int64_t t, int64_t j) {
 }
 
 // Grid: hidden numbers of all choices and behind them of the shared expert; tokens.
-template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps) few_up(const __grid_constant__ FewArgs a) {
+template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
+    few_up(const __grid_constant__ FewArgs a) {
   let_next_start();
   const int64_t t = blockIdx.y, chosen = a.e.indices.cols, d = a.e.x.cols;
   int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -78,7 +79,8 @@ template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
   }
   float sums[kMostChosen] = {}, total = load_number(a.e.residual, t, column);
   if (shared) {
-    load_pieces(static_cast<const A*>(a.e.shared_activated.data) + t * a.e.shared_activated.ld, a.shared_hidden, x);
+    load_pieces(static_cast<const A*>(a.e.shared_activated.data) + t * a.e.shared_activated.ld,
+                a.shared_hidden, x);
     total += float(A(warp_sum(dot(x, of_shared))));
   }
 #pragma unroll
@@ -118,8 +120,9 @@ template <class A> bool few_rows(const Queue& queue, const FewArgs& a) {
 bool takes_few(const ExpertMlp& e, bool any_rows) {
   const DType act = e.x.dtype;
   const auto fits = [&](const Tensor& t) { return !t || (t.dtype == act && is_wide(t)); };
-  return (e.x.rows <= kMostRows || (any_rows && e.x.rows <= 65535)) && e.indices.cols <= kMostChosen && fits(e.x) && fits(e.gate_up) && fits(e.down) &&
-         fits(e.shared_gate_up) && fits(e.shared_down) && fits(e.activated) && fits(e.shared_activated);
+  return (e.x.rows <= kMostRows || (any_rows && e.x.rows <= 65535)) && e.indices.cols <= kMostChosen &&
+         fits(e.x) && fits(e.gate_up) && fits(e.down) && fits(e.shared_gate_up) && fits(e.shared_down) &&
+         fits(e.activated) && fits(e.shared_activated);
 }
 
 }  // namespace

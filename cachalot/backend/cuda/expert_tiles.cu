@@ -1,16 +1,17 @@
-// Experts of a decoding step with many sequences: a few rows an expert, so it is a matter of reading all experts'
-// weights once at full speed (V3-1b, 128 tokens: 152 MB a layer, 36 us at 4.2 TB/s).
+// Experts of a decoding step with many sequences: a few rows an expert, so it is a matter of reading all
+// experts' weights once at full speed (V3-1b, 128 tokens: 152 MB a layer, 36 us at 4.2 TB/s).
 //
-// A block owns a slice of one expert's weights: 64 rows of them, through which its tokens go 64 at a time on the
-// tensor cores. Who its tokens are it finds in the choices itself (a few KB): no permutation, and the expert is
-// known before the kernel before has ended, so the first weights are then on their way already. Numbers stay in the
-// order of the choices: row t K + j belongs to choice j of token t.
+// A block owns a slice of one expert's weights: 64 rows of them, through which its tokens go 64 at a time on
+// the tensor cores. Who its tokens are it finds in the choices itself (a few KB): no permutation, and the
+// expert is known before the kernel before has ended, so the first weights are then on their way already.
+// Numbers stay in the order of the choices: row t K + j belongs to choice j of token t.
 //   up    32 hidden numbers: their gate and up rows lie side by side, swiglu is taken in registers
 //   down  64 columns of the output, of every choice
 //   sum   residual + shared + weighted choices, in order
 // The shared expert's slices stand behind the others', a block for every 64 tokens.
 //
-// Shared memory: chunks of 64 numbers of 64 + 64 rows, 128 bytes a row, the 16-byte piece j of row r at j ^ r % 8.
+// Shared memory: chunks of 64 numbers of 64 + 64 rows, 128 bytes a row, the 16-byte piece j of row r at j ^ r
+// % 8.
 #include <algorithm>
 
 #include "backend/cuda/convert.cuh"
@@ -31,9 +32,9 @@ struct Part {  // weights and where their inputs and outputs lie
   const bf16 *weights, *x;
   bf16* y;
   int64_t weight_ld, x_ld, y_ld;
-  int64_t half;     // up: I, rows between an index's gate and up row
+  int64_t half;       // up: I, rows between an index's gate and up row
   int64_t of_expert;  // rows of an expert
-  int depth;        // numbers of a row
+  int depth;          // numbers of a row
   int slices;
 };
 
@@ -95,9 +96,10 @@ template <bool up> __global__ void __launch_bounds__(kThreads) tiles_kernel(cons
   wait_for_earlier();
   __syncthreads();
   if (shared) {
-    for (int t = threadIdx.x; t < kTokens && first_token + t < a.tokens; t += kThreads) list[t] = first_token + t;
+    for (int t = threadIdx.x; t < kTokens && first_token + t < a.tokens; t += kThreads)
+      list[t] = first_token + t;
     if (threadIdx.x == 0) found = min(kTokens, a.tokens - first_token);
-  } else {  // in any order: rows do not meet
+  } else {                     // in any order: rows do not meet
     constexpr int kLooks = 8;  // under way together
     const int choices = a.tokens * a.chosen;
     for (int base = threadIdx.x; base < choices; base += kLooks * kThreads) {
@@ -135,7 +137,8 @@ template <bool up> __global__ void __launch_bounds__(kThreads) tiles_kernel(cons
       const uint32_t to = base + uint32_t(chunk % kStages * kStageBytes + kWeightBytes);
 #pragma unroll
       for (int i = 0; i < kTall; ++i)
-        if (i < tall) copy_16(to + piece_address(row0 + 16 * i, piece), token[i] + int64_t(chunk) * kChunk, real[i]);
+        if (i < tall)
+          copy_16(to + piece_address(row0 + 16 * i, piece), token[i] + int64_t(chunk) * kChunk, real[i]);
     };
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
@@ -192,7 +195,8 @@ template <bool up> __global__ void __launch_bounds__(kThreads) tiles_kernel(cons
   wait_copies<0>();
 }
 
-// y[t] = residual + shared + sum_j weights(t, j) outputs[t K + j], in that order. Grid: eights of columns, tokens.
+// y[t] = residual + shared + sum_j weights(t, j) outputs[t K + j], in that order. Grid: eights of columns,
+// tokens.
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(const __grid_constant__ ExpertMlp e, const Faults faults) {
   start();
@@ -274,10 +278,12 @@ void queue_tokens(const Queue& queue, const ExpertMlp& e, const Faults& faults) 
          .eager = tokens * e.indices.cols >= 4 * e.experts};
   launch_tiles<true>(queue, a);
   a.routed = part(e.down, e.activated, e.outputs, 0, width, width / kWeightRows);
-  a.shared = part(e.shared_down, e.shared_activated, e.shared_output, 0, 0, shared > 0 ? width / kWeightRows : 0);
+  a.shared =
+      part(e.shared_down, e.shared_activated, e.shared_output, 0, 0, shared > 0 ? width / kWeightRows : 0);
   launch_tiles<false>(queue, a);
-  launch(queue, sum_kernel, dim3(unsigned((width + kEight * kThreads - 1) / (kEight * kThreads)), unsigned(tokens)),
-         kThreads, 0, e, faults);
+  launch(queue, sum_kernel,
+         dim3(unsigned((width + kEight * kThreads - 1) / (kEight * kThreads)), unsigned(tokens)), kThreads, 0,
+         e, faults);
   launched("expert_mlp: sum");
 }
 
@@ -287,10 +293,10 @@ bool expert_tiles(const Queue& queue, const ExpertMlp& e, const Faults& faults, 
   const int64_t tokens = e.x.rows, width = e.x.cols, hidden = e.down.cols,
                 shared = e.shared_down ? e.shared_down.cols : 0;
   const auto fits = [](const Tensor& t) { return !t || (t.dtype == DType::bf16 && is_wide(t)); };
-  if ((tokens > kMostTokens && !any_rows) || width % 64 != 0 || hidden % 64 != 0 || shared % 64 != 0 || !fits(e.x) ||
-      !fits(e.residual) || !fits(e.gate_up) || !fits(e.down) || !fits(e.y) || !fits(e.activated) ||
-      !fits(e.outputs) || !fits(e.shared_gate_up) || !fits(e.shared_down) || !fits(e.shared_activated) ||
-      !fits(e.shared_output))
+  if ((tokens > kMostTokens && !any_rows) || width % 64 != 0 || hidden % 64 != 0 || shared % 64 != 0 ||
+      !fits(e.x) || !fits(e.residual) || !fits(e.gate_up) || !fits(e.down) || !fits(e.y) ||
+      !fits(e.activated) || !fits(e.outputs) || !fits(e.shared_gate_up) || !fits(e.shared_down) ||
+      !fits(e.shared_activated) || !fits(e.shared_output))
     return false;
   for (int64_t first = 0; first < tokens; first += kMostTokens)
     queue_tokens(queue, tokens_of(e, first, std::min<int64_t>(kMostTokens, tokens - first)), faults);

@@ -1,6 +1,6 @@
-// Dot products of a decoding step's few rows: a warp a weight row, nothing used twice, everything in flight at once.
-// A lane owns pieces of 8 numbers, 256 apart; its sum runs over them in order, then the lanes add pairwise: a
-// number's bits depend on its own row and column only.
+// Dot products of a decoding step's few rows: a warp a weight row, nothing used twice, everything in flight
+// at once. A lane owns pieces of 8 numbers, 256 apart; its sum runs over them in order, then the lanes add
+// pairwise: a number's bits depend on its own row and column only.
 #pragma once
 
 #include "backend/cuda/convert.cuh"
@@ -34,9 +34,9 @@ __device__ inline float dot(const Packed<A> (&a)[pieces], const Packed<B> (&b)[p
 }
 
 // A row normalised (ops/rmsnorm.h) and rounded; in r its factor.
-template <int pieces, class A>
-__device__ inline void normalise(Packed<A> (&x)[pieces], const Packed<float> (&gain)[pieces], int64_t k, double eps,
-                                 float& r) {
+template <int pieces, class A> __device__ inline void normalise(Packed<A> (&x)[pieces],
+                                                                const Packed<float> (&gain)[pieces],
+                                                                int64_t k, double eps, float& r) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < pieces; ++i) {

@@ -79,7 +79,8 @@ __global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
 __global__ void to_deep(const __grid_constant__ Tensor x, bool left, bf16* y) {
   start();
   const int64_t n = x.rows * x.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x) {
     const int64_t row = i / x.cols, col = i % x.cols;
     bf16 parts[2];
     split(static_cast<const float*>(x.data)[row * x.ld + col], 2, 1, 0, parts);
@@ -93,18 +94,20 @@ __global__ void to_deep(const __grid_constant__ Tensor x, bool left, bf16* y) {
 __global__ void to_parts_beside(const __grid_constant__ Tensor x, int parts, bf16* y) {
   start();
   const int64_t n = x.rows * x.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x) {
     const int64_t row = i / x.cols, col = i % x.cols;
     split(static_cast<const float*>(x.data)[row * x.ld + col], parts, x.cols, col, y + row * parts * x.cols);
   }
 }
 
 // c = or += the sum of `parts` matrices that begin `step` numbers apart, rows x_ld apart.
-__global__ void add_parts(const float* x, int64_t x_ld, int64_t step, int parts, const __grid_constant__ Tensor c,
-                          bool add) {
+__global__ void add_parts(const float* x, int64_t x_ld, int64_t step, int parts,
+                          const __grid_constant__ Tensor c, bool add) {
   start();
   const int64_t n = c.rows * c.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x) {
     const int64_t row = i / c.cols, col = i % c.cols;
     float* to = static_cast<float*>(c.data) + row * c.ld + col;
     float sum = x[row * x_ld + col];
@@ -261,8 +264,8 @@ void CudaBackend::plain(const Gemm& g) { plain_products(stream_, context_->multi
 bool CudaBackend::deep_product(const Gemm& g) {
   const int64_t m = g.c.rows, n = g.c.cols, k = g.a.cols;
   const int64_t a_bytes = (6 * m * k + 255) / 256 * 256, b_bytes = 6 * k * n;
-  if (g.a.dtype != DType::f32 || g.b.dtype != DType::f32 || g.c.dtype != DType::bf16 || g.trans_a || g.trans_b ||
-      a_bytes + b_bytes > kWorkspace - kBlasWorkspace)
+  if (g.a.dtype != DType::f32 || g.b.dtype != DType::f32 || g.c.dtype != DType::bf16 || g.trans_a ||
+      g.trans_b || a_bytes + b_bytes > kWorkspace - kBlasWorkspace)
     return false;
   uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
   const Tensor a = make_tensor(memory, DType::bf16, m, 3 * k),
@@ -280,8 +283,10 @@ bool CudaBackend::wide_product(const Gemm& g) {
   constexpr int kParts = 3;
   constexpr int64_t kFew = 256;
   const int64_t m = g.c.rows, n = g.c.cols, k = g.trans_a ? g.a.rows : g.a.cols;
-  const bool right = g.a.dtype == DType::bf16 && g.b.dtype == DType::f32 && !g.trans_a && g.trans_b && n <= kFew,
-             left = g.a.dtype == DType::f32 && g.b.dtype == DType::bf16 && g.trans_a && !g.trans_b && m <= kFew;
+  const bool right =
+                 g.a.dtype == DType::bf16 && g.b.dtype == DType::f32 && !g.trans_a && g.trans_b && n <= kFew,
+             left =
+                 g.a.dtype == DType::f32 && g.b.dtype == DType::bf16 && g.trans_a && !g.trans_b && m <= kFew;
   if (g.c.dtype != DType::f32 || !(left || right)) return false;
   const Tensor& small = left ? g.a : g.b;
   const int64_t part_bytes = (kParts * small.size() * 2 + 255) / 256 * 256;
@@ -291,8 +296,8 @@ bool CudaBackend::wide_product(const Gemm& g) {
   if (left) launch(queue_, to_parts_beside, blocks_for(small.size()), 256, 0, small, kParts, parts);
   else launch(queue_, to_parts, blocks_for(small.size()), 256, 0, small, kParts, parts);
   launched("gemm: converting an operand");
-  const Tensor wide = left ? make_tensor(parts, DType::bf16, k, kParts * m)
-                           : make_tensor(parts, DType::bf16, kParts * n, k);
+  const Tensor wide =
+      left ? make_tensor(parts, DType::bf16, k, kParts * m) : make_tensor(parts, DType::bf16, kParts * n, k);
   const Tensor sums = left ? make_tensor(memory + part_bytes, DType::f32, kParts * m, n)
                            : make_tensor(memory + part_bytes, DType::f32, m, kParts * n);
   if (!blas(blas_, calls_, stream_, workspace_,

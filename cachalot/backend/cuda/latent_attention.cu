@@ -4,9 +4,9 @@
 // what is beside it. Lengths and pages are read on the device: the launch depends on shapes only, and a graph
 // of it stays valid as sequences grow.
 //
-// Hopper has kernels of its own for V3's widths in bf16 (hopper/latent_decode.h). Elsewhere, with latents of 512
-// and rope keys of 64 in bf16, 16 heads share a block and its tokens, and both
-// products run on the tensor cores. Anything else: a block a head, FFMA.
+// Hopper has kernels of its own for V3's widths in bf16 (hopper/latent_decode.h). Elsewhere, with latents of
+// 512 and rope keys of 64 in bf16, 16 heads share a block and its tokens, and both products run on the tensor
+// cores. Anything else: a block a head, FFMA.
 #include <algorithm>
 #include <string>
 
@@ -112,8 +112,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     for (int j = warp; j < count; j += kPlainThreads / 32) {
       float score = 0;
       if (slots[j] >= 0)
-        for (int64_t c = lane; c < width; c += 32)
-          score = fmaf(q[c], cache_number(a, slots[j], c), score);
+        for (int64_t c = lane; c < width; c += 32) score = fmaf(q[c], cache_number(a, slots[j], c), score);
       for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(~0u, score, step);
       if (lane == 0) p[j] = slots[j] >= 0 ? score : -INFINITY;
     }
@@ -337,8 +336,9 @@ bool on_16_bytes(const Tensor& t) {
 }
 
 bool mma_takes(const LatentAttention& a, int device) {
-  if (a.q_latent.dtype != DType::bf16 || a.cache.dtype != DType::bf16 || a.latent != kLatent || a.rope != kRope || a.q_rope_stride % 8 != 0 ||
-      !on_16_bytes(a.q_latent) || !on_16_bytes(a.q_rope) || !on_16_bytes(a.cache))
+  if (a.q_latent.dtype != DType::bf16 || a.cache.dtype != DType::bf16 || a.latent != kLatent ||
+      a.rope != kRope || a.q_rope_stride % 8 != 0 || !on_16_bytes(a.q_latent) || !on_16_bytes(a.q_rope) ||
+      !on_16_bytes(a.cache))
     return false;
   int most = 0;
   must(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking the device");

@@ -1,8 +1,8 @@
 // Contracts: LatentPlan, LatentAppend and LatentGather of backend/ops/latent_attention.h.
 //
 // Appending replaces five kernels of a decoding step (normalising, copying and turning the key, turning the
-// queries, scattering) that would take their launches' time each: a block a token, a warp a tile of 128 numbers,
-// and beside it blocks that turn the token's queries.
+// queries, scattering) that would take their launches' time each: a block a token, a warp a tile of 128
+// numbers, and beside it blocks that turn the token's queries.
 #include <algorithm>
 #include <string>
 
@@ -34,10 +34,11 @@ __device__ void turn(const LatentAppend& a, int64_t position, int64_t pair, floa
 // x as the activations' format holds it.
 __device__ float rounded(DType act, float x) { return act == DType::bf16 ? float(bf16(x)) : x; }
 
-// Grid: tokens, 1 + blocks of queries' pairs. A thread owns four neighbours of the latent out of every 1024, a warp
-// therefore a tile; all that a block reads is on its way before anything is waited for.
+// Grid: tokens, 1 + blocks of queries' pairs. A thread owns four neighbours of the latent out of every 1024,
+// a warp therefore a tile; all that a block reads is on its way before anything is waited for.
 constexpr int kMostQuads = 4;  // latents up to 4096
-__global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ LatentAppend a, const Faults faults) {
+__global__ void __launch_bounds__(kThreads)
+    append_kernel(const __grid_constant__ LatentAppend a, const Faults faults) {
   let_next_start();
   __shared__ float sums[kWarps];
   const int64_t t = blockIdx.x, half = a.rope / 2;
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
     float even[2], odd[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int64_t i = min(first + k * kThreads, a.heads * half - 1), c = i / half * a.q_stride + a.q_offset + 2 * (i % half);
+      const int64_t i = min(first + k * kThreads, a.heads * half - 1),
+                    c = i / half * a.q_stride + a.q_offset + 2 * (i % half);
       even[k] = load_number(a.q, t, c), odd[k] = load_number(a.q, t, c + 1);
     }
     if (!faults.fine(FaultOf::rope, position, a.cos.rows)) return;
@@ -74,7 +76,8 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
   const int64_t slot = static_cast<const int32_t*>(a.slots.data)[t];
   float x[kMostQuads][4], even = 0, odd = 0, sum = 0;
   const int64_t pair = threadIdx.x;
-  if (pair < half) even = load_number(a.x, t, a.latent + 2 * pair), odd = load_number(a.x, t, a.latent + 2 * pair + 1);
+  if (pair < half)
+    even = load_number(a.x, t, a.latent + 2 * pair), odd = load_number(a.x, t, a.latent + 2 * pair + 1);
 #pragma unroll
   for (int q = 0; q < kMostQuads; ++q)
 #pragma unroll
@@ -121,13 +124,15 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
     if (c >= a.latent) continue;
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[q][i] = (x[q][i] > most ? most : x[q][i] < -most ? -most : x[q][i]) * over;
-    *reinterpret_cast<uint32_t*>(to.bytes + c) = two_codes(x[q][0], x[q][1]) | two_codes(x[q][2], x[q][3]) << 16;
+    *reinterpret_cast<uint32_t*>(to.bytes + c) = two_codes(x[q][0], x[q][1]) | two_codes(x[q][2], x[q][3])
+                                                                                   << 16;
     if (threadIdx.x % 32 == 0) to.set_scale(c / kScaleBlock, scale);
   }
 }
 
 // Block: a token.
-__global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant__ LatentGather g, const Faults faults) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const __grid_constant__ LatentGather g, const Faults faults) {
   start();
   const int64_t t = blockIdx.x, row = static_cast<const int32_t*>(g.rows.data)[t];
   const bool real = row >= 0 && faults.fine(FaultOf::latent_gather, row, g.cache.rows);
@@ -143,7 +148,8 @@ void CudaBackend::latent_plan(const LatentPlan& p) {
   select();
   if (p.rows == 0 || p.sequences == 0) return;
   if (kHopperAttention.runs_on(context_->major))
-    hopper::latent_plan({.queue = queue_, .multiprocessors = context_->multiprocessors, .faults = faults_}, p);
+    hopper::latent_plan({.queue = queue_, .multiprocessors = context_->multiprocessors, .faults = faults_},
+                        p);
 }
 
 void CudaBackend::latent_append(const LatentAppend& a) {
@@ -153,8 +159,8 @@ void CudaBackend::latent_append(const LatentAppend& a) {
   if (a.x.rows == 0) return;
   if (a.latent > 4 * kMostQuads * kThreads || a.rope > 2 * kThreads)
     throw Error("latent_append on CUDA: a latent of " + std::to_string(a.latent) + " numbers and a key of " +
-                std::to_string(a.rope) + "; the kernel takes up to " + std::to_string(4 * kMostQuads * kThreads) +
-                " and " + std::to_string(2 * kThreads))
+                std::to_string(a.rope) + "; the kernel takes up to " +
+                std::to_string(4 * kMostQuads * kThreads) + " and " + std::to_string(2 * kThreads))
         .hint("use the device cpu for this model");
   const int64_t pairs = a.q ? a.heads * (a.rope / 2) : 0;
   const dim3 grid(unsigned(a.x.rows), unsigned(1 + (pairs + kPairsABlock - 1) / kPairsABlock));

@@ -12,7 +12,9 @@ struct LatentRow {
 
   __device__ int64_t tiles() const { return (latent + kScaleBlock - 1) / kScaleBlock; }
   __device__ float scale(int64_t tile) const { return reinterpret_cast<const float*>(bytes + latent)[tile]; }
-  __device__ void set_scale(int64_t tile, float x) const { reinterpret_cast<float*>(bytes + latent)[tile] = x; }
+  __device__ void set_scale(int64_t tile, float x) const {
+    reinterpret_cast<float*>(bytes + latent)[tile] = x;
+  }
   __device__ bf16* keys() const { return reinterpret_cast<bf16*>(bytes + latent + 4 * tiles()); }
   __device__ void set_key(int64_t i, bf16 x) const { keys()[i] = x; }
   // Number c of C + P.

@@ -1,5 +1,6 @@
-// Contract: backend/ops/norm_gemm.h. Few rows: every warp normalises the rows for itself (they come from the cache, the
-// arithmetic is nothing) and multiplies its row of weights, which was on its way while the kernel before still ran. Blocks along y take four rows each.
+// Contract: backend/ops/norm_gemm.h. Few rows: every warp normalises the rows for itself (they come from the
+// cache, the arithmetic is nothing) and multiplies its row of weights, which was on its way while the kernel
+// before still ran. Blocks along y take four rows each.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/few_rows.cuh"
 #include "backend/cuda/launch.cuh"
@@ -57,7 +58,8 @@ template <class A, class B, int pieces> __global__ void __launch_bounds__(32 * k
 
 template <class A, class B> bool launch_for(const Queue& queue, const NormGemm& g) {
   const int64_t all = g.w.rows + (g.w2 ? g.w2.rows : 0);
-  const dim3 blocks(unsigned((all + kWarps - 1) / kWarps), unsigned((g.x.rows + kRowsABlock - 1) / kRowsABlock));
+  const dim3 blocks(unsigned((all + kWarps - 1) / kWarps),
+                    unsigned((g.x.rows + kRowsABlock - 1) / kRowsABlock));
   if (g.x.cols <= 2 * kPieceStep) launch(queue, norm_columns<A, B, 2>, blocks, 32 * kWarps, 0, g);
   else if (g.x.cols <= 4 * kPieceStep) launch(queue, norm_columns<A, B, 4>, blocks, 32 * kWarps, 0, g);
   else if (g.x.cols <= 8 * kPieceStep) launch(queue, norm_columns<A, B, 8>, blocks, 32 * kWarps, 0, g);
@@ -70,8 +72,8 @@ bool few_rows(const Queue& queue, const NormGemm& g, bool any_rows) {
   const DType w = g.w.dtype;
   // A router has so few columns that more rows are worth it too.
   const int64_t most = g.w.rows <= kRouterColumns && !g.w2 ? 256 : kMostRows;
-  if ((g.x.rows > most && !any_rows) || g.x.rows > 65535 || (w != DType::bf16 && w != DType::f32) || (g.w2 && g.w2.dtype != w) ||
-      !are_wide({&g.x, &g.y, &g.gain, &g.w, &g.w2}))
+  if ((g.x.rows > most && !any_rows) || g.x.rows > 65535 || (w != DType::bf16 && w != DType::f32) ||
+      (g.w2 && g.w2.dtype != w) || !are_wide({&g.x, &g.y, &g.gain, &g.w, &g.w2}))
     return false;
   if (g.x.dtype == DType::bf16)
     return w == DType::bf16 ? launch_for<bf16, bf16>(queue, g) : launch_for<bf16, float>(queue, g);

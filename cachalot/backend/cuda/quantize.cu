@@ -13,16 +13,13 @@ namespace cachalot::cuda {
 
 namespace {
 
-#ifndef QRB
-#define QRB 1
-#endif
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kRows = 4;  // of one tile of columns, under way at once
 
 int64_t tiles_of(int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; }
 
 // A warp takes kRows rows of two neighbouring tiles; block (pairs of tiles, kWarps times as many rows).
-template <class T, bool wide> __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? QRB : 2)
+template <class T, bool wide> __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
     row_tiles_kernel(Matrix<const T> x, const __grid_constant__ Tensor y, const int32_t* offsets,
                      int64_t experts, bool power_of_two) {
   __shared__ WarpDividers<T, kRows> dividers[kWarps];
@@ -135,7 +132,7 @@ template <class T> using Divided = std::conditional_t<std::is_same_v<T, bf16>, b
 // multiprocessor hides more.
 constexpr int kSide = int(kScaleBlock), kBlocksAhead = 2;  // on a multiprocessor
 template <class T, bool with_y, bool ahead>
-__global__ void __launch_bounds__(kThreads, ahead ? kBlocksAhead : with_y ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, ahead ? kBlocksAhead : 3)
     turn_kernel(const __grid_constant__ SquareArgs a, unsigned across, unsigned squares) {
   using D = Divided<T>;
   static_assert(kThreads == kTileLanes * kSide / kEight);

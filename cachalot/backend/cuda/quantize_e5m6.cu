@@ -1,6 +1,6 @@
-// Contract: PackE5m6 and UnpackE5m6 in backend/ops/quantize.h. A warp takes two neighbouring tiles of kRows rows;
-// the words of a row, three for a lane's eight numbers, turn in shared memory, so that memory is read and
-// written in 16 bytes.
+// Contract: PackE5m6 and UnpackE5m6 in backend/ops/quantize.h. A warp takes two neighbouring tiles of kRows
+// rows; the words of a row, three for a lane's eight numbers, turn in shared memory, so that memory is read
+// and written in 16 bytes.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/quantize.cuh"
@@ -11,10 +11,7 @@ namespace cachalot::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-#ifndef QRE
-#define QRE 4
-#endif
-constexpr int kRows = QRE;        // under way at once
+constexpr int kRows = 4;        // under way at once
 constexpr int kWords = 3 * 32;  // of two tiles
 constexpr float kLargestE5m6 = 65024.0f;
 
@@ -41,9 +38,10 @@ template <bool write> __device__ void move_words(uint32_t (&words)[kRows][kWords
   const int lane = int(threadIdx.x) % 32;
   const int64_t at = p.begin / kEight * 3;
   if (quads && at + kWords <= packed.cols) {
-    uint4 moved[(kRows * kWords / 4 + 31) / 32];
+    static_assert(kRows * kWords / 4 % 32 == 0);
+    uint4 moved[kRows * kWords / 4 / 32];
 #pragma unroll
-    for (int i = 0; i < (kRows * kWords / 4 + 31) / 32; ++i) {
+    for (int i = 0; i < kRows * kWords / 4 / 32; ++i) {
       const int quad = i * 32 + lane, k = quad / (kWords / 4), word = quad % (kWords / 4) * 4;
       if (k >= p.count) continue;
       auto* far = reinterpret_cast<uint4*>(packed.data + (p.first + k) * packed.ld + at + word);
@@ -53,7 +51,7 @@ template <bool write> __device__ void move_words(uint32_t (&words)[kRows][kWords
     }
     if constexpr (!write) {
 #pragma unroll
-      for (int i = 0; i < (kRows * kWords / 4 + 31) / 32; ++i) {
+      for (int i = 0; i < kRows * kWords / 4 / 32; ++i) {
         const int quad = i * 32 + lane, k = quad / (kWords / 4), word = quad % (kWords / 4) * 4;
         if (k < p.count) *reinterpret_cast<uint4*>(&words[k][word]) = moved[i];
       }
@@ -101,8 +99,8 @@ __device__ uint32_t largest_of(const Packed<bf16>& numbers) {
   for (int i = 0; i < 4; ++i) largest = __vmaxu2(largest, numbers.w[i] & 0x7FFF7FFFu);
   return max(largest & 0xFFFFu, largest >> 16);
 }
-// With a finite scale 2^(steps - 127), if all of them become normal numbers of E5M6: one bit of the mantissa is
-// rounded away, ties to even, and the exponent counts from another place. 64 is the least normal number.
+// With a finite scale 2^(steps - 127), if all of them become normal numbers of E5M6: one bit of the mantissa
+// is rounded away, ties to even, and the exponent counts from another place. 64 is the least normal number.
 __device__ bool normal_pairs(const Packed<bf16>& numbers, uint32_t steps, FourPairs& out) {
   const uint32_t least = (steps - 14) << 6, two = least << 16 | least;
   uint32_t above[4], all = 0;

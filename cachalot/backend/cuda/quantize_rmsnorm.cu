@@ -1,6 +1,6 @@
-// Contract: RmsNormForward in backend/ops/rmsnorm.h, where FP8 codes of y come out; the bits of y and r are those
-// of rmsnorm.cu. A block takes row after row: the gain stays in shared memory, the next row is on its way while one
-// is worked on, and of one only x and what comes out move.
+// Contract: RmsNormForward in backend/ops/rmsnorm.h, where FP8 codes of y come out; the bits of y and r are
+// those of rmsnorm.cu. A block takes row after row: the gain stays in shared memory, and the next row is on its
+// way while one is worked on.
 #include "backend/cuda/quantize_rmsnorm.h"
 
 #include "backend/cuda/cuda_backend.h"
@@ -9,12 +9,6 @@
 namespace cachalot::cuda {
 
 namespace {
-#ifndef QRN
-#define QRN 3
-#endif
-#ifndef QRA
-#define QRA 1
-#endif
 
 constexpr int kParts = 4;           // eights of a row in the registers of a thread
 constexpr int kFewThreads = 256;    // a row of up to 8192 numbers
@@ -33,7 +27,7 @@ __device__ void load_row(Packed<T> (&row)[kParts], const Matrix<const T>& x, int
 }
 
 template <class T, bool wide, int threads>
-__global__ void __launch_bounds__(threads, threads == kFewThreads && sizeof(T) == 2 ? QRN : 1)
+__global__ void __launch_bounds__(threads, threads == kFewThreads && sizeof(T) == 2 ? 3 : 1)
     forward_kernel(Matrix<const T> x, const float* gain, float eps, Matrix<T> y, float* scales,
                    const __grid_constant__ Tensor quantized, bool power_of_two) {
   __shared__ float scratch[2][threads / 32];
@@ -41,7 +35,7 @@ __global__ void __launch_bounds__(threads, threads == kFewThreads && sizeof(T) =
   start();
   const int64_t d = x.cols, step = int64_t(gridDim.x) * blockDim.y;
   Packed<T> next[kParts];
-  if (QRA) load_row<T, wide>(next, x, int64_t(blockIdx.x) * blockDim.y + threadIdx.y);
+  load_row<T, wide>(next, x, int64_t(blockIdx.x) * blockDim.y + threadIdx.y);
   // The gain of this thread's numbers, read by it alone: no barrier. Of longer rows it would not fit.
   constexpr bool kGainKept = threads == kFewThreads;
   extern __shared__ float4 gains[];  // [2 kParts][threads]
@@ -65,8 +59,7 @@ __global__ void __launch_bounds__(threads, threads == kFewThreads && sizeof(T) =
     Packed<T> row[kParts];
 #pragma unroll
     for (int i = 0; i < kParts; ++i) row[i] = next[i];
-    if (!QRA) load_row<T, wide>(row, x, t);
-    if (QRA) load_row<T, wide>(next, x, t + step);
+    load_row<T, wide>(next, x, t + step);
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -118,7 +111,7 @@ void quantized_rmsnorm(const Queue& queue, int multiprocessors, const RmsNormFor
   const dim3 block(across, std::max(1u, 128 / across));
   const unsigned threads = block.x * block.y, blocks = unsigned((n.x.rows + block.y - 1) / block.y);
   // As many as run at once: a block goes on to other rows.
-  const unsigned at_once = unsigned(multiprocessors) * std::max(1u, QRN * kFewThreads / threads);
+  const unsigned at_once = unsigned(multiprocessors) * std::max(1u, 3 * kFewThreads / threads);
   with_act(n.x.dtype, [&](auto act) {
     using T = decltype(act);
     with_width(are_wide({&n.x, &n.y, &n.gain}), [&](auto wide) {

@@ -1,4 +1,4 @@
-// RmsNormForward with FP8 codes of y (backend/ops/rmsnorm.h); rows of up to 32768. The caller checks `launched`.
+// RmsNormForward with FP8 codes of y (backend/ops/rmsnorm.h); rows of up to 32768, which the caller checks.
 #pragma once
 
 #include "backend/cuda/launch.cuh"

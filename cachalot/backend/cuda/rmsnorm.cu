@@ -1,7 +1,7 @@
 // Contract: backend/ops/rmsnorm.h. A row stays in the registers of its threads: forward moves x and y once,
-// backward dy, x, residual and dx once, and copies the rows that come next into shared memory meanwhile. The
-// gain's gradient sums the rows of a chunk in registers, then the chunks in order, in double; chunks are cut by
-// the number of rows.
+// backward dy, x, residual and dx once, two rows on their way beside the one that is worked on. The gain's
+// gradient sums the rows of a chunk in registers, then the chunks in order, in double; chunks are cut by the
+// number of rows.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
@@ -76,10 +76,9 @@ template <class T> struct BackwardArgs {
 };
 
 constexpr int kMostBackward = 896;  // threads of an eight each, 7168 numbers, or of two
-constexpr size_t kMostRing = 200 << 10, kMostRingAmpere = 160 << 10;  // bytes of shared memory
 
-// The sum over the threads of a row; `scratch` as in row_sum. Two steps of shuffles: many warps. Rows wait for
-// their own threads only (a row of one warp for none), so that one computes while another waits.
+// The sum over the threads of a row; `scratch` as in row_sum. Two steps of shuffles: many warps. Rows wait
+// for their own threads only (a row of one warp for none), so that one computes while another waits.
 __device__ inline float wide_row_sum(float x, float* scratch) {
   x = warp_sum(x);
   const int warps = int(blockDim.x) / 32, lane = int(threadIdx.x) % 32;
@@ -90,82 +89,58 @@ __device__ inline float wide_row_sum(float x, float* scratch) {
   return warp_sum(lane < warps ? mine[lane] : 0.0f);
 }
 
-// A thread's part of the rows of a block's chunk, copied by itself, for itself, into shared memory: the next row is
-// on its way while one is worked on, and nobody waits for anybody else. `ahead` false: read where it lies.
-template <class T, bool wide, int each, bool with_residual, bool ahead> struct Rows {
-  enum Which { kX, kDy, kResidual };
-  const T* next[3];  // of the row that is asked for next
-  int64_t step[3];
-  Packed<T>* ring;  // [2, tensors, each, threads]
-  int threads;
-
-  __device__ Packed<T>* place(int stage, int which, int i) const {
-    return ring + ((stage * (with_residual ? 3 : 2) + which) * each + i) * threads;
-  }
-  __device__ void ask(int stage, bool real, const bool (&inside)[each]) {
+// x and dy of a row in the registers of its threads, `each` eights apiece; zeros where there is none.
+template <class T, bool wide, int each> struct RowPair {
+  Packed<T> x[each], dy[each];
+  float r;
+  __device__ void load_row(const BackwardArgs<T>& a, int64_t t, int64_t end) {
+    r = t < end ? a.scales[t] : 0.0f;
 #pragma unroll
-    for (int k = 0; k < (with_residual ? 3 : 2); ++k) {
-#pragma unroll
-      for (int i = 0; i < each; ++i)
-        if (ahead && real && inside[i]) copy_ahead(place(stage, k, i), next[k] + i * kEight * blockDim.x);
-      next[k] += step[k];
+    for (int i = 0; i < each; ++i) {
+      x[i] = {}, dy[i] = {};
+      if (t < end && begin_of(i) < a.x.cols) {
+        x[i] = load<wide>(a.x.data + t * a.x.ld, begin_of(i), a.x.cols);
+        dy[i] = load<wide>(a.dy.data + t * a.dy.ld, begin_of(i), a.x.cols);
+      }
     }
-    if constexpr (ahead) asm volatile("cp.async.commit_group;" ::: "memory");
-  }
-  __device__ void wait_for_older() const {
-    if constexpr (ahead) asm volatile("cp.async.wait_group 1;" ::: "memory");
-  }
-  // Of the row that was asked for before the last one.
-  __device__ Packed<T> get(int stage, int which, int i, int64_t left) const {
-    if constexpr (ahead) return *place(stage, which, i);
-    else return load<wide>(next[which] - 2 * step[which] + i * kEight * blockDim.x, 0, left);
-  }
-  __device__ static void copy_ahead(Packed<T>* to, const T* from) {
-#pragma unroll
-    for (int k = 0; k < int(sizeof(Packed<T>)); k += 16)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                       uint32_t(__cvta_generic_to_shared(reinterpret_cast<char*>(to) + k))),
-                   "l"(reinterpret_cast<const char*>(from) + k)
-                   : "memory");
   }
 };
 
 // A block takes a chunk of rows, blockDim.y at a time; sums of its blockDim.y rows are joined at the end.
-template <class T, bool wide, int each, bool with_residual, bool ahead>
-__global__ void __launch_bounds__(kMostBackward) backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
+template <class T, bool wide, int each, bool with_residual> __global__ void __launch_bounds__(kMostBackward)
+    backward_kernel(const __grid_constant__ BackwardArgs<T> a) {
   __shared__ float scratch[2][kMostBackward / 32];
-  extern __shared__ __align__(16) uint8_t memory[];  // the ring; then what is joined
+  extern __shared__ float joined[];  // [blockDim.y, blockDim.x * each * kEight] when blockDim.y > 1
   start();
-  const int64_t d = a.x.cols, step = blockDim.y, at = begin_of(0);
+  const int64_t d = a.x.cols, step = blockDim.y;
   const int64_t begin = blockIdx.x * a.rows_a_chunk, end = min(begin + a.rows_a_chunk, a.x.rows);
-  int64_t t = begin + threadIdx.y;
-  Rows<T, wide, each, with_residual, ahead> rows{
-      {a.x.data + t * a.x.ld + at, a.dy.data + t * a.dy.ld + at, a.residual.data + t * a.residual.ld + at},
-      {step * a.x.ld, step * a.dy.ld, step * a.residual.ld},
-      reinterpret_cast<Packed<T>*>(memory) + threadIdx.y * blockDim.x + threadIdx.x,
-      int(blockDim.x * blockDim.y)};
-  bool inside[each];  // of the row's columns
+  // Rows under way beside the one that is worked on: as the registers allow.
+  constexpr int kAhead = sizeof(T) == 2 && each == 1 ? 2 : sizeof(T) == 2 ? 1 : 0;
+  RowPair<T, wide, each> rows[kAhead + 1];
 #pragma unroll
-  for (int i = 0; i < each; ++i) inside[i] = begin_of(i) < d;
-  rows.ask(0, t < end, inside);
-  T* out = a.dx.data + t * a.dx.ld + at;
-  const auto scale_of = [&](int64_t row) { return row < end ? a.scales[row] : 0.0f; };
-  float next_scale = scale_of(t);
+  for (int k = 0; k < kAhead; ++k) rows[k].load_row(a, begin + threadIdx.y + k * step, end);
   Eight sums[each] = {}, gain[each] = {};
 #pragma unroll
   for (int i = 0; i < each; ++i)
-    if (inside[i]) gain[i] = load_eight<wide>(a.gain, begin_of(i), d);
-  for (int turn = 0; t < end; t += step, turn = 1 - turn) {
-    rows.ask(1 - turn, t + step < end, inside);
-    const float r = next_scale;
-    next_scale = scale_of(t + step);
-    rows.wait_for_older();
+    if (begin_of(i) < d) gain[i] = load_eight<wide>(a.gain, begin_of(i), d);
+  int turn = 0;
+  for (int64_t first = begin; first < end; first += step, turn = 1 - turn) {
+    const int64_t t = first + threadIdx.y;
+    const bool real = t < end;
+    rows[kAhead].load_row(a, t + kAhead * step, end);
+    Packed<T> residual[each];
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      residual[i] = {};
+      if (with_residual && real && begin_of(i) < d)
+        residual[i] = load<wide>(a.residual.data + t * a.residual.ld, begin_of(i), d);
+    }
+    const RowPair<T, wide, each>& row = rows[0];
+    const float r = row.r;
     float dot = 0;  // of g dy and n
 #pragma unroll
     for (int i = 0; i < each; ++i) {
-      if (!inside[i]) continue;
-      const Eight x = unpack(rows.get(turn, rows.kX, i, d - begin_of(i))),
-                  dy = unpack(rows.get(turn, rows.kDy, i, d - begin_of(i)));
+      const Eight x = unpack(row.x[i]), dy = unpack(row.dy[i]);
 #pragma unroll
       for (int j = 0; j < kEight; ++j) {
         const float product = dy.v[j] * x.v[j];
@@ -177,27 +152,21 @@ __global__ void __launch_bounds__(kMostBackward) backward_kernel(const __grid_co
     const float mean = wide_row_sum(r * dot, scratch[turn]) / float(d), along = r * r * mean;
 #pragma unroll
     for (int i = 0; i < each; ++i) {
-      if (!inside[i]) continue;
-      const Eight x = unpack(rows.get(turn, rows.kX, i, d - begin_of(i))),
-                  dy = unpack(rows.get(turn, rows.kDy, i, d - begin_of(i)));
-      Eight y;
+      const int64_t at = begin_of(i);
+      if (!real || at >= d) break;
+      const Eight x = unpack(row.x[i]), dy = unpack(row.dy[i]), more = unpack(residual[i]);
+      Eight out;
 #pragma unroll
-      for (int j = 0; j < kEight; ++j) y.v[j] = fmaf(r, gain[i].v[j] * dy.v[j], -along * x.v[j]);
-      if constexpr (with_residual) {
-        const Eight more = unpack(rows.get(turn, rows.kResidual, i, d - begin_of(i)));
-#pragma unroll
-        for (int j = 0; j < kEight; ++j) y.v[j] += more.v[j];
-      }
-      store_eight<wide>(out + (begin_of(i) - at), 0, d - begin_of(i), y);
+      for (int j = 0; j < kEight; ++j)
+        out.v[j] = fmaf(r, gain[i].v[j] * dy.v[j], -along * x.v[j]) + (with_residual ? more.v[j] : -0.0f);
+      store_eight<wide>(a.dx.data + t * a.dx.ld, at, d, out);
     }
-    out += step * a.dx.ld;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) rows[k] = rows[k + 1];
   }
   float* to = a.sums + blockIdx.x * d;
   if (blockDim.y > 1) {
-    auto* joined = reinterpret_cast<float*>(memory);  // [blockDim.y, blockDim.x * each * kEight]
     const int64_t width = int64_t(blockDim.x) * each * kEight;
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-    __syncthreads();  // the ring has been left by all
 #pragma unroll
     for (int i = 0; i < each; ++i)
 #pragma unroll
@@ -259,7 +228,7 @@ void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
   check(n);
   require_no_f64("rmsnorm_backward", {&n.x, &n.dx});
   const int64_t rows = n.x.rows, d = n.x.cols;
-  const int each = eights(d) <= kMostBackward / 2 ? 1 : 2;  // two rows at once, or more, of up to 7168
+  const int each = eights(d) <= kMostBackward ? 1 : 2;
   const dim3 block = row_block(d, each, kMostBackward);
   CHECK(block.x <= kMostBackward, "rmsnorm_backward: rows of up to 14336 on cuda, got " + n.x.describe());
   select();
@@ -281,26 +250,17 @@ void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
                                  .scales = n.r.vector<const float>().data,
                                  .sums = sums,
                                  .rows_a_chunk = rows_a_chunk};
-      const bool wide = are_wide({&n.x, &n.dy, &n.residual, &n.dx, &n.gain});
-      const auto run = [&](auto of_thread, auto residual) {
-        constexpr int kEach = of_thread.value;
-        constexpr bool kResidual = residual.value;
-        const size_t ring = sizeof(Packed<T>) * block.x * block.y * kEach * 2 * (kResidual ? 3 : 2);
-        const size_t most = context_->major >= 9 ? kMostRing : kMostRingAmpere;
-        const auto queue = [&](const auto kernel, size_t shared) {
-          must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-               "rmsnorm_backward");
-          launch(queue_, kernel, unsigned(chunks), block, shared, args);
-        };
-        if (wide && ring <= most) {
-          queue(backward_kernel<T, true, kEach, kResidual, true>, std::max(ring, joined));
-        } else {
-          with_width(wide, [&](auto w) { queue(backward_kernel<T, w.value, kEach, kResidual, false>, joined); });
-        }
+      const auto run = [&](auto of_thread, auto residual, auto w) {
+        const auto kernel = backward_kernel<T, w.value, of_thread.value, residual.value>;
+        must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(joined)),
+             "rmsnorm_backward");
+        launch(queue_, kernel, unsigned(chunks), block, joined, args);
       };
-      with_width(bool(n.residual), [&](auto residual) {
-        if (each == 1) run(std::integral_constant<int, 1>{}, residual);
-        else run(std::integral_constant<int, 2>{}, residual);
+      with_width(are_wide({&n.x, &n.dy, &n.residual, &n.dx, &n.gain}), [&](auto w) {
+        with_width(bool(n.residual), [&](auto residual) {
+          if (each == 1) run(std::integral_constant<int, 1>{}, residual, w);
+          else run(std::integral_constant<int, 2>{}, residual, w);
+        });
       });
     });
   launch(queue_, join_chunks, unsigned((d + 31) / 32), dim3(32, 16), 0, sums, chunks, d,

@@ -1,4 +1,5 @@
-// Contract: backend/ops/rope.h. In place, one rounding; a thread turns four pairs (wide) or one of several heads.
+// Contract: backend/ops/rope.h. In place, one rounding; a thread turns four pairs (wide) or one of several
+// heads.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"

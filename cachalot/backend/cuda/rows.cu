@@ -32,12 +32,14 @@ __global__ void scatter_kernel(Matrix<const From> x, const int32_t* rows, Matrix
 }
 
 // Adding: a destination row belongs to the blocks of its first t's. Every block looks at all of rows[], up to
-// kMostAtOnce at a time, for the t's that share its row: 16 to 32 KiB that stay in the first-level cache, so that
-// nothing has to be sorted before.
+// kMostAtOnce at a time, for the t's that share its row: 16 to 32 KiB that stay in the first-level cache, so
+// that nothing has to be sorted before.
 constexpr int64_t kMostAtOnce = 8192;
 constexpr int kAddThreads = 256, kAddWarps = kAddThreads / 32;
-constexpr int kAddParts = 4;  // slabs of columns of a block
-constexpr int kFour = 4, kFours = 2;  // numbers of a thread at a time, neighbours beside neighbours; in a slab
+constexpr int kFour = 4;             // numbers of a thread, neighbours beside neighbours: whole sectors
+constexpr int kFours = 2;            // of a thread in a slab of columns
+constexpr int kAddParts = 2;         // slabs of a block
+constexpr int kFew = 3, kMany = 16;  // times that a row comes
 constexpr int64_t kAddSlab = int64_t(kFour) * kFours * kAddThreads;
 
 struct alignas(8) FourOf16 {
@@ -68,7 +70,8 @@ __device__ inline typename PackedFour<T>::Type load_four(const T* row, int64_t a
   }
   return p;
 }
-template <bool wide> __device__ inline void store_four(float* row, int64_t at, int64_t cols, const float4& p) {
+template <bool wide>
+__device__ inline void store_four(float* row, int64_t at, int64_t cols, const float4& p) {
   if constexpr (wide) {
     *reinterpret_cast<float4*>(row + at) = p;
   } else {
@@ -86,52 +89,39 @@ __device__ inline int32_t kept_index(const int32_t* p) {
   return index;
 }
 
-// Adds the listed rows to `span` columns of y from `begin` on, `at_once` of them on their way, and more called
-// into the cache.
-template <int fours, int at_once, bool wide, class T>
-__device__ inline void add_many(Matrix<const T> x, const uint16_t* list, int count, float* out, int64_t begin,
-                                int64_t span, bool fresh) {
-  constexpr int kCalled = 32;
-  const int64_t end = min(begin + span, x.cols);
-  const auto column = [&](int i) { return begin + kFour * (int64_t(i) * kAddThreads + threadIdx.x); };
+// Adds the listed rows to `span` columns of y from `begin` on, no more than a four a thread: some rows on
+// their way at once, and more called into the cache.
+template <bool wide, class T> __device__ inline void add_many(Matrix<const T> x, const uint16_t* list,
+                                                              int count, float* out, int64_t begin,
+                                                              int64_t span, bool fresh) {
+  constexpr int kAtOnce = sizeof(T) == 2 ? 12 : 6, kCalled = 32;
+  const int64_t column = begin + kFour * int64_t(threadIdx.x);
+  if (column >= min(begin + span, x.cols)) return;
   const auto call = [&](int k) {  // its bytes with their neighbours'
-    if (k >= count || threadIdx.x % 16 > 0) return;
-#pragma unroll
-    for (int i = 0; i < fours; ++i)
-      if (column(i) < end) call_in(x.data + int64_t(list[k]) * x.ld + column(i));
+    if (k < count && threadIdx.x % 16 == 0) call_in(x.data + int64_t(list[k]) * x.ld + column);
   };
-  for (int k = at_once; k < kCalled; ++k) call(k);
-  float4 sums[fours];
+  for (int k = kAtOnce; k < kCalled; ++k) call(k);
+  float4 sum = {};
+  if (!fresh) sum = load_four<wide>(out, column, x.cols);
+  for (int first = 0; first < count; first += kAtOnce) {
+    typename PackedFour<T>::Type batch[kAtOnce];
 #pragma unroll
-  for (int i = 0; i < fours; ++i) {
-    sums[i] = {};
-    if (column(i) < end && !fresh) sums[i] = load_four<wide>(out, column(i), x.cols);
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k < count)
+        batch[k] = load_four<wide>(x.data + int64_t(list[first + k]) * x.ld, column, x.cols);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) call(first + kCalled + k);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k < count) add_four(sum, batch[k]);
   }
-  for (int first = 0; first < count; first += at_once) {
-    typename PackedFour<T>::Type batch[at_once][fours];
-#pragma unroll
-    for (int k = 0; k < at_once; ++k)
-#pragma unroll
-      for (int i = 0; i < fours; ++i)
-        if (first + k < count && column(i) < end)
-          batch[k][i] = load_four<wide>(x.data + int64_t(list[first + k]) * x.ld, column(i), x.cols);
-#pragma unroll
-    for (int k = 0; k < at_once; ++k) call(first + kCalled + k);
-#pragma unroll
-    for (int k = 0; k < at_once; ++k)
-#pragma unroll
-      for (int i = 0; i < fours; ++i)
-        if (first + k < count && column(i) < end) add_four(sums[i], batch[k][i]);
-  }
-#pragma unroll
-  for (int i = 0; i < fours; ++i)
-    if (column(i) < end) store_four<wide>(out, column(i), x.cols, sums[i]);
+  store_four<wide>(out, column, x.cols, sum);
 }
 
-// Block (t, kAddParts slabs of columns). A row that comes one to three times, as most do, is its first t's. Of a
-// row that comes more often each of the first four t's takes a slab, of one that comes very often each of the
-// first sixteen a quarter of one. `fresh`: y holds zeros.
-template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wide && sizeof(T) == 2 ? 4 : 2)
+// Block (t, kAddParts slabs of columns). A row that comes one to three times, as most do, is its first t's.
+// Of a row that comes more often each of the first four t's takes a quarter of these columns, of one that
+// comes very often each of the first sixteen its part. `fresh`: y holds zeros.
+template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wide && sizeof(T) == 2 ? 5 : 3)
     scatter_add_kernel(Matrix<const T> x, const int32_t* rows, Matrix<float> y, bool fresh, Faults faults) {
   using Packed4 = typename PackedFour<T>::Type;
   __shared__ uint32_t hits[kMostAtOnce / 32];
@@ -147,7 +137,7 @@ template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wid
   for (int i = int(threadIdx.x); i - lane < all; i += kAddThreads) {
     const unsigned its = __ballot_sync(kAll, i < all && kept_index(rows + i) == row);
     if (lane == 0) hits[i / 32] = its;
-    if (its == 0) continue;  // most
+    if (its == 0) continue;               // most
     const int ahead = mine - (i - lane);  // of these 32
     before += __popc(ahead <= 0 ? 0 : ahead < 32 ? its & ((1u << ahead) - 1) : its);
     count += __popc(its);
@@ -158,8 +148,7 @@ template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wid
   before = count = 0;
 #pragma unroll
   for (int w = 0; w < kAddWarps; ++w) before += found[w].x, count += found[w].y;
-  constexpr int kVeryOften = 4 * kAddParts;
-  const int owners = count < kAddParts ? 1 : count < kVeryOften ? kAddParts : kVeryOften;
+  const int owners = count <= kFew ? 1 : count < kMany ? kFew + 1 : kMany;
   if (before >= owners) return;
   if (count > 1) {  // the list of them, in order
     if (warp == 0) {
@@ -183,7 +172,9 @@ template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wid
   float* out = y.data + row * y.ld;
   if (owners == 1) {
     constexpr int kOfRow = kAddParts * kFours;
-    const auto column = [&](int i) { return group * kAddSlab + kFour * (int64_t(i) * kAddThreads + threadIdx.x); };
+    const auto column = [&](int i) {
+      return group * kAddSlab + kFour * (int64_t(i) * kAddThreads + threadIdx.x);
+    };
     float4 sums[kOfRow];
     Packed4 batch[kOfRow];
 #pragma unroll
@@ -207,10 +198,8 @@ template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wid
       if (column(i) < d) store_four<wide>(out, column(i), d, sums[i]);
     return;
   }
-  constexpr int kAtOnce = sizeof(T) == 2 ? 8 : 4;
-  const int64_t span = kAddParts * kAddSlab / owners, begin = group * kAddSlab + before * span;
-  if (owners == kAddParts) add_many<kFours, kAtOnce, wide>(x, list, count, out, begin, span, fresh);
-  else add_many<1, 2 * kAtOnce, wide>(x, list, count, out, begin, span, fresh);
+  const int64_t span = kAddParts * kAddSlab / owners;
+  add_many<wide>(x, list, count, out, group * kAddSlab + before * span, span, fresh);
 }
 
 }  // namespace

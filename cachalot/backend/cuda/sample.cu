@@ -1,5 +1,5 @@
-// Contract: backend/ops/sample.h. The largest logit is found by many blocks a row; a draw at a temperature takes one
-// block a row (sample.cuh), on Hopper a cluster (hopper/sample_rows.h).
+// Contract: backend/ops/sample.h. The largest logit is found by many blocks a row; a draw at a temperature
+// takes one block a row (sample.cuh), on Hopper a cluster (hopper/sample_rows.h).
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/hopper/sample_rows.h"
@@ -19,12 +19,14 @@ using namespace drawing;
 constexpr int kGreedyThreads = 256, kGreedyFours = 8;  // a thread
 constexpr int64_t kGreedyPart = 4 * kGreedyThreads * kGreedyFours;
 
-__global__ void __launch_bounds__(kGreedyThreads, 5) greedy_kernel(SampleArgs a, Rank* found, uint32_t* arrived) {
+__global__ void __launch_bounds__(kGreedyThreads, 5)
+    greedy_kernel(SampleArgs a, Rank* found, uint32_t* arrived) {
   __shared__ float largest[kGreedyThreads / 32];
   __shared__ Rank ranks[kGreedyThreads / 32];
   __shared__ bool last;
   start();
-  const int64_t t = blockIdx.y, n = a.logits.cols, first = blockIdx.x * kGreedyPart + 4 * int64_t(threadIdx.x);
+  const int64_t t = blockIdx.y, n = a.logits.cols,
+                first = blockIdx.x * kGreedyPart + 4 * int64_t(threadIdx.x);
   const float* x = a.logits.data + t * a.logits.ld;
   const bool wide = reinterpret_cast<uintptr_t>(x) % 16 == 0 && n % 4 == 0;
   float4 fours[kGreedyFours];

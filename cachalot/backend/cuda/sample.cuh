@@ -1,12 +1,12 @@
 // Drawing a token from a row of logits (ops/sample.h) without sorting it: what the kernel of one block a row
 // (sample.cu) and that of a cluster a row (hopper/sample_rows.cu) share.
 //
-// Tokens stand in one order: larger logit first, then lower id. What is asked is always the same: which token is
-// the first one at which the running count (top_k) or the running sum of p (top_p, the draw) reaches a target?
-// The answer is bracketed, a sixteenth of the bracket after the other, until few tokens are left; those are
-// sorted and walked. When all that is kept is few, top_p and the draw walk it as the contract says it, one
-// addition after the other; else the sums of what lies above the bracket are taken in another, fixed order of
-// additions.
+// Tokens stand in one order: larger logit first, then lower id. What is asked is always the same: which token
+// is the first one at which the running count (top_k) or the running sum of p (top_p, the draw) reaches a
+// target? The answer is bracketed, a sixteenth of the bracket after the other, until few tokens are left;
+// those are sorted and walked. When all that is kept is few, top_p and the draw walk it as the contract says
+// it, one addition after the other; else the sums of what lies above the bracket are taken in another, fixed
+// order of additions.
 #pragma once
 
 #include <cmath>
@@ -93,7 +93,8 @@ struct Odds {
   }
 };
 
-// Tokens whose key is in [low, high); or, `equal`, those of one key, by their place: n - id is in [low, high).
+// Tokens whose key is in [low, high); or, `equal`, those of one key, by their place: n - id is in [low,
+// high).
 struct Bracket {
   uint32_t low, high;
   bool equal = false;
@@ -173,11 +174,13 @@ template <class Reached> __device__ int walk(const double* p, int n, double& sum
   return n - 1;
 }
 
-// How many tokens of `b` and of a rank of at least `from` each region holds, and the sum of their p: warp r gets
-// those of region r. Cut at equal steps of the logits (`by_value`, where they are finite) or of the values.
-template <class Tokens, class Count>
-__device__ void fill_regions(const Tokens& tokens, const Odds& odds, const Bracket& b, Rank from, bool by_value,
-                             bool with_sums, Regions<Count>& regions, Table& table, double& sum, int& count) {
+// How many tokens of `b` and of a rank of at least `from` each region holds, and the sum of their p: warp r
+// gets those of region r. Cut at equal steps of the logits (`by_value`, where they are finite) or of the
+// values.
+template <class Tokens, class Count> __device__ void fill_regions(const Tokens& tokens, const Odds& odds,
+                                                                  const Bracket& b, Rank from, bool by_value,
+                                                                  bool with_sums, Regions<Count>& regions,
+                                                                  Table& table, double& sum, int& count) {
   const float top = b.top(), bottom = b.bottom();
   by_value = by_value && !b.equal && isfinite(top) && isfinite(bottom) && isfinite(top - bottom);
   const float steps = kRegions / (by_value ? top - bottom : float(b.high - b.low));  // inf: the loops will do
@@ -279,14 +282,13 @@ template <class Source, class Count> struct OneBlock {
     __syncthreads();
     return count;
   }
-  __device__ Answer find(const Bracket& b, const Query& query, double above, double sum_above, Rank from, Rank,
-                         int, int) {
+  __device__ Answer find(const Bracket& b, const Query& query, double above, double sum_above, Rank from,
+                         Rank, int, int) {
     const int listed = sort(b, from);
     if (threadIdx.x == 0) {
       double sum = sum_above;
-      const int at = walk(s.p, listed, sum, [&](int i, double so_far) {
-        return query.reached(above + double(i + 1), so_far);
-      });
+      const int at = walk(s.p, listed, sum,
+                          [&](int i, double so_far) { return query.reached(above + double(i + 1), so_far); });
       s.answer = {s.sorted[at], sum, int64_t(above) + at + 1};
     }
     __syncthreads();
@@ -315,12 +317,12 @@ template <class Source, class Count> struct OneBlock {
   }
 };
 
-// The first token of `b`, which holds `inside` of a rank of at least `from`, at which the query is reached; or,
-// without a query, the token that is drawn. `Tokens` divides brackets, and answers where few are left: all
-// threads that look at them take part.
-template <class Tokens>
-__device__ Answer answer(Tokens& tokens, const Task& task, const Query* asked = nullptr, Bracket b = {},
-                         double above = 0, double sum_above = 0, int inside = 0) {
+// The first token of `b`, which holds `inside` of a rank of at least `from`, at which the query is reached;
+// or, without a query, the token that is drawn. `Tokens` divides brackets, and answers where few are left:
+// all threads that look at them take part.
+template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& task,
+                                                 const Query* asked = nullptr, Bracket b = {},
+                                                 double above = 0, double sum_above = 0, int inside = 0) {
   enum Seek { everything, top_k, kept, top_p, token };
   Shared& s = tokens.s;
   const Bracket whole{.low = task.least, .high = task.most + 1, .n = task.n};
@@ -365,7 +367,8 @@ __device__ Answer answer(Tokens& tokens, const Task& task, const Query* asked = 
     if (total) {
       int count = 0, before = 0;
       sum = 0;
-      for (int r = 0; r < kRegions; ++r) count += s.table.counts[r], before += s.table.before[r], sum += s.table.sums[r];
+      for (int r = 0; r < kRegions; ++r)
+        count += s.table.counts[r], before += s.table.before[r], sum += s.table.sums[r];
       const bool more = seek == everything && 0 < task.top_k && task.top_k < count;  // than top_k
       if (!more && count <= Tokens::kAtMost) return tokens.draw(b, task, from, from, count, before);
       if (!more && seek == everything && task.top_k > 0) {  // all are kept: now their sum
@@ -391,10 +394,12 @@ __device__ Answer answer(Tokens& tokens, const Task& task, const Query* asked = 
     double next_above = above, next_sum = sum_above, passed = above, passed_sum = sum_above;
     int next_before = before_above, passed_before = before_above;
     bool done = false;
-    const uint32_t least = b.equal ? (key_in(from) == b.key ? uint32_t(task.n - id_in(from)) : 0) : key_in(from);
+    const uint32_t least =
+        b.equal ? (key_in(from) == b.key ? uint32_t(task.n - id_in(from)) : 0) : key_in(from);
     for (int r = 0; r < kRegions && !done; ++r) {
       const int count = table.counts[r];
-      const uint32_t begin = r < kRegions - 1 ? table.cuts[r] : b.low, end = r > 0 ? table.cuts[r - 1] : b.high;
+      const uint32_t begin = r < kRegions - 1 ? table.cuts[r] : b.low,
+                     end = r > 0 ? table.cuts[r - 1] : b.high;
       if (count == 0 || end <= least) continue;
       next.low = begin, next.high = end;
       next_above = passed, next_sum = passed_sum, next_before = passed_before;
@@ -408,7 +413,8 @@ __device__ Answer answer(Tokens& tokens, const Task& task, const Query* asked = 
 }
 
 // The token of a row whose largest logit is known; `tokens` look at all of it.
-template <class Tokens> __device__ Answer draw_token(Tokens& tokens, const SampleArgs& a, int64_t row, float most) {
+template <class Tokens>
+__device__ Answer draw_token(Tokens& tokens, const SampleArgs& a, int64_t row, float most) {
   // A p below 2^-54 of the largest does not change a sum that the largest is in: such tokens are never drawn.
   constexpr uint32_t kLeastKey = 0x00800000;  // of the least number that is not -inf
   const uint32_t least = max(kLeastKey, key_of(float(double(most) - 38 * a.temperature)));

@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kColumns / 8 * kGroups)
   const bf16* a = static_cast<const bf16*>(p.a.data) + row * p.a.ld + z * p.a_col_step;
   float sum[kMostRows][8] = {};
   let_next_start();
-  if (blockIdx.y == 0 && col < p.n && (part == 0 || reinterpret_cast<uintptr_t>(b) % 128 == 0))  // one of the eight a line
+  if (blockIdx.y == 0 && col < p.n &&
+      (part == 0 || reinterpret_cast<uintptr_t>(b) % 128 == 0))  // one of the eight a line
     for (int64_t k = group; k < p.k; k += kGroups) call_in(b + k * p.b.ld);
   wait_for_earlier();
   if (col < p.n) {

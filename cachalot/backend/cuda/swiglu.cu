@@ -44,13 +44,15 @@ template <class T, bool wide> __global__ void __launch_bounds__(32 * kWarps)
   start();
   const int lane = int(threadIdx.x) % 32;
   const int64_t width = dy.cols;
-  for (int64_t r = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; r < dy.rows; r += int64_t(gridDim.x) * kWarps) {
+  for (int64_t r = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32; r < dy.rows;
+       r += int64_t(gridDim.x) * kWarps) {
     const float weight = weights[r];
     float dot = 0;
     for (int64_t c = kEight * lane; c < width; c += kEight * 32) {
       const T* row = x.data + r * x.ld;
       const Eight gate = load_eight<wide>(row, c, width), up = load_eight<wide>(row + width, c, width);
-      const WeightedSwiglu w = weighted_swiglu(load_eight<wide>(dy.data + r * dy.ld, c, width), gate, up, weight);
+      const WeightedSwiglu w =
+          weighted_swiglu(load_eight<wide>(dy.data + r * dy.ld, c, width), gate, up, weight);
       dot += w.dot;
       T* out = dx.data + r * dx.ld;
       store_eight<wide>(out, c, width, w.gradient.gate);

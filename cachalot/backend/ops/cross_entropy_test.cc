@@ -33,8 +33,8 @@ TEST(CrossEntropy, LossAndGradientMeetTheMetric) {
 
 // Rows cut into slices, and more rows than are worked on at a time.
 TEST(CrossEntropy, LongRowsAndManyRowsMeetTheMetric) {
-  for (const auto& [rows, vocabulary] :
-       std::vector<std::pair<int64_t, int64_t>>{{600, 1000}, {3, 16388}, {140, 20000}, {70, 40004}, {3, 129280}, {2, 131076}})
+  for (const auto& [rows, vocabulary] : std::vector<std::pair<int64_t, int64_t>>{
+           {600, 1000}, {3, 16388}, {140, 20000}, {70, 40004}, {3, 129280}, {2, 131076}})
     expect_like_ref(
         [&](Bench& b) -> Outputs {
           const Tensor logits = b.t.normal(DType::f32, rows, vocabulary, 3), kept = b.t.copy(b.s, logits);
@@ -42,8 +42,11 @@ TEST(CrossEntropy, LongRowsAndManyRowsMeetTheMetric) {
           for (int64_t t = 0; t < rows; ++t)
             targets.push_back(t % 4 == 1 ? -100 : int32_t(t == 0 ? vocabulary - 1 : t * 7919 % vocabulary));
           const Tensor loss = b.t.garbage(DType::f32, 1, rows), same = b.t.garbage(DType::f32, 1, rows);
-          on(b.s).cross_entropy(
-              {.logits = logits, .targets = b.t.indices(targets), .loss = loss, .gradient = true, .scale = 0.37});
+          on(b.s).cross_entropy({.logits = logits,
+                                 .targets = b.t.indices(targets),
+                                 .loss = loss,
+                                 .gradient = true,
+                                 .scale = 0.37});
           on(b.s).cross_entropy({.logits = kept, .targets = b.t.indices(targets), .loss = same});
           EXPECT_TRUE(read_bits(b.s, loss) == read_bits(b.s, same)) << "the gradient changes the loss";
           return {logits, loss};
@@ -59,12 +62,13 @@ TEST(CrossEntropy, TheGradientGoesWhereItIsWanted) {
           [&](Bench& b) -> Outputs {
             const Tensor logits = b.t.normal(DType::f32, 5, vocabulary, 2.0),
                          dlogits = b.t.garbage(format, 5, vocabulary), loss = b.t.garbage(DType::f32, 1, 5);
-            on(b.s).cross_entropy({.logits = logits,
-                                   .targets = b.t.indices({0, -1, int32_t(vocabulary - 1), 0, int32_t(vocabulary / 2)}),
-                                   .loss = loss,
-                                   .gradient = true,
-                                   .scale = 0.37,
-                                   .dlogits = dlogits});
+            on(b.s).cross_entropy(
+                {.logits = logits,
+                 .targets = b.t.indices({0, -1, int32_t(vocabulary - 1), 0, int32_t(vocabulary / 2)}),
+                 .loss = loss,
+                 .gradient = true,
+                 .scale = 0.37,
+                 .dlogits = dlogits});
             return {dlogits, loss};
           },
           fmt::format("{} columns, gradient in {}", vocabulary, name_of(format)));
@@ -93,8 +97,10 @@ TEST(CrossEntropy, LargeAndMinusInfiniteLogits) {
     std::vector<double> values(2 * kVocabulary, -INFINITY);
     for (int64_t v = 30000; v < kVocabulary; ++v) values[size_t(v)] = double(v % 7);
     for (int64_t v = 0; v < kVocabulary; ++v) values[size_t(kVocabulary + v)] = v < 100 ? 0 : -1e30;
-    const Tensor logits = b.t.values(DType::f32, 2, kVocabulary, values), loss = b.t.garbage(DType::f32, 1, 2);
-    on(b.s).cross_entropy({.logits = logits, .targets = b.t.indices({30001, 7}), .loss = loss, .gradient = true});
+    const Tensor logits = b.t.values(DType::f32, 2, kVocabulary, values),
+                 loss = b.t.garbage(DType::f32, 1, 2);
+    on(b.s).cross_entropy(
+        {.logits = logits, .targets = b.t.indices({30001, 7}), .loss = loss, .gradient = true});
     return {logits, loss};
   });
 }

@@ -46,20 +46,22 @@ Outputs run(Bench& b, const Case& c) {
 }
 
 TEST(ExpertMlp, MeetsTheMetric) {
-  const std::vector<Case> shapes = {{},
-                                    {.shared = 0},
-                                    {.tokens = 2, .hidden = 8, .shared = 40, .in_place = true},
-                                    {.tokens = 8, .width = 1024, .hidden = 384, .shared = 384, .experts = 16, .chosen = 6},
-                                    {.tokens = 9, .width = 72, .hidden = 16, .shared = 16, .in_place = true},
-                                    {.tokens = 70, .width = 128, .hidden = 96, .shared = 96, .experts = 16, .chosen = 4},
-                                    {.tokens = 3, .width = 9, .hidden = 5, .shared = 3},
-                                    {.tokens = 128, .width = 256, .hidden = 384, .shared = 384, .chosen = 6},
-                                    {.tokens = 0}};
+  const std::vector<Case> shapes = {
+      {},
+      {.shared = 0},
+      {.tokens = 2, .hidden = 8, .shared = 40, .in_place = true},
+      {.tokens = 8, .width = 1024, .hidden = 384, .shared = 384, .experts = 16, .chosen = 6},
+      {.tokens = 9, .width = 72, .hidden = 16, .shared = 16, .in_place = true},
+      {.tokens = 70, .width = 128, .hidden = 96, .shared = 96, .experts = 16, .chosen = 4},
+      {.tokens = 3, .width = 9, .hidden = 5, .shared = 3},
+      {.tokens = 128, .width = 256, .hidden = 384, .shared = 384, .chosen = 6},
+      {.tokens = 0}};
   for (Case c : shapes)
     for (const DType act : {DType::bf16, DType::f32}) {
       c.act = act;
-      expect_like_ref([&](Bench& b) { return run(b, c); },
-                      fmt::format("{} tokens, {} wide, {} hidden, {}", c.tokens, c.width, c.hidden, name_of(act)));
+      expect_like_ref(
+          [&](Bench& b) { return run(b, c); },
+          fmt::format("{} tokens, {} wide, {} hidden, {}", c.tokens, c.width, c.hidden, name_of(act)));
     }
 }
 

@@ -15,8 +15,8 @@ using namespace testing;
 struct Case {
   int64_t tokens = 5, latent = 512, rope = 64, heads = 3;
   DType act = DType::bf16, cache = DType::bf16;
-  double scale = 1;     // of x
-  bool exact = false;   // numbers whose norm and turn need no rounding, so that every device makes the same
+  double scale = 1;    // of x
+  bool exact = false;  // numbers whose norm and turn need no rounding, so that every device makes the same
   bool queries = true;
   int64_t padding = 0;
 };
@@ -36,8 +36,10 @@ Appended append(Bench& b, const Case& c) {
       values.push_back(std::floor(8 * random_uniform(uint64_t(seed), 3, uint64_t(i))) - 4);
     return b.t.values(dtype, rows, cols, values, padding);
   };
-  const Tensor x = numbers(c.act, c.tokens, width, 1, c.padding), gain = numbers(DType::f32, 1, c.latent, 2, 0),
-               cos = numbers(DType::f32, table, c.rope / 2, 3, 0), sin = numbers(DType::f32, table, c.rope / 2, 4, 0);
+  const Tensor x = numbers(c.act, c.tokens, width, 1, c.padding),
+               gain = numbers(DType::f32, 1, c.latent, 2, 0),
+               cos = numbers(DType::f32, table, c.rope / 2, 3, 0),
+               sin = numbers(DType::f32, table, c.rope / 2, 4, 0);
   const Tensor q = numbers(c.act, c.tokens, c.heads * stride, 5, c.padding);
   std::vector<int32_t> positions, slots;
   for (int64_t t = 0; t < c.tokens; ++t) {
@@ -69,7 +71,8 @@ Tensor gathered(Bench& b, const Case& c, const Tensor& cache) {
   std::vector<int32_t> rows{-1};
   for (int32_t i = 0; i < kSlots; ++i) rows.push_back(i);
   const Tensor y = b.t.garbage(c.act, kSlots + 1, c.latent + c.rope, c.padding);
-  on(b.s).latent_gather({.cache = cache, .rows = b.t.indices(rows), .y = y, .latent = c.latent, .rope = c.rope});
+  on(b.s).latent_gather(
+      {.cache = cache, .rows = b.t.indices(rows), .y = y, .latent = c.latent, .rope = c.rope});
   return y;
 }
 
@@ -128,7 +131,8 @@ TEST(LatentAppend, TheBytesAreTheQuantisersOfTheRoundedNumbers) {
             for (int64_t i = tile * kScaleBlock; i < end; ++i) largest = std::max(largest, std::fabs(x[i]));
             const float power = float(std::exp2(std::ceil(std::log2(float(float(largest) / 448.0f)))));
             row.set_scale(tile, power);
-            for (int64_t i = tile * kScaleBlock; i < end; ++i) row.codes()[i] = e4m3(float(x[i]) / power).bits;
+            for (int64_t i = tile * kScaleBlock; i < end; ++i)
+              row.codes()[i] = e4m3(float(x[i]) / power).bits;
           }
           for (int64_t i = 0; i < c.rope; ++i) row.set_key(i, bf16(float(x[latent + i])));
           EXPECT_EQ(std::memcmp(bytes.data() + slot * row_bytes, expected.data(), size_t(row_bytes)), 0)
@@ -205,7 +209,8 @@ TEST(LatentAttention, OverACacheInE4m3) {
       for (const bool planned : {false, true}) {
         expect_like_ref(
             [&](Bench& b) -> Outputs {
-              const int64_t page_size = 64, pages = 12, row = latent_bytes(latent, rope), slots = pages * page_size;
+              const int64_t page_size = 64, pages = 12, row = latent_bytes(latent, rope),
+                            slots = pages * page_size;
               const std::vector<int32_t> lens{300, 1, 64}, starts{0, 2, 3, 4};
               // Bytes that are a cache: codes of any kind but NaN, scales between 2^-9 and 2^-6, keys near 1.
               std::vector<uint8_t> bytes(size_t(slots * row));
@@ -215,13 +220,15 @@ TEST(LatentAttention, OverACacheInE4m3) {
                   const auto code = uint8_t(256 * random_uniform(7, uint64_t(s), uint64_t(i)));
                   to.codes()[i] = (code & 0x7F) == 0x7F ? 0 : code;
                 }
-                for (int64_t i = 0; i < to.tiles(); ++i) to.set_scale(i, std::ldexp(1.0f, -9 + int(s + i) % 4));
+                for (int64_t i = 0; i < to.tiles(); ++i)
+                  to.set_scale(i, std::ldexp(1.0f, -9 + int(s + i) % 4));
                 for (int64_t i = 0; i < rope; ++i)
                   to.set_key(i, bf16(float(random_normal(8, uint64_t(s), uint64_t(i)))));
               }
               const Tensor cache = b.t.garbage(DType::e4m3, slots, row);
               on(b.s).upload(bytes.data(), cache);
-              const Tensor table = b.t.indices(3, 6, {7, 2, 9, 0, 11, -1, 3, -1, -1, -1, -1, -1, 5, -1, -1, -1, -1, -1}),
+              const Tensor table = b.t.indices(
+                               3, 6, {7, 2, 9, 0, 11, -1, 3, -1, -1, -1, -1, -1, 5, -1, -1, -1, -1, -1}),
                            kv_lens = b.t.indices(lens), q_starts = b.t.indices(starts);
               const Tensor q_latent = b.t.normal(act, 4, heads * latent, 0.1),
                            q_rope = b.t.normal(act, 4, heads * rope, 0.1),
@@ -254,7 +261,8 @@ TEST(LatentAttention, OverACacheInE4m3) {
                                         .plan = planned ? plan : Tensor{}});
               return {o};
             },
-            fmt::format("{} + {}, {} heads, {}{}", latent, rope, heads, name_of(act), planned ? ", planned" : ""));
+            fmt::format("{} + {}, {} heads, {}{}", latent, rope, heads, name_of(act),
+                        planned ? ", planned" : ""));
       }
 }
 

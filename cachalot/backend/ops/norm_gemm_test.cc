@@ -36,8 +36,8 @@ std::vector<Case> cases() {
          {std::tuple(1024, 20, 12), std::tuple(512, 24, 0), std::tuple(264, 7, 3), std::tuple(1500, 16, 0),
           std::tuple(2056, 5, 0), std::tuple(9, 3, 2)})
       for (const auto& [act, weight, out] :
-           {std::tuple(DType::bf16, DType::bf16, DType::bf16), std::tuple(DType::bf16, DType::f32, DType::f32),
-            std::tuple(DType::f32, DType::f32, DType::f32)})
+           {std::tuple(DType::bf16, DType::bf16, DType::bf16),
+            std::tuple(DType::bf16, DType::f32, DType::f32), std::tuple(DType::f32, DType::f32, DType::f32)})
         list.push_back({rows, width, first, second, act, weight, out});
   return list;
 }

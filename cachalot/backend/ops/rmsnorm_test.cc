@@ -7,8 +7,8 @@ namespace {
 
 using namespace testing;
 
-const int64_t kShapes[][2] = {{0, 5},    {1, 1},     {1, 3},   {3, 7},   {17, 33},
-                              {33, 129}, {129, 257}, {300, 9}, {3, 7168}, {700, 264}, {300, 7168}, {3, 14336}};
+const int64_t kShapes[][2] = {{0, 5},     {1, 1},   {1, 3},    {3, 7},     {17, 33},    {33, 129},
+                              {129, 257}, {300, 9}, {3, 7168}, {700, 264}, {300, 7168}, {3, 14336}};
 
 TEST(RmsNorm, ForwardMeetsTheMetric) {
   for (const auto& [rows, cols] : kShapes)

@@ -62,8 +62,8 @@ TEST(Rows, ScatterAddSumsRepeatedRows) {
 
 // Rows longer than a block's columns, more of them than are looked at at once, and hundreds of one index.
 TEST(Rows, ScatterAddOfManyAndLongRows) {
-  for (const auto& [count, n, width] :
-       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{9000, 40, 8}, {9000, 5000, 3}, {300, 200, 9000}, {700, 3, 4104}})
+  for (const auto& [count, n, width] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
+           {9000, 40, 8}, {9000, 5000, 3}, {300, 200, 9000}, {700, 3, 4104}})
     for (const DType from : kActs)
       for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
         expect_like_ref(

@@ -67,14 +67,15 @@ TEST(Sample, DrawsWhatRefDrawsFromManyTiedAndSpecialLogits) {
             fmt::format("temperature {}, top_p {}, infinite {}", temperature, top_p, infinite));
 }
 
-// Rows that more than one block holds: spread, tied thousands of times, all equal, and one far above the others.
+// Rows that more than one block holds: spread, tied thousands of times, all equal, and one far above the
+// others.
 TEST(Sample, DrawsWhatRefDrawsFromLongRows) {
   const auto logit = [](int kind, int64_t t, int64_t v) {
     const double z = random_normal(7, uint64_t(t), uint64_t(v));
-    return kind == 0   ? 3 * z
-           : kind == 1 ? std::round(2 * z) / 2
-           : kind == 2 ? 1.5
-           : v == 777  ? 60
+    return kind == 0    ? 3 * z
+           : kind == 1  ? std::round(2 * z) / 2
+           : kind == 2  ? 1.5
+           : v == 777   ? 60
            : v % 5 == 0 ? -INFINITY
                         : 0.01 * z;
   };
@@ -103,8 +104,8 @@ TEST(Sample, DrawsWhatRefDrawsFromLongRows) {
                               .seed = 21});
               return {tokens};
             },
-            fmt::format("{} columns, kind {}, temperature {}, top_k {}, top_p {}", vocabulary, kind, temperature,
-                        top_k, top_p));
+            fmt::format("{} columns, kind {}, temperature {}, top_k {}, top_p {}", vocabulary, kind,
+                        temperature, top_k, top_p));
     }
 }
 

@@ -81,11 +81,14 @@ TEST(Swiglu, WeightsOfRowsAndTheirGradients) {
         for (const bool codes : {false, true})
           expect_like_ref(
               [&](Bench& b) -> Outputs {
-                const Tensor x = codes ? b.t.normal_row_tiles(rows, 2 * width) : b.t.normal(act, rows, 2 * width, 2),
+                const Tensor x = codes ? b.t.normal_row_tiles(rows, 2 * width)
+                                       : b.t.normal(act, rows, 2 * width, 2),
                              dy = b.t.normal(act, rows, width), weights = b.t.normal(DType::f32, 1, rows);
                 const Tensor y = b.t.garbage(act, rows, width), dx = b.t.garbage(act, rows, 2 * width),
-                             dweights = b.t.garbage(DType::f32, 1, rows), again = b.t.garbage(DType::f32, 1, rows);
-                const Tensor q = b.t.garbage_row_tiles(rows, 2 * width), expected = b.t.garbage_row_tiles(rows, 2 * width);
+                             dweights = b.t.garbage(DType::f32, 1, rows),
+                             again = b.t.garbage(DType::f32, 1, rows);
+                const Tensor q = b.t.garbage_row_tiles(rows, 2 * width),
+                             expected = b.t.garbage_row_tiles(rows, 2 * width);
                 on(b.s).swiglu_backward(
                     {.dy = dy, .x = x, .dx = dx, .y = y, .weights = weights, .dweights = dweights});
                 on(b.s).swiglu_backward(

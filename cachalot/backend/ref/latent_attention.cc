@@ -74,14 +74,15 @@ void RefBackend::latent_append(const LatentAppend& a) {
     for (int64_t tile = 0; tile < to.tiles(); ++tile) {
       const int64_t first = tile * kScaleBlock, end = std::min(a.latent, first + kScaleBlock);
       const std::vector<float> numbers(row.begin() + first, row.begin() + end);
-      const float scale = std::min(scale_of_tile(numbers, e4m3::kMax, /*power_of_two=*/true), kMostLatentScale);
+      const float scale =
+          std::min(scale_of_tile(numbers, e4m3::kMax, /*power_of_two=*/true), kMostLatentScale);
       to.set_scale(tile, scale);
       for (int64_t c = first; c < end; ++c) {
         const float number = numbers[size_t(c - first)];
-        to.codes()[c] = code_of(std::isnan(number) ? number
-                                                   : std::clamp(number, -scale * e4m3::kMax, scale * e4m3::kMax),
-                                scale)
-                            .bits;
+        to.codes()[c] =
+            code_of(std::isnan(number) ? number : std::clamp(number, -scale * e4m3::kMax, scale * e4m3::kMax),
+                    scale)
+                .bits;
       }
     }
     for (int64_t p = 0; p < a.rope; ++p) to.set_key(p, round_bf16(row[size_t(a.latent + p)]));

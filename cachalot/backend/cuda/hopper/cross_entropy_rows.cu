@@ -1,13 +1,14 @@
-// A row is read once, stays in the registers of a cluster while its sum is made, and is written once: 8 bytes a
-// logit with the gradient, 4 without. Every block of a cluster holds a slice, 32 logits a thread; the next row is
-// on its way into shared memory meanwhile, and a second block of the multiprocessor works while this one waits
-// for the others of its cluster. Without the gradient nobody waits: blocks take slices, and a warp joins a row's.
+// A row is read once, stays in the registers of a cluster while its sum is made, and is written once: 8 bytes
+// a logit with the gradient, 4 without. Every block of a cluster holds a slice, 32 logits a thread; the next
+// row is on its way into shared memory meanwhile, and a second block of the multiprocessor works while this
+// one waits for the others of its cluster. Without the gradient nobody waits: blocks take slices, and a warp
+// joins a row's.
 //
-// e = exp(x - its warp's largest) is made once. Of each slice the largest logit and the sum of its e are told,
-// and joined in the order of the slices, so that all find the same bits, with the gradient and without:
+// e = exp(x - its warp's largest) is made once. Of each slice the largest logit and the sum of its e are
+// told, and joined in the order of the slices, so that all find the same bits, with the gradient and without:
 //   gradient = e exp(warp's largest - largest) scale / sum, but for the target
-// What the target's probability lacks to 1 is summed from the others, not subtracted, so that a confident model
-// keeps its small gradients. A thread's sum is float, those of warps and blocks double.
+// What the target's probability lacks to 1 is summed from the others, not subtracted, so that a confident
+// model keeps its small gradients. A thread's sum is float, those of warps and blocks double.
 #include "backend/cuda/hopper/cross_entropy_rows.h"
 
 #include <algorithm>
@@ -69,7 +70,7 @@ __device__ double under(double its, float from, float to) {
 // This thread's logits of a slice: four k begins at 4 threadIdx.x + 4 kThreads k.
 struct OfThread {
   float4 x[kFours];
-  float largest;     // of the warp
+  float largest;  // of the warp
   bool holds_target;
 
   // Calls a slice into this thread's places of the ring.
@@ -200,7 +201,8 @@ __device__ void write_four(bf16* to, float a, float b, float c, float d) {
   __stcs(reinterpret_cast<uint2*>(to), packed);
 }
 
-template <class To> __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__ Args a) {
+template <class To> __global__ void __launch_bounds__(kThreads, 2)
+    gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float4 ring[];  // [kFours, kThreads]: each thread's own
   __shared__ Shared s;
   const int lane = int(threadIdx.x) % 32, rank = int(rank_in_cluster());
@@ -230,13 +232,16 @@ template <class To> __global__ void __launch_bounds__(kThreads, 2) gradient_kern
     __syncthreads();
     if (threadIdx.x < 32) {
       const Found its = join_warps(s.warps, turn);
-      if (lane == 0) arrive_expecting(&s.told[turn], uint32_t(a.slices) * sizeof(Found));
-      if (lane < a.slices)
-        push(address_in(&s.mail[turn][rank], uint32_t(lane)), address_in(&s.told[turn], uint32_t(lane)),
-             its.largest, its.at_target, __int_as_float(__double2loint(its.others)),
-             __int_as_float(__double2hiint(its.others)));
-      wait_cluster(&s.told[turn], parity);
-      const Joined j = join_slices(a, s.mail[turn][min(lane, a.slices - 1)], target);
+      if (a.slices > 1) {
+        if (lane == 0) arrive_expecting(&s.told[turn], uint32_t(a.slices) * sizeof(Found));
+        if (lane < a.slices)
+          push(address_in(&s.mail[turn][rank], uint32_t(lane)), address_in(&s.told[turn], uint32_t(lane)),
+               its.largest, its.at_target, __int_as_float(__double2loint(its.others)),
+               __int_as_float(__double2hiint(its.others)));
+        wait_cluster(&s.told[turn], parity);
+      }
+      const Joined j =
+          join_slices(a, a.slices > 1 ? s.mail[turn][min(lane, a.slices - 1)] : its, target);
       if (lane == 0) {
         s.end = {.largest = j.largest,
                  .factor = float(a.scale / j.sum),
@@ -253,7 +258,8 @@ template <class To> __global__ void __launch_bounds__(kThreads, 2) gradient_kern
     for (int k = 0; k < kFours; ++k) {
       if (first + 4 * kThreads * k >= n) continue;
       const float4 x = mine.x[k];
-      if (end.real) write_four(out + 4 * kThreads * k, x.x * factor, x.y * factor, x.z * factor, x.w * factor);
+      if (end.real)
+        write_four(out + 4 * kThreads * k, x.x * factor, x.y * factor, x.z * factor, x.w * factor);
       else write_four(out + 4 * kThreads * k, 0, 0, 0, 0);
     }
     if (mine.holds_target && end.real) out[target - begin - first] = To(end.at_target);
@@ -319,7 +325,8 @@ void cross_entropy_rows(const Queue& queue, int multiprocessors, void* workspace
     const int64_t blocks = std::min<int64_t>(rows * slices, 2 * multiprocessors);
     launch(queue, slices_kernel, unsigned(blocks), kThreads, size_t(kRing), args, found);
     constexpr int kRowsABlock = 4;
-    launch(queue, loss_kernel, unsigned((rows + kRowsABlock - 1) / kRowsABlock), 32 * kRowsABlock, 0, args, found);
+    launch(queue, loss_kernel, unsigned((rows + kRowsABlock - 1) / kRowsABlock), 32 * kRowsABlock, 0, args,
+           found);
   } else {
     int room = 0;  // clusters at a time: multiprocessors come in groups that clusters do not span
     if (code == cudaSuccess) {

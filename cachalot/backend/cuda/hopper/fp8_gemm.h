@@ -21,8 +21,8 @@ struct Card {
   int major = 0, multiprocessors = 0;
 };
 
-// D [M, N] bf16 or f32 = A B^T, or D += with `add`: A [M, K] row tiles; B [N, K] blocks, or row tiles (D f32).
-// Every number of a bf16 D is rounded once.
+// D [M, N] bf16 or f32 = A B^T, or D += with `add`: A [M, K] row tiles; B [N, K] blocks, or row tiles (D
+// f32). Every number of a bf16 D is rounded once.
 struct Fp8Gemm {
   Tensor a, b, d;
   bool add = false;

@@ -2,35 +2,36 @@
 //
 //   o[t,h] = sum_j p_j latent_j,   p = softmax_j(scale (q_latent[t,h] . latent_j + q_rope[t,h] . rope_j))
 //
-// All heads read the same 576 numbers a token (512 latent, 64 rotary), and the first 512 are the values too:
-// one sequence with n query tokens and H heads is a product of n H rows with its cache, twice.
+// All heads read the same 576 numbers a token (512 latent, 64 rotary), and the first 512 are the values
+// too: one sequence with n query tokens and H heads is a product of n H rows with its cache, twice.
 //
 //   FLOPs  2 n H L (576 + 512) a sequence of L tokens      (V3: H = 128)
 //   bytes  1152 L (BF16 cache) or 656 L (FP8 cache), once; queries and outputs are small
 //   ridge  at 800 TFLOP/s and 4.27 TB/s: n H = 100 rows. V3's 128 heads are bound by the tensor cores
 //          (b = 128, L = 4096: 146 GFLOP, 0.18 ms), 16 heads by memory (604 MB: 0.14 ms)
 //
-// Rows (token i, head h) of a sequence are laid out as i H + h and cut into tiles of 64; tokens into blocks
-// of 64 (a page). The output of a tile, 64 x 512 f32, is half of a multiprocessor's registers, so one block a
-// multiprocessor owns a tile and walks over tokens. A step's plan says which: `tiles` neighbouring blocks
-// walk the same tokens for the tiles of a sequence (two of them fetch halves for both), and sequences are cut
-// where the work of the `parts` such groups is even. Pieces of a cut sequence leave their outputs and
-// log-sum-exps in memory; of two pieces the first picks up the second, more are merged in order by a second
-// kernel.
+// Rows (token i, head h) of a sequence are laid out as i H + h and cut into tiles of 64; tokens into
+// blocks of 64 (a page). The output of a tile, 64 x 512 f32, is half of a multiprocessor's registers, so
+// one block a multiprocessor owns a tile and walks over tokens. A step's plan says which: `tiles`
+// neighbouring blocks walk the same tokens for the tiles of a sequence (two of them fetch halves for
+// both), and sequences are cut where the work of the `parts` such groups is even. Pieces of a cut
+// sequence leave their outputs and log-sum-exps in memory; of two pieces the first picks up the second,
+// more are merged in order by a second kernel.
 //
-// The plan depends on lengths only: it is made once a step, on the device, and all layers share it. Nothing
-// here depends on the host knowing lengths, so a recorded graph stays valid while sequences grow.
+// The plan depends on lengths only: it is made once a step, on the device, and all layers share it.
+// Nothing here depends on the host knowing lengths, so a recorded graph stays valid while sequences grow.
 //
 // With `unit` tokens a piece (a multiple of 128) sequences are cut at multiples of it and nowhere else: a
 // row's bits then depend on its own tokens only, not on what stands beside it in the batch.
 //
-// One H200, cold second-level cache, events around decode and merge, median of 20; sequences of 4096 tokens,
-// b = 128 (reading their cache alone takes 141 us):
-//   128 heads 259 us, 564 TFLOP/s; with 2 queries 478 us, 611 TFLOP/s; 64 heads 180 us; 16 heads 175 us
-//   fixed pieces of 4096 | 2048 | 1024 tokens: 128 heads 270 | 306 | 348 us, 16 heads 174 | 180 | 187 us
-//   FP8 cache: 128 heads 364 us, 16 heads 191 us. One sequence of 65,536 tokens, 128 heads: 56 us
+// One H200, cold second-level cache, events around decode and merge, median of 20; sequences of 4096
+// tokens, b = 128 (reading their cache alone takes 143 us by plain loads that go over it together, 155 us
+// by the copy engine a sequence a block):
+//   128 heads 249 us, 587 TFLOP/s; with 2 queries 462 to 496 us, 589 to 632 TFLOP/s
+//   64 heads 178 us; 16 heads 174 us
+//   FP8 cache: 128 heads 338 us, 16 heads 173 us. One sequence of 65,536 tokens, 128 heads: 53 us
 //
-//   DeepSeek-V2 report section 2.1 (MLA); FlashMLA's "seesaw" schedule, which latent_decode.cu varies.
+//   DeepSeek-V2 report section 2.1 (MLA). FlashMLA's "seesaw" splits the output between two warpgroups too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -87,14 +88,14 @@ struct LatentDecode {
 };
 void latent_decode(const Queue& queue, const LatentDecode& d);
 
-// Few query tokens, contexts of a few thousand tokens, BF16 cache: one launch, without plan and pieces, in a
-// few microseconds.
+// Few query tokens, contexts of a few thousand tokens, BF16 cache: one launch, without plan and pieces,
+// in a few microseconds.
 bool few_suits(const LatentDecode& d);
 void latent_decode_few(const Queue& queue, const LatentDecode& d);
 
-// The FP8 cache's append: row t of x [T, 576] bf16 (rows ld apart) to token slot[t] of the cache; slots below
-// zero are left out. A tile's scale is its largest magnitude (at least 1e-4) / 448, rounded up to a power of
-// two, so that code x scale is exact in bf16.
+// The FP8 cache's append: row t of x [T, 576] bf16 (rows ld apart) to token slot[t] of the cache; slots
+// below zero are left out. A tile's scale is its largest magnitude (at least 1e-4) / 448, rounded up to a
+// power of two, so that code x scale is exact in bf16.
 struct LatentAppend {
   const bf16* x = nullptr;
   int64_t ld = 0, rows = 0;

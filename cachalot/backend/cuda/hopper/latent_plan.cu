@@ -2,7 +2,7 @@
 //
 // Sequences lie on a line of cost: kPieceCost for what begins and ends a piece, then their blocks. Part p
 // owns the line from p / parts to (p + 1) / parts of its length; a boundary inside a sequence moves to an
-// even block (blocks are taken in twos), or to the end of a piece where units are fixed. Boundaries are found
+// even block, or to the end of a piece where units are fixed. Boundaries are found
 // by all parts at once, in the prefix sums of the costs.
 #include "backend/cuda/hopper/latent_plan.cuh"
 #include "base/error.h"

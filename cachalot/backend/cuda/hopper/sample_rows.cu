@@ -1,7 +1,7 @@
-// Eight blocks look at a row, 32 logits a thread: it comes from memory once, then from the second-level cache, and
-// dividing a bracket (sample.cuh) costs one exchange. Each block tells all others what its regions hold, and each adds
-// that up in the order of the blocks, so that all know the same bits. When few enough tokens are left, they are
-// sent to the first block, which divides, sorts and walks them alone.
+// Eight blocks look at a row, 32 logits a thread: it comes from memory once, then from the second-level
+// cache, and dividing a bracket (sample.cuh) costs one exchange. Each block tells all others what its regions
+// hold, and each adds that up in the order of the blocks, so that all know the same bits. When few enough
+// tokens are left, they are sent to the first block, which divides, sorts and walks them alone.
 #include "backend/cuda/hopper/sample_rows.h"
 
 #include <algorithm>
@@ -106,7 +106,8 @@ struct InCluster {
     next_turn();
   }
 
-  // Tokens of `b` of a rank of at least `counted`, `count` in all, to the first block; `before` in earlier ones.
+  // Tokens of `b` of a rank of at least `counted`, `count` in all, to the first block; `before` in earlier
+  // ones.
   __device__ void send(const Bracket& b, Rank counted, int count, int before) {
     const float bottom = b.bottom(), top = b.top();
     __syncthreads();
@@ -144,7 +145,8 @@ struct InCluster {
       if (threadIdx.x < kBlocks) {
         const uint32_t barrier = address_in(&c.told[turn], threadIdx.x);
         post({found.sum, int(found.count), 0}, address_in(&c.mail[turn][0][0], threadIdx.x), barrier);
-        post({__longlong_as_double((long long)found.rank), 0, 0}, address_in(&c.mail[turn][0][1], threadIdx.x), barrier);
+        post({__longlong_as_double((long long)found.rank), 0, 0},
+             address_in(&c.mail[turn][0][1], threadIdx.x), barrier);
       }
     }
     read_mail();
@@ -164,7 +166,8 @@ struct InCluster {
   }
 };
 
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ SampleArgs a, int64_t width) {
+__global__ void __launch_bounds__(kThreads, 2)
+    sample_kernel(const __grid_constant__ SampleArgs a, int64_t width) {
   extern __shared__ __align__(16) uint8_t memory[];
   ClusterShared& c = *reinterpret_cast<ClusterShared*>(memory);
   const int rank = int(rank_in_cluster()), lane = int(threadIdx.x) % 32;

@@ -49,8 +49,8 @@ __device__ __forceinline__ uint64_t swizzled_tile(const void* tile, uint32_t ato
          uint64_t(atom_stride >> 4 & 0x3FFF) << 32 | uint64_t(1) << 62;
 }
 
-// Four 8 x 16-byte matrices from shared memory, lane l's address being row l % 8 of matrix l / 8: with rows 0-7,
-// 8-15 of 16 bytes and then of the next 16, a is what e4m3_rs and bf16_rs take.
+// Four 8 x 16-byte matrices from shared memory; lane l has the address of row l % 8 of matrix l / 8. With rows
+// 0-7, 8-15 of 16 bytes and then of the next 16, a is what e4m3_rs and bf16_rs take, and what stmatrix stored.
 __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], uint32_t from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])

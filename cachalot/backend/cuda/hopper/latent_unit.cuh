@@ -1,0 +1,218 @@
+// What the kernels of absorbed MLA decoding have in common: units of work, masks, where a unit's output
+// goes. latent_decode.h has the maths and the cut.
+#pragma once
+
+#include "backend/cuda/hopper/latent_plan.cuh"
+#include "backend/cuda/hopper/tma.cuh"
+#include "backend/cuda/hopper/wgmma.cuh"
+
+namespace cachalot::cuda::hopper {
+
+constexpr int kChunks = 9, kChunkBytes = 64 * 128, kRotary = 8;
+constexpr float kNothing = -1e30f;  // "no score yet": finite, so that differences stay numbers
+constexpr float kSlack = 8;         // powers of two by which a score may exceed m
+
+// What a thread of a math warpgroup knows of its two rows, r and r + 8.
+struct Rows {
+  float largest[2], sum[2];
+};
+
+// What the kernels get. Pieces: normalised outputs of pieces of cut sequences, and their log-sum-exps.
+struct LatentArgs {
+  LatentStep step;
+  PlanView plan;
+  bf16* o;
+  float *lse, *piece_o, *piece_lse;
+  float scale, scale2;  // scale2: for exponentials of two
+};
+
+// Behind decode_kernel (latent_decode.cu), which left them.
+void merge_pieces(const Queue& queue, const LatentArgs& a);
+
+enum NamedBarrier : uint32_t { kScoresOnly = 1, kLeftOnly, kRightOnly };  // warpgroups for themselves
+
+// One piece of work: blocks [begin, end) of a sequence for this block's tile.
+struct Unit {
+  int sequence, begin, end, piece, tile;
+  SequenceShape shape;
+};
+
+// Everything that the plan gives this block, a unit at a time; the same for all roles, and for a sharing
+// pair (its second tile may then be empty).
+struct Units {
+  int item, tile = 0, begin = 0, last = 0, piece = 0, sequence = 1;
+  Part part{};
+  SequenceShape shape{};
+
+  __device__ __forceinline__ Units() : item(int(blockIdx.x) - int(gridDim.x)) {}
+  __device__ __forceinline__ bool next(const LatentArgs& a, bool share, Unit& u) {
+    while (begin >= last) {
+      if (++sequence > part.end_sequence) {
+        item += gridDim.x;
+        const PlanHead head = a.plan.head();
+        if (item >= head.parts * head.tiles) return false;
+        tile = item % head.tiles;
+        part = a.plan.part(item / head.tiles);
+        sequence = part.begin_sequence - 1;
+        continue;
+      }
+      shape = shape_of(a.step, sequence);
+      if (tile - (share ? tile % 2 : 0) >= shape.tiles(int(a.step.heads))) continue;
+      last = sequence == part.end_sequence ? part.end_block : shape.blocks();
+      begin = sequence == part.begin_sequence ? part.begin_block : 0;
+      piece = sequence == part.begin_sequence ? part.first_piece : 0;
+      if (begin >= last) break;  // no tokens: a unit all the same
+    }
+    const int unit = a.plan.head().unit_blocks, end = last - begin > unit ? begin + unit : max(last, begin);
+    u = {sequence, begin, end, piece++, tile, shape};
+    begin = end;
+    return true;
+  }
+};
+
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ void store_blocks(uint32_t address, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+// Outputs follow a largest score that moved.
+__device__ __forceinline__ void shrink_rows(float (&o)[128], const float (&shrink)[2]) {
+  if (!__any_sync(~0u, shrink[0] != 1 || shrink[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) o[i] *= shrink[i / 2 % 2];
+}
+
+// Tokens of the block from `first` on that rows `row` and row + 8 of the sequence may not see.
+__device__ __forceinline__ void hide(float (&s)[32], const SequenceShape& shape, int heads, int row,
+                                     int first, int lane) {
+  int visible[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int query = min((row + 8 * half) / heads, shape.queries - 1);
+    visible[half] = shape.tokens - shape.queries + query + 1 - first - lane % 4 * 2;
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i)
+    if (i / 4 * 8 + i % 2 >= visible[i / 2 % 2]) s[i] = -INFINITY;
+}
+
+// The cache rows behind a sequence's last token may hold NaN, which 0 x NaN would carry into the output.
+// By a warpgroup; the 512 latent columns and the rotary ones.
+__device__ __forceinline__ void clear_rows(uint8_t* latents, uint8_t* rotary, int first) {
+  const int rest = (kBlockTokens - first) * 8;  // of 16 bytes, in each chunk
+#pragma unroll 1
+  for (int i = threadIdx.x % 128; i < kChunks * rest; i += 128) {
+    uint8_t* const chunk = i / rest == kRotary ? rotary : latents + i / rest * kChunkBytes;
+    *reinterpret_cast<uint4*>(chunk + first * 128 + i % rest * 16) = uint4{};
+  }
+}
+
+__device__ __forceinline__ void give_back(Barrier* b, int lane) {
+  __syncwarp();
+  if (lane == 0) arrive(b);
+}
+// To both blocks of a sharing pair: each writes into both. Twice to this one where there is none.
+__device__ __forceinline__ void give_back(Barrier* b, int lane, bool share) {
+  __syncwarp();
+  if (lane == 0 || (lane == 1 && !share)) arrive(b);
+  if (lane == 1 && share) arrive_at_after_reading(b, rank_in_cluster() ^ 1);
+}
+
+// One word in memory as a signal between blocks.
+__device__ __forceinline__ void raise(int32_t* flag) {
+  asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(flag) : "memory");
+}
+__device__ __forceinline__ void wait_and_lower(int32_t* flag) {
+  int32_t up;
+  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(up) : "l"(flag) : "memory");
+  while (up == 0);
+  *flag = 0;
+}
+
+// A unit's output: 256 columns, the left or the right half. A sequence's only piece goes to its place;
+// others go to memory, normalised, with their log-sum-exp. Of two pieces of a sequence that was cut
+// evenly, the second is the beginning of the next part's work and long done when the first, the end of
+// this part's, is: the first picks it up. More pieces are left to merge_kernel.
+template <bool kRight> __device__ __forceinline__ void write_unit(const LatentArgs& a, const Unit& u,
+                                                                  int tile, float (&o)[128], const Rows& rows,
+                                                                  const float (&sum)[2], int row, int lane) {
+  constexpr int kColumn = kRight ? kLatentWidth / 2 : 0;
+  constexpr uint32_t kAlone = kRight ? kRightOnly : kLeftOnly;
+  const int heads = int(a.step.heads), tiles = u.shape.tiles(heads), count = u.shape.queries * heads;
+  const int32_t* const slots = a.plan.piece_slots() + u.sequence;
+  const int slot = slots[0] + u.piece * tiles + tile, pieces = (slots[1] - slots[0]) / tiles;
+  const bool two = pieces == 2 && a.plan.head().unit_blocks == kUncut,
+             to_place = pieces == 0 || (two && u.piece == 0);
+  if (tile >= tiles) return;  // a sharing pair's empty tile
+  float scale[2], lse[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    scale[half] = sum[half] > 0 ? 1 / sum[half] : 0;
+    lse[half] = sum[half] > 0 ? rows.largest[half] * a.scale + logf(sum[half]) : -INFINITY;
+  }
+  if (two && u.piece == 0) {
+    const int other = slot + tiles;
+    int32_t* const flag = a.plan.flags(a.step.sequences) + 2 * other + kRight;
+    if (threadIdx.x % 128 == 0) wait_and_lower(flag);
+    meet(kAlone, 128);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = int64_t(other) * kTileRows + row + 8 * half;
+      const float its = a.piece_lse[2 * at + kRight], top = fmaxf(its, lse[half]);
+      const float mine = top > -INFINITY ? __expf(lse[half] - top) : 0,
+                  theirs = top > -INFINITY ? __expf(its - top) : 0;
+      const float over = top > -INFINITY ? 1 / (mine + theirs) : 0;
+      if (tile * kTileRows + row + 8 * half >= count) continue;
+      const float keep = scale[half] * mine * over, add = theirs * over;
+      const float* from = a.piece_o + at * kLatentWidth + kColumn + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const float2 x = *reinterpret_cast<const float2*>(from + 8 * i);
+        o[4 * i + 2 * half] = fmaf(add, x.x, o[4 * i + 2 * half] * keep);
+        o[4 * i + 2 * half + 1] = fmaf(add, x.y, o[4 * i + 2 * half + 1] * keep);
+      }
+      scale[half] = 1;
+      lse[half] = top > -INFINITY ? top + logf(mine + theirs) : -INFINITY;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int in_sequence = tile * kTileRows + row + 8 * half;
+    if (in_sequence >= count) continue;
+    const int64_t at = int64_t(u.shape.first_row) * heads + in_sequence;
+    if (to_place) {
+      bf16* to = a.o + at * kLatentWidth + kColumn + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        *reinterpret_cast<uint32_t*>(to + 8 * i) =
+            bf16_pair(o[4 * i + 2 * half] * scale[half], o[4 * i + 2 * half + 1] * scale[half]);
+      if (a.lse && !kRight && lane % 4 == 0) a.lse[at] = lse[half];
+    } else {
+      const int64_t piece_row = int64_t(slot) * kTileRows + row + 8 * half;
+      float* to = a.piece_o + piece_row * kLatentWidth + kColumn + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        *reinterpret_cast<float2*>(to + 8 * i) =
+            make_float2(o[4 * i + 2 * half] * scale[half], o[4 * i + 2 * half + 1] * scale[half]);
+      if (lane % 4 == 0) a.piece_lse[2 * piece_row + kRight] = lse[half];
+    }
+  }
+  if (two && u.piece == 1) {
+    __threadfence();
+    meet(kAlone, 128);
+    if (threadIdx.x % 128 == 0) raise(a.plan.flags(a.step.sequences) + 2 * slot + kRight);
+  }
+}
+
+}  // namespace cachalot::cuda::hopper
