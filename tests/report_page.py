@@ -56,11 +56,13 @@ def main(program, config, keep=None):
     if not chromium:
         print("no Chromium on this machine")
         return 77
+    program = os.path.abspath(program)
+    home = os.path.dirname(os.path.dirname(os.path.abspath(config)))  # the configuration's paths begin here
     with tempfile.TemporaryDirectory() as folder:
         run, page = os.path.join(folder, "run"), os.path.join(folder, "run", "report.html")
-        subprocess.run([program, "pretrain", config, "--run-dir", run, "--train.steps", "12", "--train.warmup_steps", "2",
+        subprocess.run([program, "pretrain", os.path.abspath(config), "--run-dir", run, "--train.steps", "12", "--train.warmup_steps", "2",
                         "--train.batch", "4", "--train.micro_batch", "4", "--train.eval_every", "4",
-                        "--train.eval_sequences", "2", "--train.price_per_hour", "1"], check=True, capture_output=True)
+                        "--train.eval_sequences", "2", "--train.price_per_hour", "1"], check=True, stdout=subprocess.DEVNULL, cwd=home)
         subprocess.run([program, "report", run, "--prompt", "Once", "--max-new-tokens", "8"], check=True)
         html = open(page, encoding="utf-8").read()
         charts, maps = html.count("<svg"), html.count("data:image/png")
