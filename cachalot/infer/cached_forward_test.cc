@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "backend/cuda/cuda.h"
 #include "backend/testing.h"
 #include "infer/cache_batch.h"
+#include "infer/engine_testing.h"
 #include "infer/steps.h"
 #include "model/load.h"
 
@@ -38,14 +38,6 @@ ModelConfig wide_config() {
   c.num_hidden_layers = 2, c.initializer_range = 0.04;
   c.validate("wide");
   return c;
-}
-
-std::vector<std::unique_ptr<Device>> devices() {
-  std::vector<std::unique_ptr<Device>> list;
-  list.push_back(open_device("cpu", {.threads = 2}));
-  const CudaStatus status = probe_cuda();
-  if (!status.devices.empty() && status.devices[0].usable()) list.push_back(open_device("cuda"));
-  return list;
 }
 
 Tokens some_tokens(const ModelConfig& config, int64_t count, int32_t first) {
@@ -138,7 +130,7 @@ double metric(const std::vector<double>& x, const std::vector<double>& y) {
 
 // However a prompt is cut, the cache holds what it holds when the prompt runs at once.
 TEST(CachedForward, APromptInPiecesEqualsThePromptAtOnce) {
-  for (auto& device : devices())
+  for (auto& device : testing::cpu_and_gpu())
     for (const bool wide : {false, true})
       for (const auto& [precision, format, bound] : {std::tuple(Precision::f32, CacheFormat::act, 1e-11),
                                                      std::tuple(Precision::bf16, CacheFormat::act, 3e-4),
@@ -157,7 +149,7 @@ TEST(CachedForward, APromptInPiecesEqualsThePromptAtOnce) {
 
 // The FP8 cache changes the model by little, and by something.
 TEST(CachedForward, AnFp8CacheMovesHiddenStatesByLittle) {
-  for (auto& device : devices()) {
+  for (auto& device : testing::cpu_and_gpu()) {
     const ModelConfig config = wide_config();
     const Tokens tokens = some_tokens(config, 150, 1);
     Cached act(*device, config, Precision::bf16, CacheFormat::act),
@@ -187,7 +179,7 @@ TEST(CachedForward, AnFp8CacheOnTheGoldens) {
 
 // The same request alone and beside others: with fixed rows and pieces, bit for bit.
 TEST(CachedForward, FixedRowsGiveTheSameBitsAloneAndInABatch) {
-  for (auto& device : devices())
+  for (auto& device : testing::cpu_and_gpu())
     for (const bool wide : {false, true})
       for (const CacheFormat format : {CacheFormat::act, CacheFormat::fp8})
         for (const Precision precision : {Precision::bf16, Precision::f32}) {

@@ -11,6 +11,7 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/fake/fake_device.h"
 #include "base/json.h"
+#include "infer/engine_testing.h"
 #include "model/load.h"
 
 namespace cachalot {
@@ -30,15 +31,6 @@ ModelConfig tiny_config() {
   c.max_position_embeddings = 100, c.initializer_range = 0.4;
   c.validate("tiny");
   return c;
-}
-
-// The CPU, and a GPU where there is one.
-std::vector<std::unique_ptr<Device>> devices() {
-  std::vector<std::unique_ptr<Device>> list;
-  list.push_back(open_device("cpu", {.threads = 2}));
-  const CudaStatus status = probe_cuda();
-  if (!status.devices.empty() && status.devices[0].usable()) list.push_back(open_device("cuda"));
-  return list;
 }
 
 struct Model {
@@ -173,7 +165,7 @@ void expect_all_ways(Model& m, const Tokens& prompt, const Tokens& truth) {
 }
 
 TEST(Engine, EveryWayOfDecodingGivesTheTokensOfFullRecomputation) {
-  for (auto& device : devices()) {
+  for (auto& device : testing::cpu_and_gpu()) {
     SCOPED_TRACE(device->name());
     Model m = Model::tiny(std::move(device));
     for (const Tokens& prompt :
@@ -228,7 +220,7 @@ TEST(Engine, SpeculationGivesThePlainTokensAtAnyTemperature) {
 
 TEST(Engine, SpeculationInFewBitsGivesThePlainTokensOfTheSamePrecision) {
   for (const Precision precision : {Precision::bf16, Precision::fp8})
-    for (auto& device : devices()) {
+    for (auto& device : testing::cpu_and_gpu()) {
       SCOPED_TRACE(device->name() + " " + name_of(precision));
       Model m = Model::tiny(std::move(device), precision);
       const Request r{.prompt = {3, 0, 2, 2, 1}, .max_new_tokens = 60};
@@ -240,7 +232,7 @@ TEST(Engine, SpeculationInFewBitsGivesThePlainTokensOfTheSamePrecision) {
 }
 
 TEST(Engine, SequencesDecodedTogetherDoNotSeeEachOther) {
-  for (auto& device : devices()) {
+  for (auto& device : testing::cpu_and_gpu()) {
     SCOPED_TRACE(device->name());
     Model m = Model::tiny(std::move(device));
     const std::vector<Request> requests{
@@ -482,7 +474,7 @@ TEST_P(EngineGolden, ContinuationsAreIdenticalInEveryWayOfDecoding) {
   if (!GetParam().shipped && !std::filesystem::exists(directory))
     GTEST_SKIP() << "runs on machines that have ../shared/golden/" << GetParam().name;
   const Json reference = read_json_file(directory + "/reference.json");
-  for (auto& device : devices()) {
+  for (auto& device : testing::cpu_and_gpu()) {
     SCOPED_TRACE(device->name());
     Model m = Model::load(directory + "/model", std::move(device));
     bool first = true;

@@ -93,17 +93,4 @@ void latent_decode(const Queue& queue, const LatentDecode& d);
 bool few_suits(const LatentDecode& d);
 void latent_decode_few(const Queue& queue, const LatentDecode& d);
 
-// The FP8 cache's append: row t of x [T, 576] bf16 (rows ld apart) to token slot[t] of the cache; slots
-// below zero are left out. A tile's scale is its largest magnitude (at least 1e-4) / 448, rounded up to a
-// power of two, so that code x scale is exact in bf16.
-struct LatentAppend {
-  const bf16* x = nullptr;
-  int64_t ld = 0, rows = 0;
-  const int32_t* slots = nullptr;
-  void* cache = nullptr;
-  int64_t cache_slots = 0;
-  Faults faults = {};
-};
-void latent_append(const Queue& queue, const LatentAppend& a);
-
 }  // namespace cachalot::cuda::hopper
