@@ -13,7 +13,7 @@ namespace cachalot {
 // What is kept in which precision and treated how by the optimizer.
 enum class ParamKind : uint8_t {
   linear,     // a matrix that FP8 checkpoints store as E4M3; decayed
-  eh_proj,    // the MTP projection: a decayed matrix that stays BF16 in FP8 checkpoints
+  eh_proj,    // the MTP projection: a decayed matrix, BF16 in FP8 checkpoints and in the fp8 recipe
   embedding,  // token embedding: decayed, BF16 in FP8 checkpoints
   head,       // output head: decayed, BF16 in FP8 checkpoints
   gate,       // router weight [E, D]: decayed, FP32 in every recipe, BF16 in FP8 checkpoints
@@ -44,9 +44,8 @@ struct Param {
   bool is_vector() const { return kind == ParamKind::norm || kind == ParamKind::gate_bias; }
   bool trained() const { return kind != ParamKind::gate_bias; }
   bool decayed() const { return kind != ParamKind::norm && kind != ParamKind::gate_bias; }
+  // E4M3 in FP8 checkpoints and in the fp8 recipe's products: not the router, the head, MTP's projection.
   bool can_be_fp8() const { return kind == ParamKind::linear; }
-  // A linear layer, which the fp8 recipe multiplies in E4M3; the router's and the head's products are not.
-  bool is_linear() const { return kind == ParamKind::linear || kind == ParamKind::eh_proj; }
   int64_t size() const { return rows * cols; }
 };
 

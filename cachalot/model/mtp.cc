@@ -8,10 +8,9 @@ Mtp::State Mtp::forward(Stream& s, Arena& arena, const TokenBatch& batch, Tensor
   State state;
   state.embedded = arena.take_like(previous);
   embedding->forward(s, batch.tokens, state.embedded);
-  Tensor concatenated = arena.take(previous.dtype, previous.rows, 2 * d);
-  state.enorm = enorm.forward(s, arena, state.embedded, concatenated.slice_cols(0, d));
-  state.hnorm = hnorm.forward(s, arena, previous, concatenated.slice_cols(d, d));
-  state.concatenated = operand(s, arena, concatenated, block.recipe);
+  state.concatenated = arena.take(previous.dtype, previous.rows, 2 * d);
+  state.enorm = enorm.forward(s, arena, state.embedded, state.concatenated.slice_cols(0, d));
+  state.hnorm = hnorm.forward(s, arena, previous, state.concatenated.slice_cols(d, d));
   Tensor x = arena.take_like(previous);
   eh_proj.forward(s, state.concatenated, x);
   state.block = block.forward(s, arena, batch, x, options);
@@ -30,16 +29,8 @@ void Mtp::backward(Stream& s, Arena& arena, const TokenBatch& batch, State& stat
   block.backward(s, arena, batch, state.block, dy, balance_factor, mode);
   Tensor d_concatenated = arena.take(dhidden.dtype, dhidden.rows, 2 * d),
          d_embedded = arena.take_like(dhidden);
-  if (const Recipe& recipe = block.recipe; recipe.fp8) {
-    Tensor dx = take_row_tiles(arena, dhidden.rows, d), dx_columns = take_columns(arena, dhidden.rows, d);
-    on(s).quantize(
-        {.x = state.block.dx, .y = dx, .transposed = dx_columns, .power_of_two = recipe.power_of_two});
-    eh_proj.backward_weight(s, dx_columns, columns(s, arena, state.concatenated, recipe.power_of_two), mode);
-    eh_proj.backward_input(s, dx, d_concatenated);
-  } else {
-    eh_proj.backward_weight(s, state.block.dx, state.concatenated, mode);
-    eh_proj.backward_input(s, state.block.dx, d_concatenated);
-  }
+  eh_proj.backward_weight(s, state.block.dx, state.concatenated, mode);
+  eh_proj.backward_input(s, state.block.dx, d_concatenated);
   enorm.backward(s, state.enorm, d_concatenated.slice_cols(0, d), {}, d_embedded, mode);
   hnorm.backward(s, state.hnorm, d_concatenated.slice_cols(d, d), {}, state.d_previous, mode);
   embedding->backward_weight(s, batch.tokens, d_embedded, embedding_mode);

@@ -11,12 +11,12 @@ namespace cachalot {
 
 struct Mtp {
   RmsNorm enorm, hnorm, head_norm;
-  Linear eh_proj;  // [D, 2D]
-  Block block;     // its recipe is the projection's too
+  Linear eh_proj;  // [D, 2D]; bf16 in the fp8 recipe
+  Block block;
   const Embedding* embedding = nullptr;
 
   struct State {
-    Tensor embedded, concatenated;  // [T, D], [T, 2D]; fp8: codes of the latter
+    Tensor embedded, concatenated;  // [T, D], [T, 2D]
     RmsNorm::Saved enorm, hnorm, head_norm;
     Block::State block;  // block.y is what `mtp.K.hidden` shows
     Tensor hidden;       // h^k [T, D]

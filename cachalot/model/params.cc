@@ -21,8 +21,7 @@ int64_t scale_rows(const Param& p) { return p.rows / p.part_rows * blocks(p.part
 DType weight_dtype(const Param& p, Recipe recipe, const std::function<bool(const Param&)>& fp8) {
   if (p.kind == ParamKind::gate_bias) return DType::f32;
   if (p.kind == ParamKind::norm || p.kind == ParamKind::gate) return recipe.stat;
-  if (recipe.fp8 && p.is_linear()) return DType::e4m3;
-  return fp8 && p.can_be_fp8() && fp8(p) ? DType::e4m3 : recipe.weight;
+  return p.can_be_fp8() && (recipe.fp8 || (fp8 && fp8(p))) ? DType::e4m3 : recipe.weight;
 }
 
 // Tensors one after the other in one block of memory: counted first, then placed.
@@ -132,8 +131,11 @@ void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, ui
   for (size_t i = 0; i < params.table().size(); ++i) {
     const Param& p = params.table()[i];
     const Tensor w = params.weight(i);
+    const Tensor master = masters ? masters(i) : Tensor{};  // w itself where the weights are the best copy
     if (p.is_vector()) {
-      on(s).fill({.y = w, .value = p.kind == ParamKind::norm ? 1.0 : 0.0});
+      const double value = p.kind == ParamKind::norm ? 1 : 0;
+      on(s).fill({.y = w, .value = value});
+      if (master) on(s).fill({.y = master, .value = value});
       continue;
     }
     const auto draw = [&]<class T>(const auto& round) {
@@ -147,21 +149,24 @@ void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, ui
     const auto to_double = [](double x) { return x; };
     const auto to_float = [](double x) { return float(x); };
     const auto to_bf16 = [](double x) { return bf16(float(x)); };
-    const auto through_bf16 = [](double x) { return float(bf16(float(x))); };
     switch (w.dtype) {
       case DType::f64: on(s).upload(draw.operator()<double>(to_double).data(), w); break;
       case DType::f32: on(s).upload(draw.operator()<float>(to_float).data(), w); break;
-      case DType::e4m3: {
-        const std::vector<float> values = draw.operator()<float>(through_bf16);
-        if (masters) {
-          on(s).upload(values.data(), masters(i));
-          quantise_weight(s, params, i, masters(i));
+      case DType::e4m3:
+        if (master) {
+          on(s).upload(draw.operator()<float>(to_float).data(), master);
+          quantise_weight(s, params, i, master);
         } else {
-          upload_quantised(s, params, i, values);
+          upload_quantised(s, params, i, draw.operator()<float>(to_float));
         }
         break;
-      }
-      default: on(s).upload(draw.operator()<bf16>(to_bf16).data(), w); break;
+      default:
+        if (master) {
+          on(s).upload(draw.operator()<float>(to_float).data(), master);
+          on(s).cast({.x = master, .y = w});
+        } else {
+          on(s).upload(draw.operator()<bf16>(to_bf16).data(), w);
+        }
     }
   }
 }

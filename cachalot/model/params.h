@@ -58,9 +58,10 @@ void transpose_weight(Stream& s, const ParamSet& params, size_t i);
 void upload_quantised(Stream& s, const ParamSet& params, size_t i, const std::vector<float>& numbers);
 
 // Random weights: normal with standard deviation initializer_range (V3 report section 4.2), norm gains 1,
-// router bias 0. Element i of parameter p is a pure function of (seed, p, i). In the fp8 recipe they are
-// rounded to bf16, as in that recipe, and then quantised; `masters` (f32, of E4M3 weights only) get them
-// before that.
+// router bias 0. Element i of parameter p is a pure function of (seed, p, i), the same for every precision:
+// `masters` (f32; the weight itself where it is its own master) get the numbers as they are drawn, weights are
+// rounded from them. Masters that began on the grid of bf16 would leave it only after several small steps, and
+// the weights, rounded to nearest, would stand still as long.
 void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed,
                 const std::function<Tensor(size_t param)>& masters = {});
 

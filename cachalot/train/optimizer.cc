@@ -38,8 +38,6 @@ Optimizer::Optimizer(Device& device, const ParamSet& params, const AdamWOptions&
 
 void Optimizer::init(Stream& s) {
   for (size_t i = 0; i < states_.size(); ++i) {
-    if (states_[i].master && params_->weight(i).dtype != DType::e4m3)
-      on(s).cast({.x = params_->weight(i), .y = states_[i].master});
     if (!states_[i].m) continue;
     on(s).fill({.y = states_[i].m, .value = 0});
     on(s).fill({.y = states_[i].v, .value = 0});

@@ -18,8 +18,8 @@ struct AdamWOptions {
 
 class Optimizer {
  public:
-  // `params`, with gradients, must outlive it. Masters start as the weights are when init() is queued; those
-  // of E4M3 weights, which know more than the weights, are left to initialize().
+  // `params`, with gradients, must outlive it. init() queues zeros into the moments; masters get their numbers
+  // from initialize() (model/params.h), a checkpoint or init-from.
   Optimizer(Device& device, const ParamSet& params, const AdamWOptions& options);
   void init(Stream& s);
 
