@@ -78,7 +78,7 @@ stage() {  # name, command...: into DIR/name.log, measured
   ' "$out/parts/$name.meter" >"$out/parts/$name.stage"
   rows+=("$(printf '%-10s %-7s %5d s' "$name" "$result" $((SECONDS - begin)))")
   if [[ $result == ok ]]; then tail -n "${tail:-3}" "$out/$name.log"
-  else grep -aE 'FAILED|Failure|rror' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
+  else grep -aE 'FAILED|Failure|rror|findings,|failed:|timed out' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
 }
 
 run_tests() {  # the programs whose tests open a GPU, each cut into parts that run side by side
@@ -127,12 +127,8 @@ run_peer_model() {
     done
 }
 run_sanitize() {
-  local tool
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not in PATH"; return 1; }
-  for tool in memcheck synccheck; do
-    compute-sanitizer --tool $tool --error-exitcode 9 "$build/bin/backend_test" --gtest_brief=1 \
-      --gtest_filter='*.ARow*:*.Aligned*:*.Small*:*.Equal*:*.Replay*:*.Nan*' || return
-  done
+  python3 scripts/gpu_sanitize.py "$build/bin/backend_test" --json "$out/parts/sanitize.json" --keep "$out/sanitize"
 }
 
 wants tests && stage tests run_tests

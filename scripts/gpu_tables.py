@@ -94,6 +94,17 @@ def main():
             else:
                 print(f"| {row['op']}, {row['shape']} | {us:.1f} | | | |")
         print()
+    if "sanitize" in r:
+        print("**compute-sanitizer**, all operations at small sizes\n\n"
+              "| tool | tests | processes | not clean |\n|---|---|---|---|")
+        runs = r["sanitize"]["runs"]
+        for tool in sorted({run["tool"] for run in runs}):
+            of = [run for run in runs if run["tool"] == tool]
+            bad = [f"{run['tests']}: {run['result']}" + (f", {run['first']}" if run.get("first") else "")
+                   for run in of if run["result"] != "clean"]
+            print(f"| {tool} | {sum(run.get('passed', 0) for run in of)} | {len(of)} | "
+                  f"{'; '.join(bad).replace('|', ',') or 'none'} |")
+        print()
     print("| stage | result | seconds | mean W | peak W | energy kJ | SM MHz | peak MiB |\n|---|---|---|---|---|---|---|---|")
     for s in r["stages"]:
         print(f"| {s['stage']} | {s['result']} | {s['seconds']} | {s['mean_watts']} | {s['peak_watts']} | "

@@ -12,11 +12,13 @@
 #include "backend/ops/grouped_gemm.h"
 #include "backend/ops/head_gemm.h"
 #include "backend/ops/latent_attention.h"
+#include "backend/ops/latent_query.h"
 #include "backend/ops/norm_gemm.h"
 #include "backend/ops/permute.h"
 #include "backend/ops/quantize.h"
 #include "backend/ops/rmsnorm.h"
 #include "backend/ops/rope.h"
+#include "backend/ops/route.h"
 #include "backend/ops/rows.h"
 #include "backend/ops/sample.h"
 #include "backend/ops/swiglu.h"
@@ -33,6 +35,8 @@
   X(latent_append, LatentAppend)            \
   X(latent_gather, LatentGather)            \
   X(norm_gemm, NormGemm)                    \
+  X(latent_query, LatentQuery)              \
+  X(route, Route)                           \
   X(expert_mlp, ExpertMlp)                  \
   X(rmsnorm_forward, RmsNormForward)        \
   X(rmsnorm_backward, RmsNormBackward)      \
@@ -42,6 +46,7 @@
   X(gate_forward, GateForward)              \
   X(gate_backward, GateBackward)            \
   X(balance_loss, BalanceLoss)              \
+  X(count_groups, CountGroups)              \
   X(update_gate_bias, UpdateGateBias)       \
   X(permute_plan, PermutePlan)              \
   X(permute, Permute)                       \

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
 #include "base/png.h"
@@ -105,6 +106,7 @@ Rgb heat(double v) {
 const char* const kChartStyle = R"(
 .chart{background:var(--card);border-radius:8px;padding:10px 12px;margin:0}
 .chart figcaption{font-weight:600;margin-bottom:4px}
+.chart figcaption small{font-weight:400;font-size:12px;color:var(--faint);margin-left:6px}
 .chart svg{width:100%;height:auto;display:block}
 .chart text{fill:var(--faint);font:11px system-ui,sans-serif}
 .chart .grid{stroke:var(--line);stroke-width:1}
@@ -166,9 +168,10 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
   const auto py = [&](double y) { return top + h * (1 - (std::clamp(y, low, high) - low) / (high - low)); };
 
   std::string svg = fmt::format(
-      "<figure class=\"chart\"><figcaption>{}</figcaption><svg viewBox=\"0 0 {} {}\" role=\"img\" "
+      "<figure class=\"chart\"><figcaption>{}{}</figcaption><svg viewBox=\"0 0 {} {}\" role=\"img\" "
       "aria-label=\"{}\">",
-      html_escape(o.title), o.width, o.height, html_escape(o.title));
+      html_escape(o.title), o.y_label.empty() ? "" : "<small>" + html_escape(o.y_label) + "</small>", o.width,
+      o.height, html_escape(o.title));
   for (const double t : o.logarithmic ? log_ticks(low, high, 5) : ticks(low, high, 5))
     svg += fmt::format(
         "<line class=\"grid\" x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/><text x=\"{:.1f}\" "
@@ -178,10 +181,13 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
     svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>", px(t),
                        top + h + 15, short_number(t));
   svg += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>", left + w / 2,
-                     o.height - 4, html_escape(o.x_label + (o.y_label.empty() ? "" : "  ·  " + o.y_label)));
+                     o.height - 4, html_escape(o.x_label));
+  const auto colour_of = [&](size_t i) {
+    return fmt::format("c{}", (series[i].colour < 0 ? int(i) : series[i].colour) % kColours);
+  };
   for (size_t i = 0; i < series.size(); ++i) {
     const Binned& b = binned[i];
-    const std::string colour = fmt::format("c{}", i % kColours);
+    const std::string colour = colour_of(i);
     std::string line, upper, lower;
     bool pen = false;
     for (size_t j = 0; j < b.x.size(); ++j) {
@@ -212,8 +218,10 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
   svg += "</svg>";
   if (series.size() > 1) {
     svg += "<div class=\"legend\">";
+    std::set<std::string> listed;
     for (size_t i = 0; i < series.size(); ++i)
-      svg += fmt::format("<span><i class=\"c{}\"></i>{}</span>", i % kColours, html_escape(series[i].name));
+      if (listed.insert(series[i].name).second)
+        svg += fmt::format("<span><i class=\"{}\"></i>{}</span>", colour_of(i), html_escape(series[i].name));
     svg += "</div>";
   }
   return svg + "</figure>\n";

@@ -12,6 +12,7 @@ std::string html_escape(const std::string& text);
 struct ChartSeries {
   std::string name;
   std::vector<double> x, y;  // x ascends; a y that is not finite leaves a gap
+  int colour = -1;     // of the style sheet's eight; -1: its place among the series
   bool marks = false;  // points joined by a line, for few values; else a band of the extremes and its mean
 };
 
@@ -22,8 +23,8 @@ struct ChartOptions {
   int width = 560, height = 260;
 };
 
-// Long series are cut into bins of equal length: a line through their means, a band from least to largest. ""
-// when no series has two finite points.
+// Long series are cut into bins of equal length: a line through their means, a band from least to largest.
+// Series of one name share their entry in the legend. "" when no series has two finite points.
 std::string line_chart(const ChartOptions& options, const std::vector<ChartSeries>& series);
 
 // values[row][column], 1 in the middle of the scale: blue below (0), red above (2 and more), grey where not

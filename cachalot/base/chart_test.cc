@@ -78,6 +78,19 @@ TEST(Chart, TextIsEscaped) {
   EXPECT_NE(svg.find("&lt;script&gt;&quot;&amp;"), std::string::npos);
 }
 
+TEST(Chart, SeriesOfOneNameAndColourAreOneEntryOfTheLegend) {
+  const std::string svg = line_chart({.title = "t", .x_label = "step", .y_label = "least and largest"},
+                                     {{.name = "one", .x = {1, 2}, .y = {1, 2}, .colour = 3},
+                                      {.name = "one", .x = {1, 2}, .y = {3, 4}, .colour = 3},
+                                      {.name = "two", .x = {1, 2}, .y = {5, 6}}});
+  const std::string legend = svg.substr(svg.find("legend"));
+  EXPECT_EQ(count(legend, "<span>"), 2u);
+  EXPECT_EQ(count(legend, "class=\"c3\""), 1u);
+  EXPECT_EQ(count(svg, "<path class=\"c3\""), 2u);
+  EXPECT_EQ(count(svg, "<path class=\"c2\""), 1u);
+  EXPECT_EQ(count(svg, "<small>least and largest</small>"), 1u);
+}
+
 TEST(HeatMap, OnePixelAValue) {
   const std::string html = heat_map({.title = "load",
                                      .x_label = "expert",

@@ -1,4 +1,4 @@
-// cachalot data clean | tokenize | inspect | needles: from folders of text to token shards.
+// cachalot data clean | tokenize | inspect | needles | needle-contexts: from folders of text to token shards.
 #include <CLI/CLI.hpp>
 
 #include "cli/commands.h"

@@ -8,7 +8,7 @@ class App;
 namespace cachalot::cli {
 
 void add_data_clean(CLI::App& group);     // cli/data_clean.cc
-void add_data_needles(CLI::App& group);   // cli/data_needles.cc
+void add_data_needles(CLI::App& group);   // cli/data_needles.cc: needles, needle-contexts
 void add_data_tokenize(CLI::App& group);  // cli/data_tokenize.cc: tokenize, inspect
 
 }  // namespace cachalot::cli

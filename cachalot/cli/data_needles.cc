@@ -1,7 +1,10 @@
-// cachalot data needles: documents to learn the needle task from, as JSONL for `data tokenize`.
+// cachalot data needles | needle-contexts: documents to learn the needle task from, as JSONL for `data
+// tokenize`; and at which contexts shards look needles up.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 
 #include "base/error.h"
@@ -10,17 +13,57 @@
 #include "cli/data_commands.h"
 #include "data/jsonl.h"
 #include "tasks/needle.h"
+#include "tasks/needle_census.h"
 
 namespace cachalot::cli {
 
 namespace {
+
+struct Avoided {
+  std::vector<int64_t> lengths;
+  double margin = 0.1;
+};
 
 struct Options {
   std::string haystack, tokenizer, out;
   int64_t documents = 1000, shortest = 64, longest = 256, needles = 4;
   double hay = 0.5;
   uint64_t seed = 1;
+  Avoided avoid;
 };
+
+struct ContextsOptions {
+  std::vector<std::string> shards;
+  std::string tokenizer;
+  Avoided avoid;
+};
+
+bool avoids(const std::string& document, const Tokenizer& tokenizer, const Avoided& avoid) {
+  if (avoid.lengths.empty()) return true;
+  const std::vector<int64_t> contexts =
+      lookup_contexts(tokenizer, tokenizer.encode(document, {.parse_special = false}));
+  return std::none_of(contexts.begin(), contexts.end(), [&](int64_t context) {
+    return std::any_of(avoid.lengths.begin(), avoid.lengths.end(),
+                       [&](int64_t length) { return is_near(context, length, avoid.margin); });
+  });
+}
+
+// Document i. What comes near an avoided length is drawn anew.
+std::string make_document(const Options& o, const Haystack& haystack, uint64_t i) {
+  constexpr uint64_t kMostDraws = 200;
+  for (uint64_t again = 0; again < kMostDraws; ++again) {
+    const uint64_t number = i + (again << 32);
+    const auto draw = [&](uint64_t stream, int64_t low, int64_t high) {
+      return low + int64_t(random_below(o.seed, stream, number, uint64_t(high - low + 1)));
+    };
+    const NeedleCase c{.tokens = draw(100, o.shortest, o.longest), .seed = o.seed, .number = number};
+    std::string document = make_needle_document(haystack, c, draw(101, 1, o.needles), o.hay);
+    if (avoids(document, haystack.tokenizer(), o.avoid)) return document;
+  }
+  throw Error(fmt::format("{} documents of {} to {} tokens came within {} of {} tokens", kMostDraws,
+                          o.shortest, o.longest, o.avoid.margin, fmt::join(o.avoid.lengths, ", ")))
+      .hint("leave room between --shortest and --longest for what --avoid allows");
+}
 
 void run(const Options& o) {
   if (o.shortest > o.longest)
@@ -29,17 +72,44 @@ void run(const Options& o) {
   const Haystack haystack(read_file(o.haystack), tokenizer);
   std::string jsonl;
   for (int64_t i = 0; i < o.documents; ++i) {
-    const auto draw = [&](uint64_t stream, int64_t low, int64_t high) {
-      return low + int64_t(random_below(o.seed, stream, uint64_t(i), uint64_t(high - low + 1)));
-    };
-    const NeedleCase c{.tokens = draw(100, o.shortest, o.longest), .seed = o.seed, .number = uint64_t(i)};
     jsonl += "{\"text\": ";
-    append_json_string(make_needle_document(haystack, c, draw(101, 1, o.needles), o.hay), jsonl);
+    append_json_string(make_document(o, haystack, uint64_t(i)), jsonl);
     jsonl += "}\n";
   }
   write_file_atomic(o.out, jsonl);
   fmt::print("{}: {} documents of {} to {} tokens, each with up to {} needles\n", o.out, o.documents,
              o.shortest, o.longest, o.needles);
+}
+
+void run_contexts(const ContextsOptions& o) {
+  const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
+  const TokenData data = open_token_data(o.shards);
+  data.train.front().shards().front().require_tokenizer(tokenizer, o.tokenizer);
+  const NeedleCensus census = take_needle_census(data.train, tokenizer, o.avoid.lengths, o.avoid.margin);
+  std::string table = fmt::format("{:<12} {:>9} {:>9} {:>15}", "part", "documents", "lookups", "contexts");
+  for (const int64_t length : o.avoid.lengths) table += fmt::format(" {:>8}", fmt::format("at {}", length));
+  for (const NeedleCensus::Part& p : census.parts) {
+    table += fmt::format("\n{:<12} {:>9} {:>9} {:>15}", p.name, p.documents, p.lookups,
+                         p.lookups ? fmt::format("{} to {}", p.shortest, p.longest) : "none");
+    for (const int64_t n : p.near) table += fmt::format(" {:>8}", n);
+  }
+  fmt::print("{}\n", table);
+  if (o.avoid.lengths.empty()) return;
+  const std::string lengths = fmt::format("{}", fmt::join(o.avoid.lengths, ", "));
+  if (census.near() > 0)
+    throw Error(fmt::format("{} lookups have a context within {:g} % of {} tokens", census.near(),
+                            100 * o.avoid.margin, lengths))
+        .hint("make documents with `cachalot data needles --avoid`, and shards of those alone");
+  fmt::print("no lookup has a context within {:g} % of {} tokens\n", 100 * o.avoid.margin, lengths);
+}
+
+void add_avoid(CLI::App& command, Avoided& avoid, const std::string& what) {
+  command.add_option("--avoid", avoid.lengths, what)
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{16}, int64_t{1} << 30));
+  command.add_option("--margin", avoid.margin, "how near is near: a share of the length")
+      ->check(CLI::Range(0.0, 0.99))
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -68,8 +138,17 @@ void add_data_needles(CLI::App& group) {
   c->add_option("--hay", o->hay, "share of a document that stays hay: fewer needles where they are more")
       ->check(CLI::Range(0.0, 0.99))
       ->capture_default_str();
+  add_avoid(*c, o->avoid, "tokens of context, with commas, near which no needle is asked for");
   c->add_option("--seed", o->seed, "the same seed gives the same documents")->capture_default_str();
   c->callback([o] { run(*o); });
+
+  auto contexts = std::make_shared<ContextsOptions>();
+  c = group.add_subcommand("needle-contexts",
+                           "tell from the tokens of shards at which contexts they look needles up");
+  c->add_option("shards", contexts->shards, "folders of shards, or single ones")->required();
+  c->add_option("--tokenizer", contexts->tokenizer, "tokenizer.json, or the directory of one")->required();
+  add_avoid(*c, contexts->avoid, "tokens of context, with commas: fail if a lookup is near one");
+  c->callback([contexts] { run_contexts(*contexts); });
 }
 
 }  // namespace cachalot::cli

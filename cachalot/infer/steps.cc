@@ -98,9 +98,8 @@ TokenBatch Steps::planned(TokenBatch batch) {
 Tensor Steps::trunk(const TokenBatch& batch) {
   Tensor hidden = arena_.take(recipe_.act, batch.rows, config_.hidden_size);
   Arena::Scope scratch(arena_);
-  const auto state = model_.forward(stream_, arena_, planned(batch),
-                                    {.caches = cache_.layers(), .replay = {}, .keep_states = false});
-  on(stream_).cast({.x = state.hidden, .y = hidden});
+  model_.forward(stream_, arena_, planned(batch),
+                 {.caches = cache_.layers(), .replay = {}, .keep_states = false, .hidden = hidden});
   return hidden;
 }
 

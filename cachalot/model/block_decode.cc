@@ -15,7 +15,12 @@ void Block::decode(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cach
          activated = arena.take(x.dtype, x.rows, mlp->down.in());
   post_norm.multiply(s, arena, x, normed, mlp->gate_up.w, hidden);
   on(s).swiglu_forward({.x = hidden, .y = activated});
-  on(s).gemm({.a = activated, .b = mlp->down.w, .c = x, .trans_b = true, .accumulate = Accumulate::add});
+  on(s).gemm({.a = activated,
+              .b = mlp->down.w,
+              .c = x,
+              .trans_b = true,
+              .accumulate = Accumulate::add,
+              .read_ahead = true});
 }
 
 }  // namespace cachalot

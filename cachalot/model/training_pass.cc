@@ -11,23 +11,23 @@ LossScales LossScales::uniform(int64_t sequences, int64_t tokens, int64_t depths
   return scales;
 }
 
-std::vector<Tensor> TrainingPass::counts() const {
+namespace {
+
+// A tensor of the routing in every layer that has it, MTP layers last.
+std::vector<Tensor> of_routers(const TrainingPass& pass, Tensor Gate::Routing::* part) {
   std::vector<Tensor> result;
-  for (const auto& b : trunk.blocks)
-    if (b.routing.counts) result.push_back(b.routing.counts);
-  for (const auto& m : mtp)
-    if (m.block.routing.counts) result.push_back(m.block.routing.counts);
+  for (const auto& b : pass.trunk.blocks)
+    if (b.routing.*part) result.push_back(b.routing.*part);
+  for (const auto& m : pass.mtp)
+    if (m.block.routing.*part) result.push_back(m.block.routing.*part);
   return result;
 }
 
-std::vector<Tensor> TrainingPass::balance() const {
-  std::vector<Tensor> result;
-  for (const auto& b : trunk.blocks)
-    if (b.routing.balance) result.push_back(b.routing.balance);
-  for (const auto& m : mtp)
-    if (m.block.routing.balance) result.push_back(m.block.routing.balance);
-  return result;
-}
+}  // namespace
+
+std::vector<Tensor> TrainingPass::counts() const { return of_routers(*this, &Gate::Routing::counts); }
+std::vector<Tensor> TrainingPass::choices() const { return of_routers(*this, &Gate::Routing::indices); }
+std::vector<Tensor> TrainingPass::balance() const { return of_routers(*this, &Gate::Routing::balance); }
 
 namespace {
 

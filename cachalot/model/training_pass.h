@@ -26,6 +26,8 @@ struct TrainingPass {
 
   // Router counts i32 [1, E] of every layer with experts (MTP layers last), in order of layers.
   std::vector<Tensor> counts() const;
+  // The chosen experts i32 [T, K] of the same layers.
+  std::vector<Tensor> choices() const;
   // Balance losses [1, S] of the same layers; empty when alpha is 0.
   std::vector<Tensor> balance() const;
 };

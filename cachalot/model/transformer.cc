@@ -126,7 +126,7 @@ Transformer::State Transformer::forward(Stream& s, Arena& arena, const TokenBatc
       std::swap(x, y);
     }
   }
-  state.hidden = arena.take_like(x);
+  state.hidden = options.hidden ? options.hidden : arena.take_like(x);
   state.norm = norm_.forward(s, arena, x, state.hidden);
   return state;
 }

@@ -27,6 +27,7 @@ class Transformer {
     bool with_balance = false;
     bool keep_states = true;  // false (inference): layers share their memory, State::blocks stays empty
     bool recompute = false;   // of the states, keep only what the backward computes the rest from (Keep)
+    Tensor hidden = {};       // where State::hidden shall be; absent: in the arena
   };
 
   struct State {  // one micro-batch

@@ -20,7 +20,9 @@ Gate::Routing Gate::forward(Stream& s, Arena& arena, const TokenBatch& batch, Te
   Arena::Scope scratch(arena);
   Tensor logits = arena.take_like(r.scores);
   on(s).gemm({.a = x, .b = w, .c = logits, .trans_b = true});
-  choose(s, logits, r, bool(replay));
+  GateForward choose = choice(logits, r);
+  choose.replay = bool(replay);
+  on(s).gate_forward(choose);
   if (with_balance)
     on(s).balance_loss({.scores = r.scores,
                         .starts = batch.starts,
@@ -37,29 +39,27 @@ Gate::Routing Gate::decode(Stream& s, Arena& arena, const RmsNorm& norm, Tensor 
             .scores = arena.take(recipe.stat, t, experts),
             .indices = arena.take(DType::i32, t, top_k),
             .weights = arena.take(recipe.stat, t, top_k),
-            .counts = arena.take_vector(DType::i32, experts),
+            .counts = {},
             .fractions = {},
             .balance = {},
             .dlogits = {}};
   Arena::Scope scratch(arena);
   Tensor logits = arena.take_like(r.scores);
-  norm.multiply(s, arena, residual, x, w, logits);
-  choose(s, logits, r, /*replay=*/false);
+  on(s).route({.project = norm.into(arena, residual, x, w, logits), .choose = choice(logits, r)});
   return r;
 }
 
-void Gate::choose(Stream& s, Tensor logits, const Routing& r, bool replay) const {
-  on(s).gate_forward({.logits = logits,
-                      .bias = bias,
-                      .scores = r.scores,
-                      .indices = r.indices,
-                      .weights = r.weights,
-                      .counts = r.counts,
-                      .groups = groups,
-                      .topk_groups = topk_groups,
-                      .normalise = normalise,
-                      .scale = scale,
-                      .replay = replay});
+GateForward Gate::choice(Tensor logits, const Routing& r) const {
+  return {.logits = logits,
+          .bias = bias,
+          .scores = r.scores,
+          .indices = r.indices,
+          .weights = r.weights,
+          .counts = r.counts,
+          .groups = groups,
+          .topk_groups = topk_groups,
+          .normalise = normalise,
+          .scale = scale};
 }
 
 void Gate::backward(Stream& s, Arena& arena, const TokenBatch& batch, Routing& r, Tensor dweights,

@@ -35,7 +35,7 @@ struct Gate {
                 double balance_factor, Tensor dx, Accumulate mode) const;
 
  private:
-  void choose(Stream& s, Tensor logits, const Routing& r, bool replay) const;
+  GateForward choice(Tensor logits, const Routing& r) const;
 };
 
 }  // namespace cachalot

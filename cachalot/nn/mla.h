@@ -79,7 +79,12 @@ struct Mla {
                        const Saved& saved) const;
   // mla_decode.cc: the cache. q is turned in place.
   void append(Stream& s, const TokenBatch& batch, Tensor kva, Tensor q, Tensor cache) const;
+  LatentAppend appending(const TokenBatch& batch, Tensor kva, Tensor q, Tensor cache) const;
+  HeadGemm absorbing(Tensor q, Tensor q_latent) const;
   void gather(Stream& s, Tensor cache, Tensor rows, Tensor y) const;
+  // From queries in the latent on.
+  void attend_latents(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor q,
+                      Tensor q_latent, Tensor attended) const;
   void attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor q,
                        Tensor attended) const;
 };

@@ -4,21 +4,38 @@
 
 namespace cachalot {
 
+LatentAppend Mla::appending(const TokenBatch& batch, Tensor kva, Tensor q, Tensor cache) const {
+  return {.x = kva,
+          .gain = kv_a_norm.gain,
+          .positions = batch.positions,
+          .cos = table->cos(),
+          .sin = table->sin(),
+          .slots = batch.slots,
+          .cache = cache,
+          .latent = latent,
+          .rope = rope,
+          .eps = kv_a_norm.eps,
+          .q = q,
+          .heads = heads,
+          .q_stride = nope + rope,
+          .q_offset = nope};
+}
+
+HeadGemm Mla::absorbing(Tensor q, Tensor q_latent) const {
+  return {.x = q,
+          .w = kv_b.w,
+          .y = q_latent,
+          .heads = heads,
+          .x_stride = nope + rope,
+          .y_stride = latent,
+          .w_first = 0,
+          .w_stride = nope + value,
+          .w_rows = nope,
+          .read_ahead = true};
+}
+
 void Mla::append(Stream& s, const TokenBatch& batch, Tensor kva, Tensor q, Tensor cache) const {
-  on(s).latent_append({.x = kva,
-                       .gain = kv_a_norm.gain,
-                       .positions = batch.positions,
-                       .cos = table->cos(),
-                       .sin = table->sin(),
-                       .slots = batch.slots,
-                       .cache = cache,
-                       .latent = latent,
-                       .rope = rope,
-                       .eps = kv_a_norm.eps,
-                       .q = q,
-                       .heads = heads,
-                       .q_stride = nope + rope,
-                       .q_offset = nope});
+  on(s).latent_append(appending(batch, kva, q, cache));
 }
 
 void Mla::gather(Stream& s, Tensor cache, Tensor rows, Tensor y) const {
@@ -29,18 +46,17 @@ void Mla::gather(Stream& s, Tensor cache, Tensor rows, Tensor y) const {
 
 void Mla::attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor q,
                           Tensor attended) const {
-  const int64_t t = q.rows, qk = nope + rope;
   Arena::Scope scratch(arena);
-  Tensor q_latent = arena.take(recipe.act, t, heads * latent), o_latent = arena.take_like(q_latent);
-  on(s).head_gemm({.x = q,
-                   .w = kv_b.w,
-                   .y = q_latent,
-                   .heads = heads,
-                   .x_stride = qk,
-                   .y_stride = latent,
-                   .w_first = 0,
-                   .w_stride = nope + value,
-                   .w_rows = nope});
+  Tensor q_latent = arena.take(recipe.act, q.rows, heads * latent);
+  on(s).head_gemm(absorbing(q, q_latent));
+  attend_latents(s, arena, batch, cache, q, q_latent, attended);
+}
+
+void Mla::attend_latents(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, Tensor q,
+                         Tensor q_latent, Tensor attended) const {
+  const int64_t qk = nope + rope;
+  Arena::Scope scratch(arena);
+  Tensor o_latent = arena.take_like(q_latent);
   on(s).latent_attention({.q_latent = q_latent,
                           .q_rope = q.slice_cols(nope, heads * qk - nope),
                           .cache = cache,
@@ -66,7 +82,8 @@ void Mla::attend_absorbed(Stream& s, Arena& arena, const TokenBatch& batch, Tens
                    .w_first = nope,
                    .w_stride = nope + value,
                    .w_rows = value,
-                   .trans_w = true});
+                   .trans_w = true,
+                   .read_ahead = true});
 }
 
 void Mla::decode(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache, const RmsNorm& norm,
@@ -75,18 +92,22 @@ void Mla::decode(Stream& s, Arena& arena, const TokenBatch& batch, Tensor cache,
   const int64_t t = x.rows;
   Arena::Scope scratch(arena);
   Tensor normed = arena.take_like(x), q = arena.take(recipe.act, t, heads * (nope + rope)),
-         kva = arena.take(recipe.act, t, latent + rope);
+         kva = arena.take(recipe.act, t, latent + rope), q_latent = arena.take(recipe.act, t, heads * latent);
   if (q_a) {
     Tensor compressed = arena.take(recipe.act, t, q_a->out()), cq = arena.take_like(compressed);
     norm.multiply(s, arena, x, normed, q_a->w, compressed, kv_a.w, kva);
-    q_a_norm.multiply(s, arena, compressed, cq, q_b.w, q);
+    on(s).latent_query({.project = q_a_norm.into(arena, compressed, cq, q_b.w, q),
+                        .append = appending(batch, kva, q, cache),
+                        .absorb = absorbing(q, q_latent)});
   } else {
     norm.multiply(s, arena, x, normed, q_b.w, q, kv_a.w, kva);
+    append(s, batch, kva, q, cache);
+    on(s).head_gemm(absorbing(q, q_latent));
   }
-  append(s, batch, kva, q, cache);
   Tensor attended = arena.take(recipe.act, t, heads * value);
-  attend_absorbed(s, arena, batch, cache, q, attended);
-  on(s).gemm({.a = attended, .b = o.w, .c = x, .trans_b = true, .accumulate = Accumulate::add});
+  attend_latents(s, arena, batch, cache, q, q_latent, attended);
+  on(s).gemm(
+      {.a = attended, .b = o.w, .c = x, .trans_b = true, .accumulate = Accumulate::add, .read_ahead = true});
 }
 
 }  // namespace cachalot

@@ -35,15 +35,19 @@ struct RmsNorm {
   void multiply(Stream& s, Arena& arena, Tensor x, Tensor y, Tensor w, Tensor c, Tensor w2 = {},
                 Tensor c2 = {}) const {
     Arena::Scope scratch(arena);
-    on(s).norm_gemm({.x = x,
-                     .gain = gain,
-                     .y = y,
-                     .r = arena.take_vector(gain.dtype, x.rows),
-                     .eps = eps,
-                     .w = w,
-                     .c = c,
-                     .w2 = w2,
-                     .c2 = c2});
+    on(s).norm_gemm(into(arena, x, y, w, c, w2, c2));
+  }
+  // The same as a part of an operation.
+  NormGemm into(Arena& arena, Tensor x, Tensor y, Tensor w, Tensor c, Tensor w2 = {}, Tensor c2 = {}) const {
+    return {.x = x,
+            .gain = gain,
+            .y = y,
+            .r = arena.take_vector(gain.dtype, x.rows),
+            .eps = eps,
+            .w = w,
+            .c = c,
+            .w2 = w2,
+            .c2 = c2};
   }
   // dx = residual + gradient (residual may be absent, or dx itself); dgain = or += .
   void backward(Stream& s, const Saved& saved, Tensor dy, Tensor residual, Tensor dx, Accumulate mode) const {

@@ -10,6 +10,7 @@
 #include "backend/fake/fake_device.h"
 #include "model/hf_checkpoint.h"
 #include "train/checkpoint_writer.h"
+#include "train/fault_testing.h"
 #include "train/resume.h"
 #include "train/testing.h"
 
@@ -254,6 +255,20 @@ TEST_F(CheckpointTest, AFullDiskFailsTheCheckpointNotTheWriter) {
   writer.save(a.s, {.step = 2});
   EXPECT_EQ(writer.finished(CheckpointWriter::Wait::yes)->error, "");
   EXPECT_EQ(run_.checkpoints().size(), 1u);
+}
+
+// A card that fails while the writer opens: an error like any other, since no thread runs yet.
+TEST_F(CheckpointTest, AWriterThatCannotTakeItsFirstCopyIsAnError) {
+  Faults faults;
+  Training a(std::make_unique<FaultyDevice>(open_device("cpu", {.threads = 1}), faults), "f32");
+  faults.before = [](const char*) { throw Error("the card is gone"); };
+  EXPECT_TRUE(contains(
+      error_of([&] {
+        CheckpointWriter writer(*a.device, a.trainer,
+                                {.run = &run_, .model = &model_, .config = "{}", .storage = DType::f32});
+      }),
+      "the card is gone"));
+  faults.before = {};
 }
 
 TEST(Resume, FieldsThatDecideTheModelMustStayAndOthersMayChange) {

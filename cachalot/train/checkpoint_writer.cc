@@ -26,10 +26,10 @@ CheckpointWriter::CheckpointWriter(Device& device, const Trainer& trainer, Optio
     : trainer_(trainer),
       options_(std::move(options)),
       snapshot_(device, trainer.state()),
-      stream_(device),
-      thread_([this] { work(); }) {
+      stream_(device) {
   // The first copy into fresh memory of a CPU waits for its pages: not in a step.
   if (snapshot_.place() == Snapshot::Place::device) snapshot_.take(stream_, trainer.state());
+  thread_ = std::thread([this] { work(); });  // last: nobody would join it if the copy failed
 }
 
 CheckpointWriter::~CheckpointWriter() {

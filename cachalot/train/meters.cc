@@ -74,6 +74,12 @@ void Meters::add_to(Json& line, int64_t tokens, double step_seconds, double seco
     line["cost"] = price_per_hour_ * seconds / 3600 + price_per_kwh_ * joules / 3.6e6;
 }
 
+std::string Meters::peak() const {
+  if (ceiling_.flops <= 0) return "";
+  return ceiling_.flops >= 1e13 ? fmt::format("{:.0f}T", 1e-12 * ceiling_.flops)
+                                : fmt::format("{:.0f}G", 1e-9 * ceiling_.flops);
+}
+
 std::string Meters::describe() const {
   const std::string energy = energy_.measures() ? "energy of " + energy_.describe() : energy_.describe();
   return fmt::format("MFU of {}; {}", ceiling_.source, energy);

@@ -36,6 +36,7 @@ class Meters {
   // mfu; with counters energy_joules (of the run so far) and tokens_per_joule (of this process); with a price
   // cost. `seconds`: the run's age.
   void add_to(Json& line, int64_t tokens, double step_seconds, double seconds);
+  std::string peak() const;  // of which MFU is a share, in short: "989T"; "" when it is not known
   // "MFU of 989 TFLOP/s nominal; energy of the processor and the GPU"
   std::string describe() const;
 

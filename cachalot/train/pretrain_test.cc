@@ -64,7 +64,7 @@ TEST_F(PretrainTest, ARunLeavesItsConfigurationMetricsTokenizerAndTheLastTwoChec
 
   const std::string text = out_.str();
   for (const char* part :
-       {"memory ", "step  1/10, loss ", "step 10/10", "bits per byte", "loss (nats a token)", "tok/s"})
+       {"memory ", " 1/10 ", "10/10 ", "bits per byte", "loss (nats a token)", "tok/s"})
     EXPECT_TRUE(contains(text, part));
 }
 
@@ -98,7 +98,7 @@ class Tripwire : public std::stringbuf {
 };
 
 TEST_F(PretrainTest, StoppingFinishesTheStepAndSaves) {
-  Tripwire buffer("step  4/10", stop_);
+  Tripwire buffer(" 4/10", stop_);
   std::ostream out(&buffer);
   const PretrainResult result = pretrain(config_, options("r"), out, stop_);
   EXPECT_TRUE(result.stopped);
@@ -246,7 +246,7 @@ TEST_F(PretrainShardsTest, AMixtureWithAGrowingBatchAndAnAverageOfTheWeightsResu
   config_.train.schedule.batch = {{.until = TrainingPoint{.tokens = 5 * 2 * 9}, .from = {}, .to = 2},
                                   {.until = {}, .from = {}, .to = 6}};
   const PretrainResult whole = run("whole");
-  Tripwire buffer("step  4/", stop_);
+  Tripwire buffer(" 4/", stop_);
   std::ostream out(&buffer);
   EXPECT_EQ(pretrain(config_, options("r"), out, stop_).steps, 4);
   stop_ = false;

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/chart.h"
+#include "base/error.h"
 #include "base/text.h"
 
 namespace cachalot {
@@ -29,12 +30,12 @@ p{color:var(--faint);margin:4px 0 10px;max-width:85ch}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;margin:16px 0}
 .tile{background:var(--card);border-radius:8px;padding:9px 12px}
 .tile b{display:block;font-size:19px}.tile span{color:var(--faint);font-size:12px}
-.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:12px}
+.grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:12px}
 .bar{height:6px;background:var(--line);border-radius:3px;overflow:hidden}
 .bar i{display:block;height:100%;background:var(--accent)}
 table{border-collapse:collapse;background:var(--card);border-radius:8px}
 td,th{padding:5px 12px;text-align:left;vertical-align:top}
-th{color:var(--faint);font-weight:500}td.n{text-align:right;font-variant-numeric:tabular-nums}
+th{color:var(--faint);font-weight:500}th.n{text-align:right}td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:var(--card);border-radius:8px;padding:10px 12px;overflow:auto;
   white-space:pre-wrap;margin:6px 0}
 pre em{color:var(--faint);font-style:normal}
@@ -68,6 +69,48 @@ std::optional<size_t> list_index(const std::string& path) {
   return error == std::errc() && stop == end ? std::optional(index) : std::nullopt;
 }
 
+// The sets of held-out text, by the names that their columns begin with: all of it first.
+std::vector<std::pair<std::string, std::string>> held_out_sets(const RunLog& log) {
+  std::vector<std::pair<std::string, std::string>> sets{{"held_out", "all"}};
+  const std::string before = "held_out.sets.", after = ".bits_per_byte";
+  for (const std::string& name : log.names(before))
+    if (name.ends_with(after) && name.size() > before.size() + after.size()) {
+      const std::string set = name.substr(0, name.size() - after.size());
+      sets.emplace_back(set, set.substr(before.size()));
+    }
+  return sets;
+}
+
+// What the newest evaluation says of each set.
+std::string held_out(const RunLog& log) {
+  const RunLog::Column scores = log.column("held_out.bits_per_byte");
+  if (scores.step.empty()) return "";
+  struct Shown {
+    const char *column, *head, *format;
+    double factor;
+  };
+  std::vector<Shown> shown;
+  for (const Shown& s :
+       {Shown{".bits_per_byte", "bits per byte", "{:.4f}", 1},
+        {".average_bits_per_byte", "bits per byte with the average of the weights", "{:.4f}", 1},
+        {".loss", "nats a token", "{:.4f}", 1},
+        {".mtp.0.acceptance", "drafts accepted, MTP depth 1", "{:.1f} %", 100}})
+    if (log.has(std::string("held_out") + s.column)) shown.push_back(s);
+  std::string rows = fmt::format("<tr><th>step {:.0f}</th>", scores.step.back());
+  for (const Shown& s : shown) rows += fmt::format("<th class=\"n\">{}</th>", s.head);
+  rows += "</tr>";
+  for (const auto& [set, name] : held_out_sets(log)) {
+    rows += fmt::format("<tr><td>{}</td>", html_escape(name));
+    for (const Shown& s : shown) {
+      const double v = log.last(set + s.column);
+      rows += fmt::format("<td class=\"n\">{}</td>",
+                          std::isfinite(v) ? fmt::format(fmt::runtime(s.format), s.factor * v) : "");
+    }
+    rows += "</tr>";
+  }
+  return "<table>" + rows + "</table>";
+}
+
 std::string losses(const RunLog& log) {
   std::vector<ChartSeries> s{series(log, "loss", "training")};
   for (const std::string& name : log.names("mtp_loss."))
@@ -75,31 +118,24 @@ std::string losses(const RunLog& log) {
       s.push_back(series(log, name, fmt::format("MTP depth {}", *depth + 1)));
   if (log.has("held_out.loss")) s.push_back(series(log, "held_out.loss", "held out", true));
   std::string body = line_chart({.title = "Loss", .x_label = "step", .y_label = "nats a token"}, s);
-  std::vector<ChartSeries> bits;
-  if (log.has("held_out.bits_per_byte"))
-    bits.push_back(series(log, "held_out.bits_per_byte", "held out", true));
-  constexpr size_t kPrefix = sizeof("held_out.sets.") - 1;
-  const auto sets = [&](const std::string& ending) {  // columns of the sets, and what they are called
-    std::vector<std::pair<std::string, std::string>> found;
-    for (const std::string& name : log.names("held_out.sets."))
-      if (name.ends_with(ending))
-        found.emplace_back(name, name.substr(kPrefix, name.size() - kPrefix - ending.size()));
-    return found;
-  };
+  std::vector<ChartSeries> bits, accepted;  // a set has one colour in both
+  int colour = 0;
+  for (const auto& [set, name] : held_out_sets(log)) {
+    bits.push_back(series(log, set + ".bits_per_byte", name, true));
+    accepted.push_back(series(log, set + ".mtp.0.acceptance", name, true));
+    for (double& v : accepted.back().y) v *= 100;
+    bits.back().colour = accepted.back().colour = colour++;
+  }
   if (log.has("held_out.average_bits_per_byte"))
-    bits.push_back(series(log, "held_out.average_bits_per_byte", "with the average of the weights", true));
-  for (const auto& [column, name] : sets(".bits_per_byte")) bits.push_back(series(log, column, name, true));
+    bits.push_back(
+        series(log, "held_out.average_bits_per_byte", "all, with the average of the weights", true));
   body += line_chart({.title = "Held-out text", .x_label = "step", .y_label = "bits per byte"}, bits);
-  std::vector<ChartSeries> accepted;
   if (log.has("held_out.mtp.0.acceptance"))
-    accepted.push_back(series(log, "held_out.mtp.0.acceptance", "held out", true));
-  for (const auto& [column, name] : sets(".mtp.0.acceptance"))
-    accepted.push_back(series(log, column, name, true));
-  body += line_chart({.title = "Drafts of the first MTP depth that are accepted",
-                      .x_label = "step",
-                      .y_label = "share",
-                      .from_zero = true},
-                     accepted);
+    body += line_chart({.title = "Accepted drafts of the first MTP depth",
+                        .x_label = "step",
+                        .y_label = "%",
+                        .from_zero = true},
+                       accepted);
   return grid(body);
 }
 
@@ -119,28 +155,91 @@ std::string optimisation(const RunLog& log) {
   return grid(body);
 }
 
+// What the steps waited for, in shares of the time that passed.
+struct Waits {
+  std::vector<ChartSeries> series;      // in per cent of a step, checkpoints of the time since the one before
+  double total = 0;                     // seconds
+  double checkpoints = 0, longest = 0;  // of these, for checkpoints; for one of them
+  int64_t saved = 0;                    // checkpoints
+};
+Waits waits(const RunLog& log) {
+  Waits w;
+  const auto values = [&](const char* name) {
+    const auto found = log.values.find(name);
+    return found == log.values.end() ? std::vector<double>(log.step.size(), std::nan("")) : found->second;
+  };
+  const std::vector<double> rate = values("tokens_per_second"), age = values("seconds");
+  for (const auto& [column, name] :
+       {std::pair{"data_seconds", "data"}, {"average_wait_seconds", "average of the weights"}}) {
+    if (!log.has(column)) continue;
+    const std::vector<double> waited = values(column);
+    ChartSeries s{.name = name, .x = {}, .y = {}};
+    for (size_t i = 0; i < log.step.size(); ++i) {
+      if (!std::isfinite(waited[i])) continue;
+      w.total += waited[i];
+      if (i == 0) continue;  // how long it took is not known: the log may begin later than the run
+      const double seconds = (log.tokens[i] - log.tokens[i - 1]) / rate[i];
+      s.x.push_back(log.step[i]);
+      s.y.push_back(100 * waited[i] / seconds);
+    }
+    w.series.push_back(std::move(s));
+  }
+  ChartSeries saves{.name = "checkpoints", .x = {}, .y = {}, .colour = 2, .marks = true};
+  double before = 0;
+  const RunLog::Column stalls = log.column("checkpoint_stall_seconds");
+  for (size_t i = 0, j = 0; i < log.step.size() && j < stalls.step.size(); ++i) {
+    if (log.step[i] != stalls.step[j]) continue;
+    const double stall = stalls.value[j++];
+    saves.x.push_back(log.step[i]);
+    saves.y.push_back(100 * stall / (age[i] - before));
+    before = age[i];
+    w.total += stall, w.checkpoints += stall, ++w.saved;
+    w.longest = std::max(w.longest, stall);
+  }
+  if (w.saved) w.series.push_back(std::move(saves));
+  return w;
+}
+
+// "0.02 %"
+std::string percent(double share) { return fmt::format("{:.2g} %", share > 0 ? 100 * share : 0); }
+
+// "35 ms", "4 m 07 s"
+std::string duration(double seconds) {
+  return seconds < 1 ? fmt::format("{:.0f} ms", 1e3 * seconds) : human_seconds(seconds);
+}
+
 std::string speed(const RunLog& log) {
   std::string body =
       line_chart({.title = "Throughput", .x_label = "step", .y_label = "tokens/s", .from_zero = true},
                  {series(log, "tokens_per_second", "tokens/s")});
-  if (log.has("mfu"))
-    body += line_chart({.title = "Share of the device's products (MFU)",
-                        .x_label = "step",
-                        .y_label = "",
-                        .from_zero = true},
-                       {series(log, "mfu", "MFU")});
-  if (log.has("data_seconds"))
-    body += line_chart(
-        {.title = "Waiting for data", .x_label = "step", .y_label = "seconds a step", .from_zero = true},
-        {series(log, "data_seconds", "data")});
-  if (log.has("checkpoint_stall_seconds"))
-    body += line_chart(
-        {.title = "Waiting for checkpoints", .x_label = "step", .y_label = "seconds", .from_zero = true},
-        {series(log, "checkpoint_stall_seconds", "checkpoints", true)});
+  ChartSeries mfu = series(log, "mfu", "MFU");
+  for (double& v : mfu.y) v *= 100;
+  body += line_chart(
+      {.title = "MFU", .x_label = "step", .y_label = "% of the device's bf16 products", .from_zero = true},
+      {mfu});
+  body += line_chart({.title = "Waiting", .x_label = "step", .y_label = "% of the time", .from_zero = true},
+                     waits(log).series);
   if (log.has("energy_joules"))
     body += line_chart({.title = "Energy", .x_label = "step", .y_label = "joules so far", .from_zero = true},
                        {series(log, "energy_joules", "energy")});
   return grid(body);
+}
+
+// What MFU is a share of, and what training waited for checkpoints.
+std::string about_speed(const ReportInput& in) {
+  std::string text;
+  try {
+    const Json machine = in.machine_json.empty() ? Json() : parse_json(in.machine_json, "machine.json");
+    if (machine.is_object() && machine.contains("measured") && machine["measured"].is_string())
+      text = machine["measured"].get<std::string>() + ". ";
+  } catch (const Error&) {  // shown below as it is
+  }
+  const Waits w = waits(in.log);
+  if (const double age = in.log.last("seconds"); w.saved && age > 0)
+    text += fmt::format("Training waited {} for {} checkpoint{}, {} of the time; {} at most.",
+                        duration(w.checkpoints), w.saved, w.saved > 1 ? "s" : "",
+                        percent(w.checkpoints / age), duration(w.longest));
+  return text;
 }
 
 // Loads relative to their mean: 1 is balanced.
@@ -172,17 +271,22 @@ int64_t layer_number(const RunLog& log, size_t i) {
   return int64_t(i);
 }
 
-std::string balance(const RunLog& log) {
-  const std::vector<std::string> layers = log.names("max_vio.");
+// The columns of a list with a number a layer.
+std::vector<ChartSeries> by_layer(const RunLog& log, const std::string& columns) {
+  const std::vector<std::string> layers = log.names(columns);
   std::vector<ChartSeries> s;
   for (const size_t i : spread(layers.size()))
     if (const auto layer = list_index(layers[i]))
       s.push_back(series(log, layers[i], fmt::format("layer {}", layer_number(log, *layer))));
-  std::string body = line_chart({.title = "MaxVio: the fullest expert's load over the mean, less 1",
+  return s;
+}
+
+std::string balance(const RunLog& log) {
+  std::string body = line_chart({.title = "MaxVio",
                                  .x_label = "step",
-                                 .y_label = "",
+                                 .y_label = "the fullest expert's load over the mean, less 1",
                                  .from_zero = true},
-                                s);
+                                by_layer(log, "max_vio."));
   // The router's biases: least and largest of each layer.
   std::vector<ChartSeries> bias;
   for (const Json& e : log.events) {
@@ -197,22 +301,31 @@ std::string balance(const RunLog& log) {
       const auto [low, high] = std::minmax_element(b.begin(), b.end());
       for (const size_t which : {size_t(0), size_t(1)}) {
         ChartSeries& line = bias[2 * l + which];
-        line.name = fmt::format("layer {}, {}", layer_number(log, l), which ? "largest" : "least");
+        line.name = fmt::format("layer {}", layer_number(log, l));
         line.x.push_back(e["step"].get<double>());
         line.y.push_back(which ? *high : *low);
       }
     }
   }
   std::vector<ChartSeries> some;
-  for (const size_t i : spread(bias.size() / 2)) some.push_back(bias[2 * i]), some.push_back(bias[2 * i + 1]);
-  body += line_chart({.title = "Router biases", .x_label = "step", .y_label = "least and largest of a layer"},
-                     some);
-  if (log.has("experts_per_group"))
-    body += line_chart({.title = "Experts of a token in each group it visits",
-                        .x_label = "step",
-                        .y_label = "",
-                        .from_zero = true},
-                       {series(log, "experts_per_group", "experts per group")});
+  int colour = 0;
+  for (const size_t i : spread(bias.size() / 2)) {
+    for (const size_t which : {size_t(0), size_t(1)}) {
+      some.push_back(bias[2 * i + which]);
+      some.back().colour = colour;
+    }
+    ++colour;
+  }
+  body += line_chart(
+      {.title = "Router biases", .x_label = "step", .y_label = "least and largest of each layer"}, some);
+  body += line_chart(
+      {.title = "Groups that a token reaches", .x_label = "step", .y_label = "mean", .from_zero = true},
+      by_layer(log, "groups_per_token."));
+  body += line_chart({.title = "Experts of a token in a group that it reaches",
+                      .x_label = "step",
+                      .y_label = "mean of all layers",
+                      .from_zero = true},
+                     {series(log, "experts_per_group", "experts per group")});
   return grid(body);
 }
 
@@ -314,6 +427,14 @@ std::string date(double seconds) {
   return text;
 }
 
+// The last values of a column: means of them are steadier than one.
+std::vector<double> newest(const RunLog& log, const std::string& column) {
+  constexpr size_t kSteps = 20;
+  std::vector<double> v = log.column(column).value;
+  if (v.size() > kSteps) v.erase(v.begin(), v.end() - kSteps);
+  return v;
+}
+
 std::string summary(const ReportInput& in) {
   const RunLog& log = in.log;
   const double step = log.step.empty() ? 0 : log.step.back(),
@@ -326,16 +447,23 @@ std::string summary(const ReportInput& in) {
     if (const double v = log.last(column); std::isfinite(v)) tiles += tile(text(v), what);
   };
   number("tokens", "tokens trained", [](double v) { return human_count(v); });
-  number("loss", "loss, last step", [](double v) { return fmt::format("{:.4f}", v); });
+  if (const std::vector<double> last = newest(log, "loss"); !last.empty())
+    tiles += tile(fmt::format("{:.4f}", std::accumulate(last.begin(), last.end(), 0.0) / double(last.size())),
+                  last.size() > 1 ? fmt::format("loss, last {} steps", last.size()) : "loss");
   number("held_out.bits_per_byte", "bits per byte, held out",
          [](double v) { return fmt::format("{:.4f}", v); });
-  const RunLog::Column rate = log.column("tokens_per_second");
-  if (!rate.value.empty()) {
-    std::vector<double> sorted = rate.value;
+  number("held_out.mtp.0.acceptance", "MTP drafts accepted",
+         [](double v) { return fmt::format("{:.1f} %", 100 * v); });
+  const auto median = [&](const char* column, const char* what, const auto& text) {
+    std::vector<double> sorted = log.column(column).value;
+    if (sorted.empty()) return;
     std::nth_element(sorted.begin(), sorted.begin() + ptrdiff_t(sorted.size() / 2), sorted.end());
-    tiles += tile(human_count(sorted[sorted.size() / 2]), "tokens/s, median");
-  }
-  number("mfu", "MFU, last step", [](double v) { return fmt::format("{:.1f} %", 100 * v); });
+    tiles += tile(text(sorted[sorted.size() / 2]), what);
+  };
+  median("tokens_per_second", "tokens/s, median", [](double v) { return human_count(v); });
+  median("mfu", "MFU, median", [](double v) { return fmt::format("{:.1f} %", 100 * v); });
+  if (const double age = log.last("seconds"); age > 0 && log.has("data_seconds"))
+    tiles += tile(percent(waits(log).total / age), "of the time waiting");
   number("seconds", "running", [](double v) { return human_seconds(v); });
   number("energy_joules", "energy", [](double v) {
     return v < 3.6e6 ? fmt::format("{:.1f} Wh", v / 3600) : fmt::format("{:.2f} kWh", v / 3.6e6);
@@ -354,7 +482,7 @@ std::string summary(const ReportInput& in) {
 
 std::string report_html(const ReportInput& in) {
   const RunLog& log = in.log;
-  std::string state = fmt::format("{}; last written {}", date(in.now), date(in.written));
+  std::string state = fmt::format("Made {}; the run last wrote {}", date(in.now), date(in.written));
   if (in.total_steps && !log.step.empty() && log.step.back() >= double(in.total_steps)) state += "; finished";
   if (log.unreadable) state += fmt::format("; {} lines of metrics.jsonl could not be read", log.unreadable);
   std::string html = fmt::format(
@@ -365,8 +493,9 @@ std::string report_html(const ReportInput& in) {
       html_escape(in.title), kPageStyle, kChartStyle, html_escape(state));
   html += summary(in);
   html += section("Learning", "", losses(log));
+  html += section("Held-out text", "", held_out(log));
   html += section("Optimiser", "", optimisation(log));
-  html += section("Speed", "", speed(log));
+  html += section("Speed", about_speed(in), speed(log));
   html += section("Balance of the experts", "", balance(log));
   html += section("Load of the experts by step",
                   "Tokens of one step, relative to the layer's mean: white is balanced, blue fewer, dark red "

@@ -14,9 +14,9 @@ namespace {
 using namespace ::cachalot::testing;  // NOLINT
 
 constexpr const char* kLines =
-    R"({"step":1,"tokens":64,"loss":5.5,"mtp_loss":[5.7],"lr":1e-4,"grad_norm":1.5,"max_vio":[0.5,0.7],"seconds":1,"tokens_per_second":64}
+    R"({"step":1,"tokens":64,"loss":5.5,"mtp_loss":[5.7],"lr":1e-4,"grad_norm":1.5,"max_vio":[0.5,0.7],"groups_per_token":[1.5,1.25],"experts_per_group":1.5,"data_seconds":0,"average_wait_seconds":0,"seconds":1,"tokens_per_second":64}
 {"event":"expert_load","step":2,"layers":[3,4],"counts":[[1,2,3,2],[4,0,4,0]],"bias":[[0.1,-0.1,0,0],[0,0,0,0.2]]}
-{"step":2,"tokens":128,"loss":5.0,"mtp_loss":[5.6],"lr":2e-4,"grad_norm":null,"max_vio":[0.4,0.6],"seconds":2,"tokens_per_second":64,"held_out":{"bits_per_byte":2.5,"loss":4.9,"mtp":[{"loss":5,"acceptance":0.6}],"sets":{"code <1>":{"bits_per_byte":2.2}},"expert_load":{"en":[[4,4,0,0],[2,2,2,2]],"code <1>":[[0,0,4,4],[2,2,2,2]]}}}
+{"step":2,"tokens":128,"loss":5.0,"mtp_loss":[5.6],"lr":2e-4,"grad_norm":null,"max_vio":[0.4,0.6],"groups_per_token":[1.75,1.5],"experts_per_group":1.25,"data_seconds":0.01,"average_wait_seconds":0.02,"checkpoint_stall_seconds":0.125,"seconds":2,"tokens_per_second":64,"held_out":{"bits_per_byte":2.5,"loss":4.9,"mtp":[{"loss":5,"acceptance":0.6}],"sets":{"code <1>":{"bits_per_byte":2.2}},"expert_load":{"en":[[4,4,0,0],[2,2,2,2]],"code <1>":[[0,0,4,4],[2,2,2,2]]}}}
 {"event":"expert_load","step":3,"layers":[3,4],"counts":[[2,2,2,2],[3,1,3,1]],"bias":[[0.2,-0.2,0,0],[0,0,0,0.3]]}
 {"event":"loss_spike","step":3,"action":"skip"}
 not json
@@ -49,15 +49,33 @@ TEST(Report, ShowsEverySectionOfARun) {
   const std::string html = report_html({.title = "run <1>",
                                         .log = example_log(folder),
                                         .config_json = "{\"seed\": 1}",
-                                        .machine_json = "",
+                                        .machine_json = R"({"measured": "MFU of 5 GFLOP/s measured"})",
                                         .total_steps = 8,
                                         .now = 1.75e9,
                                         .written = 1.75e9,
                                         .samples = {{"Once", " upon & a time"}}});
-  for (const char* part :
-       {"run &lt;1&gt;", "3 of 8", "Learning rate", "Norm of the gradient", "MaxVio", "Router biases",
-        "layer 4, largest", "Layer 3, step 2", "code &lt;1&gt;", "loss_spike", "action skip",
-        " upon &amp; a time", "1 lines of metrics.jsonl could not be read", "&quot;seed&quot;: 1"})
+  for (const char* part : {"run &lt;1&gt;",
+                           "3 of 8",
+                           "Learning rate",
+                           "Norm of the gradient",
+                           "MaxVio",
+                           "Router biases",
+                           "least and largest of each layer",
+                           "Groups that a token reaches",
+                           "Experts of a token in a group that it reaches",
+                           "MFU of 5 GFLOP/s measured. ",
+                           "waited 125 ms for 1 checkpoint, 4.2 % of the time; 125 ms at most",
+                           "<b>5.2 %</b>",  // 0.155 s of 3
+                           "<tr><td>all</td><td class=\"n\">2.4000</td><td class=\"n\">4.8000</td><td "
+                           "class=\"n\">60.0 %</td></tr>",
+                           "<tr><td>code &lt;1&gt;</td><td class=\"n\">2.1000</td>",
+                           "Layer 3, step 2",
+                           "code &lt;1&gt;",
+                           "loss_spike",
+                           "action skip",
+                           " upon &amp; a time",
+                           "1 lines of metrics.jsonl could not be read",
+                           "&quot;seed&quot;: 1"})
     EXPECT_TRUE(contains(html, part));
   for (const char* part : {"<1>", "nan", "src=\"http", "href=\"http"})
     EXPECT_FALSE(contains(html, part)) << part;

@@ -48,7 +48,8 @@ bool readable_event(const Json& line) {
 bool readable_step(const Json& line) {
   if (!is_step(line)) return false;
   for (const auto& [key, value] : line.items()) {
-    const bool list = key == "mtp_loss" || key == "max_vio", object = key == "held_out" || key == "parts";
+    const bool list = key == "mtp_loss" || key == "max_vio" || key == "groups_per_token",
+               object = key == "held_out" || key == "parts";
     if (list ? !kNumbers(value) : object ? !value.is_object() : value.is_structured()) return false;
   }
   return !line.contains("held_out") || lacks_or(line["held_out"], "expert_load", kTables);

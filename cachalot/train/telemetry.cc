@@ -52,7 +52,10 @@ std::vector<std::pair<std::string, double>> board_values(const Json& line) {
   put("data_seconds", "time_metrics/data_loading(s)");
   put("checkpoint_stall_seconds", "time_metrics/checkpoint_stall(s)");
   put("seconds", "time_metrics/since_start(s)");
+  put("average_wait_seconds", "time_metrics/average_wait(s)");
   put_list("max_vio", "moe/max_vio/layer_{}", 0);
+  put_list("groups_per_token", "moe/groups_per_token/layer_{}", 0);
+  put("experts_per_group", "moe/experts_per_group");
   put("energy_joules", "energy/joules");
   put("tokens_per_joule", "energy/tokens_per_joule");
   put("cost", "energy/cost");
@@ -202,9 +205,14 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   line["grad_norm"] = m.grad_norm;
   line["updated"] = m.updated;
   if (!m.max_vio.empty()) line["max_vio"] = m.max_vio;
+  if (!m.groups_per_token.empty()) {
+    line["groups_per_token"] = m.groups_per_token;
+    line["experts_per_group"] = m.experts_per_group;
+  }
   line["seconds"] = seconds();
   line["tokens_per_second"] = double(step_tokens) / std::max(last_, 1e-9);
   line["data_seconds"] = data_;
+  if (m.average_wait) line["average_wait_seconds"] = *m.average_wait;
   if (meters_) meters_->add_to(line, step_tokens, last_, seconds());
   for (const auto& [part, trained] : part_tokens) line["parts"][part] = trained;
   if (stall_ > 0) line["checkpoint_stall_seconds"] = stall_;
@@ -217,24 +225,58 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   steps_.push_back(double(step));
   losses_.push_back(m.loss);
 
-  // The most wanted first: a narrow terminal cuts the end.
-  std::string text = fmt::format("loss {:.3f}, {} tok/s", m.loss,
-                                 human_count(double(step_tokens) / std::max(recent_, 1e-9)));
+  if (progress_) progress_->update(step, in_words(m, line));
+  else if (step == 1 || step % train_.log_every == 0 || step == plan_.steps()) show_row(step, m, line);
+  if (held_out) show_score(step, *held_out);
+}
+
+// The most wanted first: a narrow terminal cuts the end.
+std::string Telemetry::in_words(const StepMetrics& m, const Json& line) const {
+  const auto has = [&](const char* key) { return line.contains(key); };
+  const int64_t step = line["step"].get<int64_t>();
+  std::string text = fmt::format("loss {:.3f}, {} tok/s", m.loss, human_count(rate(step)));
   if (!m.mtp_losses.empty()) text += fmt::format(", mtp {:.3f}", mean(m.mtp_losses));
   text += fmt::format(", norm {:.2f}, lr {:.1e}", m.grad_norm, m.settings.lr);
   if (!m.max_vio.empty()) text += fmt::format(", MaxVio {:.2f}", mean(m.max_vio));
-  if (line.contains("mfu")) text += fmt::format(", MFU {:.1f} %", 100 * line["mfu"].get<double>());
+  if (has("experts_per_group")) text += fmt::format(", {:.2f} experts a group", m.experts_per_group);
+  if (has("mfu"))
+    text += fmt::format(", MFU {:.1f} % of {}", 100 * line["mfu"].get<double>(), meters_->peak());
   if (last_ > 0 && data_ > 0.01 * last_) text += fmt::format(", data {:.0f} %", 100 * data_ / last_);
-  text += fmt::format(", {} tokens", human_count(double(tokens)));
-  if (progress_) {
-    progress_->update(step, text);
-  } else if (step == 1 || step % train_.log_every == 0 || step == plan_.steps()) {
-    const double left = seconds() * double(plan_.tokens() - tokens) / double(tokens);
-    out_ << fmt::format("step {:{}}/{}, {}, {} left\n", step, fmt::formatted_size("{}", plan_.steps()),
-                        plan_.steps(), text, human_seconds(left))
-         << std::flush;
-  }
-  if (held_out) show_score(step, *held_out);
+  return text + fmt::format(", {} tokens", human_count(double(plan_.tokens_after(step))));
+}
+
+// Tokens a second, smoothed.
+double Telemetry::rate(int64_t step) const {
+  return double(plan_.tokens_after(step) - plan_.tokens_after(step - 1)) / std::max(recent_, 1e-9);
+}
+
+void Telemetry::show_row(int64_t step, const StepMetrics& m, const Json& line) {
+  constexpr int kRowsBelowHeads = 20;
+  const int64_t tokens = plan_.tokens_after(step);
+  const size_t digits = fmt::formatted_size("{}", plan_.steps());
+  std::string heads, row;
+  const auto column = [&](const std::string& head, size_t width, const std::string& value) {
+    width = std::max(width, head.size());
+    const char* const gap = row.empty() ? "" : "  ";
+    heads += fmt::format("{}{:>{}}", gap, head, width);
+    row += fmt::format("{}{:>{}}", gap, value, width);
+  };
+  column("step", 2 * digits + 1, fmt::format("{}/{}", step, plan_.steps()));
+  column("loss", 7, fmt::format("{:.4f}", m.loss));
+  if (!m.mtp_losses.empty()) column("MTP", 7, fmt::format("{:.4f}", mean(m.mtp_losses)));
+  column("norm", 6, fmt::format(fmt::runtime(m.grad_norm < 1000 ? "{:.2f}" : "{:.0e}"), m.grad_norm));
+  column("lr", 7, fmt::format("{:.1e}", m.settings.lr));
+  column("tokens", 6, human_count(double(tokens)));
+  column("tok/s", 6, human_count(rate(step)));
+  if (line.contains("mfu"))
+    column("MFU of " + meters_->peak(), 6, fmt::format("{:.1f} %", 100 * line["mfu"].get<double>()));
+  if (!m.max_vio.empty()) column("MaxVio", 5, fmt::format("{:.2f}", mean(m.max_vio)));
+  if (!m.groups_per_token.empty()) column("experts/group", 5, fmt::format("{:.2f}", m.experts_per_group));
+  column("data", 5, last_ > 0 ? fmt::format("{:.0f} %", 100 * data_ / last_) : "");
+  column("left", 9, human_seconds(seconds() * double(plan_.tokens() - tokens) / double(tokens)));
+  if (rows_ == 0) out_ << heads << '\n';
+  rows_ = (rows_ + 1) % kRowsBelowHeads;
+  out_ << row << '\n' << std::flush;
 }
 
 void Telemetry::show_score(int64_t step, const HeldOut::Result& held_out) {
@@ -247,6 +289,7 @@ void Telemetry::show_score(int64_t step, const HeldOut::Result& held_out) {
 void Telemetry::note(const std::string& line) {
   if (progress_) progress_->print(line);
   else out_ << line << '\n' << std::flush;
+  rows_ = 0;
 }
 
 void Telemetry::finish() {

@@ -5,17 +5,19 @@
 //   step, tokens (trained so far), loss (nats a token), mtp_loss [one a depth], balance_loss, lr, batch
 //   (sequences of the step), grad_norm (before clipping; null when not finite), updated (false: the step
 //   changed no weight, for its norm was not finite or the guard left it out), max_vio [one a layer with
-//   experts], seconds (since the first step began), tokens_per_second (of this step), data_seconds (that the
-//   step waited for its data), parts {name: tokens trained so far} when the data has several,
-//   checkpoint_stall_seconds (that training waited for checkpoints before this step, if it did), what
-//   train/meters.h adds: mfu, energy_joules, tokens_per_joule, cost; and after an evaluation held_out
-//   {bits_per_byte, loss, tokens, bytes, mtp [{loss, acceptance}], average_bits_per_byte, sets {name: the
-//   same}, expert_load {name: [layer][expert]}} (train/held_out.h)
+//   experts], where experts are grouped groups_per_token [one a layer: groups that a token's experts lie in,
+//   the mean] and experts_per_group (of a token, in a group that it reaches, all layers), seconds (since the
+//   first step began), tokens_per_second (of this step), data_seconds (that the step waited for its data),
+//   with an average of the weights average_wait_seconds (that the step waited for it), parts {name: tokens
+//   trained so far} when the data has several, checkpoint_stall_seconds (that training waited for checkpoints
+//   before this step, if it did), what train/meters.h adds: mfu, energy_joules, tokens_per_joule, cost; and
+//   after an evaluation held_out {bits_per_byte, loss, tokens, bytes, mtp [{loss, acceptance}],
+//   average_bits_per_byte, sets {name: the same}, expert_load {name: [layer][expert]}} (train/held_out.h)
 // and lines that are no steps: {"event": what happened, "step": when, ...} (train/guard.h); "expert_load" has
 // counts [layer][expert] of that step's tokens and the router's bias [layer][expert].
 // The same numbers go into TensorBoard's files, under the tags that torchtitan uses.
 // The line for people shows means over the layers (MaxVio) and depths (mtp), and the speed smoothed over some
-// steps.
+// steps. In a log it has columns, whose heads come again now and then; it fits 120 characters.
 #pragma once
 
 #include <chrono>
@@ -80,6 +82,9 @@ class Telemetry {
   void show_on_board(const Json& line);
   void restart_board();
   void report_disk();
+  double rate(int64_t step) const;
+  std::string in_words(const StepMetrics& m, const Json& line) const;
+  void show_row(int64_t step, const StepMetrics& m, const Json& line);
   void show_score(int64_t step, const HeldOut::Result& held_out);
   void remember(const Json& line);
   std::ostream& out_;
@@ -93,6 +98,7 @@ class Telemetry {
   double stall_ = 0;                      // seconds
   double before_ = 0, last_seconds_ = 0;  // of the run until it was resumed; of the last line read
   std::optional<Progress> progress_;      // on a terminal
+  int rows_ = 0;                          // below the heads of their columns; 0: heads first
   std::chrono::steady_clock::time_point start_, step_start_;
   double data_ = 0;         // seconds that the last step waited for data
   double last_joules_ = 0;  // of the last line read

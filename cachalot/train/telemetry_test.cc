@@ -44,16 +44,59 @@ TEST(Telemetry, ALogGetsALineNowAndThenAndTheFileOneObjectAStep) {
                    i == 10 ? std::optional(HeldOut::Result{700, 100, 400}) : std::nullopt);
   }
   const std::string text = out.str();
-  for (const char* part :
-       {"step  1/20, loss 4.900, ", "mtp 5.900, norm 0.50, lr 1.0e-03", "step  5/20", "step 10/20",
-        "step 20/20", "MaxVio 1.00", "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
+  for (const char* part : {" 1/20   4.9000   5.9000    0.50  1.0e-03 ", " 5/20  ", "10/20  ", "20/20  ",
+                           "  1.00  ", "step 10: held out 2.5247 bits per byte (loss 7.0000)"})
     EXPECT_TRUE(contains(text, part));
-  EXPECT_EQ(text.find("step  6/20"), std::string::npos);
+  EXPECT_EQ(text.find(" 6/20"), std::string::npos);
   std::istringstream file(read_file(folder / "m.jsonl"));
   int64_t n = 0;
   for (std::string line; std::getline(file, line);) EXPECT_EQ(parse_json(line, "line")["step"], ++n);
   EXPECT_EQ(n, 20);
   EXPECT_TRUE(contains(telemetry.curve(), "held out"));
+}
+
+// Every column of a long run fits; heads stand above the first row, above what follows another line, and above
+// every twentieth row.
+TEST(Telemetry, RowsOfALogStandUnderTheirHeadsWithin120Columns) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  TrainSection train = tiny_training();
+  train.steps = 999999;
+  train.log_every = 1;
+  Telemetry telemetry(out, {}, folder / "m.jsonl", train);
+  const auto device = open_device("cpu");
+  telemetry.use(Meters(tiny_model(), train, *device, "cpu"));
+  StepMetrics m = example(11.25);
+  m.grad_norm = 123456.5;
+  m.groups_per_token = {2.5, 3.5};
+  m.experts_per_group = 2.75;
+  m.average_wait = 0.25;
+  for (int64_t i = 1; i <= 45; ++i) {
+    telemetry.step_begins();
+    telemetry.data_came();
+    telemetry.step_ends();
+    telemetry.step(i, m, std::nullopt);
+    if (i == 3) telemetry.note("a note");
+  }
+  std::istringstream text(out.str());
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(text, line);) lines.push_back(line);
+  std::vector<size_t> heads;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_LE(lines[i].size(), 120u) << lines[i];
+    if (lines[i].ends_with("left")) heads.push_back(i);
+  }
+  EXPECT_EQ(heads, (std::vector<size_t>{0, 5, 26, 47}));
+  for (const char* head : {"step ", "loss ", "MTP ", "norm ", " lr ", "tokens ", "tok/s ", "MFU of ",
+                           "MaxVio ", "experts/group ", "data "})
+    EXPECT_TRUE(contains(lines[0], head));
+  EXPECT_EQ(lines[0].size(), lines[1].size());
+  EXPECT_EQ(lines[0].find("experts/group") + 13, lines[1].find("2.75") + 4);  // right-aligned
+  const std::string file = read_file(folder / "m.jsonl");
+  const Json line = parse_json(file.substr(0, file.find('\n')), "line");
+  EXPECT_EQ(line["groups_per_token"], (std::vector<double>{2.5, 3.5}));
+  EXPECT_EQ(line["experts_per_group"], 2.75);
+  EXPECT_EQ(line["average_wait_seconds"], 0.25);
 }
 
 TEST(Telemetry, ATerminalKeepsOneLineWithMessagesAboveIt) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -259,13 +260,19 @@ StepMetrics Trainer::step(std::span<const TokenSpan> sequences, const StepSettin
                 .updated = std::isfinite(norm_squared),
                 .recheck = recheck,
                 .max_vio = balance_.max_violation(),
+                .groups_per_token = balance_.groups_per_token(),
+                .experts_per_group = balance_.experts_per_group(),
                 .counts = balance_.counts()};
   for (int64_t k = 0; k < depths; ++k)
     m.mtp_losses.push_back(sum(mtp_losses[size_t(k)]) / double(targets[size_t(k) + 1]));
   if (m.updated && hooks.accept) m.updated = hooks.accept(m.loss, m.grad_norm);
   if (m.updated) {  // queued before the next step's first operation; a step without it moves no bias either
     enter("update of the weights");
-    if (ema_) ema_->settle();  // it reads the masters
+    if (ema_) {  // it reads the masters
+      const auto begin = std::chrono::steady_clock::now();
+      ema_->settle();
+      m.average_wait = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
     optimizer_.update(s, settings.lr, updates_ + 1);
     balance_.update(s, settings.bias_gamma);
     ++updates_;

@@ -54,6 +54,10 @@ struct StepMetrics {
   bool updated = false;  // false: the norm was not finite, or a hook left the update out; nothing has changed
   std::optional<Recheck> recheck;
   std::vector<double> max_vio;  // of every layer with experts: max_violation()
+  // Groups that a token's experts lie in, the mean, of the same layers; empty where there is one group.
+  std::vector<double> groups_per_token;
+  double experts_per_group = 0;  // of a token, in a group that it reaches: the mean of all layers
+  std::optional<double> average_wait;  // seconds that the update waited for the average of the weights
   std::vector<std::vector<int32_t>>
       counts;  // tokens every expert got in the step, of every layer with experts
 };

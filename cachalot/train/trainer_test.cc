@@ -252,6 +252,29 @@ TEST(Trainer, RouterBiasesMoveByGammaAgainstTheLoad) {
   EXPECT_GT(m.max_vio[0], 0);
 }
 
+// Of 3 groups of 2 experts a token may reach 2: its 2 experts lie in one of them or in both.
+TEST(Trainer, CountsTheGroupsThatTokensReachWhereThereAreSeveral) {
+  TrainSection train = tiny_training();
+  train.batch = 4;
+  train.micro_batch = 2;
+  EXPECT_TRUE(cpu_run(train).step(0).groups_per_token.empty());
+  ModelConfig model = tiny_model();
+  model.n_group = 3;
+  model.topk_group = 2;
+  OneTrainer run(open_device("cpu", {.threads = 2}), model, train);
+  const StepMetrics m = run.step(0);
+  ASSERT_EQ(m.groups_per_token.size(), 3u);
+  double sum = 0;
+  for (const double groups : m.groups_per_token) {
+    EXPECT_GE(groups, 1);
+    EXPECT_LE(groups, 2);
+    sum += groups;
+  }
+  EXPECT_NE(sum, 3);  // some reach both
+  EXPECT_GT(m.experts_per_group, 1);
+  EXPECT_LT(m.experts_per_group, 2);
+}
+
 TEST(Trainer, LearnsAShortTextByHeart) {
   TrainSection train = tiny_training();
   train.seq_len = 24;

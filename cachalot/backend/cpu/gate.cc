@@ -92,6 +92,7 @@ void CpuBackend::gate_forward(const GateForward& g) {
       for (int64_t j = 0; j < chosen; ++j) weights(t, j) = float(s[index[j]] * factor);
     }
   });
+  if (!g.counts) return;
   int32_t* counts = g.counts.vector<int32_t>().data;
   std::fill(counts, counts + experts, 0);
   for (int64_t t = 0; t < indices.rows; ++t)
@@ -201,6 +202,17 @@ void CpuBackend::gate_backward(const GateBackward& g) {
       for (int64_t e = 0; e < experts; ++e) dlogits(t, e) = float(ds[e] * s[e] * (1 - double(s[e])));
     }
   });
+}
+
+void CpuBackend::count_groups(const CountGroups& g) {
+  check(g);
+  const auto indices = g.indices.matrix<const int32_t>();
+  const auto in_group = int32_t(g.experts / g.groups);
+  int32_t& visits = *g.visits.vector<int32_t>().data;
+  if (g.accumulate == Accumulate::overwrite) visits = 0;
+  for (int64_t t = 0; t < indices.rows; ++t)
+    for (int64_t j = 0; j < indices.cols; ++j)
+      visits += j == 0 || indices(t, j) / in_group != indices(t, j - 1) / in_group;
 }
 
 void CpuBackend::update_gate_bias(const UpdateGateBias& u) {

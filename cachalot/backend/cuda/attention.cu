@@ -15,6 +15,7 @@
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/hopper/attention_hopper.h"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/ops/check.h"
 
@@ -254,14 +255,22 @@ __global__ void add_shares(const float* shares, int64_t heads, float* total, boo
   }
 }
 
-// Zeros in the rows that no sequence has; runs after add_shares, whose sums there are of nothing.
-__global__ void clear_rows(const __grid_constant__ Tensor t, const int32_t* starts, int64_t sequences) {
-  const int64_t first = starts[0], end = starts[sequences], n = t.rows * t.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t row = i / t.cols;
-    if (row < first || row >= end) store_number(t, row, i % t.cols, 0);
-  }
+// Zeros in the rows that no sequence has: those before the first one's and behind the last one's. Runs after
+// add_shares, whose sums there are of nothing. Block (rows, tensors); where every row has a sequence, as in
+// training, nothing is touched.
+struct Gradients {
+  Tensor of[3];              // dq, dkv, dk_rope
+  const int32_t* starts[3];  // [sequences + 1]
+};
+constexpr unsigned kClearBlocks = 64;
+__global__ void clear_rows(const __grid_constant__ Gradients a, int64_t sequences) {
+  start();
+  const Tensor& t = a.of[blockIdx.y];
+  const int64_t first = min(max(int64_t(a.starts[blockIdx.y][0]), int64_t(0)), t.rows),
+                end = min(max(int64_t(a.starts[blockIdx.y][sequences]), int64_t(0)), t.rows);
+  for (int64_t i = blockIdx.x; i < first + t.rows - end; i += gridDim.x)
+    for (int64_t c = threadIdx.x; c < t.cols; c += blockDim.x)
+      store_number(t, i < first ? i : end + i - first, c, 0);
 }
 
 unsigned blocks_for(int64_t n) { return unsigned(std::clamp<int64_t>((n + 255) / 256, 1, 2048)); }
@@ -370,13 +379,12 @@ void CudaBackend::attention_backward(const AttentionBackward& a) {
                                                 .ticket = counters_},
                                                a, workspace_, kWorkspace);
   if (!done) portable_backward({stream_, faults_}, a, static_cast<uint8_t*>(workspace_), kWorkspace);
-  for (const Tensor* t : {&a.dq, &a.dkv, &a.dk_rope})
-    if (t->size() > 0) {
-      const Tensor& starts = t == &a.dq ? a.shape.q_starts : a.shape.k_starts;
-      clear_rows<<<blocks_for(t->size()), 256, 0, stream_>>>(*t, static_cast<const int32_t*>(starts.data),
-                                                             a.shape.sequences);
-      launched("attention_backward: rows of no sequence");
-    }
+  const auto* q_starts = static_cast<const int32_t*>(a.shape.q_starts.data);
+  const auto* k_starts = static_cast<const int32_t*>(a.shape.k_starts.data);
+  launch(queue_, clear_rows, dim3(kClearBlocks, 3), 256, 0,
+         Gradients{.of = {a.dq, a.dkv, a.dk_rope}, .starts = {q_starts, k_starts, k_starts}},
+         a.shape.sequences);
+  launched("attention_backward: rows of no sequence");
 }
 
 }  // namespace cachalot::cuda

@@ -150,6 +150,7 @@ TEST_F(CudaDevice, OperationsOnlyQueueAndRepeatTheirBitsFromAGraph) {
                swiglu = out(kAct, kTokens, kWidth / 2), dswiglu = out(kAct, kTokens, kWidth),
                scores = out(kStat, kTokens, kExperts), indices = out(kIndex, kTokens, kChosen),
                weights = out(kStat, kTokens, kChosen), counts = out(kIndex, 1, kExperts),
+               visits = out(kIndex, 1, 1),
                fractions = out(kStat, 2, kExperts), balance = out(kStat, 1, 2),
                dlogits = out(kStat, kTokens, kExperts), moved = out(kStat, 1, kExperts),
                row_of = out(kIndex, kTokens, kChosen), offsets = out(kIndex, 1, kExperts + 1),
@@ -191,6 +192,7 @@ TEST_F(CudaDevice, OperationsOnlyQueueAndRepeatTheirBitsFromAGraph) {
                      .starts = starts,
                      .fractions = fractions,
                      .sequences = 2});
+    b.count_groups({.indices = indices, .visits = visits, .experts = kExperts, .groups = 4});
     b.cast({.x = bias, .y = moved});
     b.update_gate_bias({.counts = counts, .bias = moved, .gamma = 0.01});
     b.permute_plan({.indices = indices, .row_of = row_of, .offsets = offsets, .experts = kExperts});

@@ -31,19 +31,19 @@ __device__ inline int64_t expert_of(const FewArgs& a, int64_t t, int64_t j) {
 // Grid: hidden numbers of all choices and behind them of the shared expert; tokens.
 template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
     few_up(const __grid_constant__ FewArgs a) {
-  let_next_start();
-  const int64_t t = blockIdx.y, chosen = a.e.indices.cols, d = a.e.x.cols;
-  int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const bool shared = i >= chosen * a.hidden;
-  const int64_t j = shared ? 0 : i / a.hidden;
-  i = shared ? i - chosen * a.hidden : i % a.hidden;
-  if (shared && i >= a.shared_hidden) return;
-  const int64_t half = shared ? a.shared_hidden : a.hidden;
+  const int t = int(blockIdx.y), chosen = int(a.e.indices.cols), d = int(a.e.x.cols), hidden = int(a.hidden);
+  int i = int(blockIdx.x) * kWarps + int(threadIdx.x) / 32;
+  const bool shared = i >= chosen * hidden;
+  const int j = shared ? 0 : i / hidden;
+  i -= (shared ? chosen : j) * hidden;
+  if (shared && i >= a.shared_hidden) return;  // which lets the next start too
+  const int64_t half = shared ? a.shared_hidden : hidden;
   Packed<A> gate[pieces], up[pieces], x[pieces];
   const A* w = static_cast<const A*>(shared ? a.e.shared_gate_up.data : a.e.gate_up.data);
   const int64_t ld = shared ? a.e.shared_gate_up.ld : a.e.gate_up.ld;
   if (shared) load_pieces(w + i * ld, d, gate), load_pieces(w + (half + i) * ld, d, up);
   wait_for_earlier();
+  let_next_start();  // not before: few_down may count on the choices
   load_pieces(static_cast<const A*>(a.e.x.data) + t * a.e.x.ld, d, x);
   if (!shared) {
     const int64_t expert = expert_of(a, t, j);
@@ -57,26 +57,35 @@ template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
   store_number(to, shared ? t : t * chosen + j, i, __fdividef(g, 1.0f + expf(-g)) * u);
 }
 
-// Grid: columns of the output, tokens.
+// Grid: columns of the output, tokens. It starts when all of few_up have seen the choices: what was chosen may be
+// read, and those experts' weights called, while few_up still multiplies.
 template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
     few_down(const __grid_constant__ FewArgs a) {
   let_next_start();
+  const int lane = threadIdx.x % 32;
   const int64_t t = blockIdx.y, chosen = a.e.indices.cols, d = a.e.x.cols,
                 column = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (column >= d) return;
   const bool shared = a.shared_hidden > 0;
   Packed<A> of_shared[pieces], w[kMostChosen][pieces], x[pieces];
+  int expert = 0;  // lane j: of choice j
+  float weight = 0;
+  if (lane < chosen) {
+    expert = __ldcg(static_cast<const int32_t*>(a.e.indices.data) + t * a.e.indices.ld + lane);
+    weight = __ldcg(static_cast<const float*>(a.e.weights.data) + t * a.e.weights.ld + lane);
+    if (!a.faults.fine(FaultOf::permute_plan, expert, a.e.experts)) expert = -1;
+  }
+  const A* down = static_cast<const A*>(a.e.down.data) + column * a.e.down.ld;
+#pragma unroll
+  for (int j = 0; j < kMostChosen; ++j) {
+    if (j >= chosen) break;
+    const int64_t of = max(__shfl_sync(~0u, expert, j), 0);
+    load_pieces(down + of * d * a.e.down.ld, a.hidden, w[j]);
+  }
   if (shared)
     load_pieces(static_cast<const A*>(a.e.shared_down.data) + column * a.e.shared_down.ld, a.shared_hidden,
                 of_shared);
   wait_for_earlier();
-#pragma unroll
-  for (int j = 0; j < kMostChosen; ++j) {
-    if (j >= chosen) break;
-    const int64_t expert = expert_of(a, t, j);
-    load_pieces(static_cast<const A*>(a.e.down.data) + (max(expert, int64_t(0)) * d + column) * a.e.down.ld,
-                a.hidden, w[j]);
-  }
   float sums[kMostChosen] = {}, total = load_number(a.e.residual, t, column);
   if (shared) {
     load_pieces(static_cast<const A*>(a.e.shared_activated.data) + t * a.e.shared_activated.ld,
@@ -91,13 +100,13 @@ template <class A, int pieces> __global__ void __launch_bounds__(32 * kWarps)
   }
 #pragma unroll
   for (int j = 0; j < kMostChosen; ++j) sums[j] = warp_sum(sums[j]);
-  if (threadIdx.x % 32 != 0) return;
 #pragma unroll
   for (int j = 0; j < kMostChosen; ++j) {
     if (j >= chosen) break;
-    if (expert_of(a, t, j) >= 0) total = fmaf(load_number(a.e.weights, t, j), float(A(sums[j])), total);
+    const float by = __shfl_sync(~0u, weight, j);
+    if (__shfl_sync(~0u, expert, j) >= 0) total = fmaf(by, float(A(sums[j])), total);
   }
-  store_number(a.e.y, t, column, total);
+  if (lane == 0) store_number(a.e.y, t, column, total);
 }
 
 template <class A> bool few_rows(const Queue& queue, const FewArgs& a) {

@@ -35,7 +35,14 @@ inline constexpr KernelFamily kHopperAttention{
     .instead = "the portable kernels (mma.sync)",
     .cost = "attention is about three times slower, training of long sequences with it"};
 
-inline constexpr const KernelFamily* kFamilies[] = {&kOverlappedLaunches, &kHopperProducts,
-                                                    &kHopperAttention};
+inline constexpr KernelFamily kHopperDecoding{
+    .what = "decoding steps of few rows in clusters of blocks",
+    .major = 9,
+    .only = true,
+    .instead = "a kernel for every operation",
+    .cost = "decoding a few sequences is slower, by up to a fifth"};
+
+inline constexpr const KernelFamily* kFamilies[] = {&kOverlappedLaunches, &kHopperProducts, &kHopperAttention,
+                                                    &kHopperDecoding};
 
 }  // namespace cachalot::cuda

@@ -33,6 +33,13 @@ __device__ inline float dot(const Packed<A> (&a)[pieces], const Packed<B> (&b)[p
   return sum;
 }
 
+// 1 / sqrt(x) of a positive number, rounded once: a float's guess, its error taken out in double. Division and root
+// in double would be chains of hundreds of clocks in front of every product.
+__device__ inline float inverse_root(double x) {
+  const double guess = double(rsqrtf(float(x))), e = fma(-x * guess, guess, 1.0);
+  return float(fma(guess * e, fma(0.375, e, 0.5), guess));
+}
+
 // A row normalised (ops/rmsnorm.h) and rounded; in r its factor.
 template <int pieces, class A> __device__ inline void normalise(Packed<A> (&x)[pieces],
                                                                 const Packed<float> (&gain)[pieces],
@@ -44,7 +51,7 @@ template <int pieces, class A> __device__ inline void normalise(Packed<A> (&x)[p
 #pragma unroll
     for (int j = 0; j < kEight; ++j) sum = fmaf(e.v[j], e.v[j], sum);
   }
-  r = float(1 / sqrt(double(warp_sum(sum)) / double(k) + eps));
+  r = inverse_root(double(warp_sum(sum)) / double(k) + eps);
 #pragma unroll
   for (int i = 0; i < pieces; ++i) {
     Eight e = unpack(x[i]);

@@ -1,28 +1,20 @@
-// Contract: backend/ops/gate.h. A warp takes a token; up to 256 experts stay in its registers. Scores in
-// double, rounded once, so that the choices are ref's. Counts are integers, whose sums need no order; everything else is summed in order.
+// Contracts: backend/ops/gate.h, backend/ops/route.h. A warp takes a token; up to 256 experts stay in its registers
+// (gate.cuh). Scores in double, rounded once, so that the choices are ref's. Counts are integers, whose sums need no
+// order; everything else is summed in order.
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
+#include "backend/cuda/gate.cuh"
+#include "backend/cuda/hopper/decoding.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
+#include "backend/ops/compose.h"
 
 namespace cachalot::cuda {
 
 namespace {
 
 constexpr int64_t kSharedBytes = 48 << 10;  // what every card gives without being asked
-constexpr uint32_t kClosed = 0;             // the key of what cannot be chosen (any more)
-
-// Keys order like numbers: NaN below every number and equal to NaN, -0 equal to 0, all above kClosed.
-__device__ uint32_t key_of(float x) {
-  if (isnan(x)) return 1;
-  const uint32_t u = __float_as_uint(x == 0 ? 0.0f : x);
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
-__device__ float number_of(uint32_t key) {
-  if (key == 1) return NAN;
-  return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
-}
 
 // Closes the largest of keys[0, n), the lowest index among equals, and returns its index; -1: all closed. In
 // `best_key` its key.
@@ -40,18 +32,6 @@ __device__ int take_best(uint32_t* keys, int n, uint32_t* best_key = nullptr) {
   __syncwarp();
   return chosen;
 }
-
-struct GateArgs {
-  const float *logits, *bias;
-  float *scores, *weights;
-  int32_t *indices, *counts;
-  int64_t tokens;
-  int experts, groups, topk_groups, chosen;
-  bool normalise, replay;
-  bool count;  // at once, for few tokens; one block zeroes the counts itself, several find them zero
-  double scale;
-  Faults faults;
-};
 
 // The sum of the two largest of a group's keys (closed on the way), or its only one, as a key. `wide`: all
 // lanes look at one group together; else one lane looks at it.
@@ -82,7 +62,7 @@ __global__ void gate_forward_kernel(GateArgs a) {
   extern __shared__ uint32_t memory[];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int64_t t = int64_t(blockIdx.x) * (blockDim.x / 32) + warp;
-  if (a.count && gridDim.x == 1) {
+  if (a.counts && a.count && gridDim.x == 1) {
     for (int e = int(threadIdx.x); e < a.experts; e += int(blockDim.x)) a.counts[e] = 0;
     __syncthreads();
   }
@@ -150,98 +130,7 @@ __global__ void gate_forward_kernel(GateArgs a) {
     const int e = chosen[j];
     const bool fine = 0 <= e && e < a.experts;
     a.weights[t * a.chosen + j] = fine ? float(double(scores[e]) * factor) : 0.0f;
-    if (a.count && fine) atomicAdd(a.counts + e, 1);
-  }
-}
-
-// Up to 32 * kEach experts in groups of a power of two (V3: 256 in 8): lane l holds experts kEach * l ..., so
-// that a group is a part of a lane or some neighbouring lanes, and of equals the lowest lane's lowest is first.
-template <int kEach>
-__device__ void choose(const uint32_t (&biased)[kEach], const GateArgs& a, uint32_t& chosen) {
-  const int lane = int(threadIdx.x) % 32, in_group = a.experts / a.groups;
-  uint32_t keys[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) keys[i] = biased[i];
-  if (a.groups > a.topk_groups) {
-    // The two largest of the group, in each of its lanes.
-    uint32_t first[kEach], second[kEach];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) first[i] = keys[i], second[i] = kClosed;
-    const auto merge = [](uint32_t& f, uint32_t& s, uint32_t f2, uint32_t s2) {
-      s = max(min(f, f2), max(s, s2));
-      f = max(f, f2);
-    };
-#pragma unroll
-    for (int step = 1; step < kEach; step *= 2)
-      if (step < in_group) {
-#pragma unroll
-        for (int i = 0; i < kEach; i += 2 * step) {
-          merge(first[i], second[i], first[i + step], second[i + step]);
-#pragma unroll
-          for (int j = i + 1; j < i + 2 * step; ++j) first[j] = first[i], second[j] = second[i];
-        }
-      }
-    for (int step = 1; step * kEach < in_group; step *= 2) {
-      const uint32_t f = __shfl_xor_sync(kAll, first[0], step), s = __shfl_xor_sync(kAll, second[0], step);
-      merge(first[0], second[0], f, s);
-#pragma unroll
-      for (int j = 1; j < kEach; ++j) first[j] = first[0], second[j] = second[0];
-    }
-    uint32_t group[kEach];  // the group's key, of each expert; kClosed once it stays
-    uint32_t open = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      group[i] =
-          kEach * lane + i >= a.experts
-              ? kClosed
-              : key_of(in_group > 1 ? number_of(first[i]) + number_of(second[i]) : number_of(first[i]));
-    for (int round = 0; round < a.topk_groups; ++round) {
-      uint32_t most = group[0];
-#pragma unroll
-      for (int i = 1; i < kEach; ++i) most = max(most, group[i]);
-      const uint32_t best = __reduce_max_sync(kAll, most);
-      const int owner = __ffs(int(__ballot_sync(kAll, most == best))) - 1;
-      int at = 0;
-#pragma unroll
-      for (int i = kEach - 1; i >= 0; --i)
-        if (group[i] == best) at = i;
-      const int g = (kEach * owner + __shfl_sync(kAll, at, owner)) / in_group;
-#pragma unroll
-      for (int i = 0; i < kEach; ++i)
-        if ((kEach * lane + i) / in_group == g) group[i] = kClosed, open |= 1u << i;
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (!(open >> i & 1)) keys[i] = kClosed;
-  }
-  chosen = 0;
-  uint32_t most = keys[0];
-#pragma unroll
-  for (int i = 1; i < kEach; ++i) most = max(most, keys[i]);
-  for (int round = 0; round < a.chosen; ++round) {
-    const uint32_t best = __reduce_max_sync(kAll, most);
-    if (lane != __ffs(int(__ballot_sync(kAll, most == best))) - 1) continue;
-    bool taken = false;
-    most = kClosed;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      if (!taken && keys[i] == best) taken = true, keys[i] = kClosed, chosen |= 1u << i;
-      most = max(most, keys[i]);
-    }
-  }
-}
-
-// to = from[at, at + kEach), 0 beyond n; four at a time where they lie so.
-template <int kEach> __device__ void load_few(const float* from, int at, int n, float (&to)[kEach]) {
-  if (kEach % 4 == 0 && at + kEach <= n && reinterpret_cast<uintptr_t>(from + at) % 16 == 0) {
-#pragma unroll
-    for (int i = 0; i < kEach / 4; ++i) {
-      const float4 four = reinterpret_cast<const float4*>(from + at)[i];
-      to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) to[i] = at + i < n ? from[at + i] : 0.0f;
+    if (a.counts && a.count && fine) atomicAdd(a.counts + e, 1);
   }
 }
 
@@ -249,57 +138,19 @@ template <int kEach> __device__ void load_few(const float* from, int at, int n, 
 constexpr int kGateWarps = 4;
 
 template <int kEach> __global__ void __launch_bounds__(32 * kGateWarps) gate_in_registers(GateArgs a) {
-  __shared__ int32_t chosen_of[kGateWarps][32 * kEach];
-  __shared__ float scores_of[kGateWarps][32 * kEach];
+  __shared__ GateMemory<kEach> memory[kGateWarps];
   start();
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int64_t t = int64_t(blockIdx.x) * kGateWarps + warp;
   const bool real = t < a.tokens;
-  const float* logits = a.logits + (real ? t : 0) * a.experts;
   float score[kEach], bias[kEach];
-  load_few(logits, kEach * lane, a.experts, score);
+  load_few(a.logits + (real ? t : 0) * a.experts, kEach * lane, a.experts, score);
   load_few(a.bias, kEach * lane, a.experts, bias);
-  if (a.count && gridDim.x == 1) {
+  if (a.counts && a.count && gridDim.x == 1) {
     for (int e = int(threadIdx.x); e < a.experts; e += int(blockDim.x)) a.counts[e] = 0;
     __syncthreads();
   }
-  if (!real) return;
-  uint32_t keys[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int e = kEach * lane + i;
-    score[i] = float(1 / (1 + exp(-double(score[i]))));
-    keys[i] = e < a.experts ? key_of(score[i] + bias[i]) : kClosed;
-    scores_of[warp][e] = score[i];
-  }
-  __syncwarp();
-  for (int e = lane; e < a.experts; e += 32) a.scores[t * a.experts + e] = scores_of[warp][e];
-  int32_t* chosen = chosen_of[warp];
-  int32_t* indices = a.indices + t * a.chosen;
-  uint32_t mine = 0;
-  if (a.replay) {
-    for (int j = lane; j < a.chosen; j += 32) chosen[j] = indices[j];
-  } else {
-    choose<kEach>(keys, a, mine);
-    // Ascending: how many the lanes below chose, then one's own.
-    int before = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) before += __popc(__ballot_sync(kAll, mine >> i & 1) & ((1u << lane) - 1));
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (mine >> i & 1) chosen[before] = indices[before] = kEach * lane + i, ++before;
-  }
-  __syncwarp();
-  double sum = 0;
-  for (int j = 0; j < a.chosen; ++j)
-    if (a.faults.fine(FaultOf::gate_forward, chosen[j], a.experts)) sum += double(scores_of[warp][chosen[j]]);
-  const double factor = a.normalise ? a.scale / (sum + 1e-20) : a.scale;
-  for (int j = lane; j < a.chosen; j += 32) {
-    const int e = chosen[j];
-    const bool fine = 0 <= e && e < a.experts;
-    a.weights[t * a.chosen + j] = fine ? float(double(scores_of[warp][e]) * factor) : 0.0f;
-    if (a.count && fine) atomicAdd(a.counts + e, 1);
-  }
+  if (real) gate_token<kEach>(a, t, score, bias, memory[warp]);
 }
 
 // counts[e] = or += how many of indices[blockIdx.x * span, + span) are e. Many tokens are
@@ -478,6 +329,20 @@ __global__ void balance_losses(BalanceParts from, int64_t parts, const int32_t* 
   if (threadIdx.x == 0) loss[q] = float(total);
 }
 
+// visits[0] += how many of the choices are the first of their token in their group: rows are ascending.
+constexpr int kVisitThreads = 256;
+__global__ void count_groups_kernel(const int32_t* indices, int64_t choices, int chosen, int in_group,
+                                    int32_t* visits) {
+  start();
+  __shared__ int scratch[kVisitThreads / 32];
+  int mine = 0;
+  const int64_t stride = int64_t(gridDim.x) * kVisitThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kVisitThreads + threadIdx.x; i < choices; i += stride)
+    mine += i % chosen == 0 || indices[i] / in_group != indices[i - 1] / in_group;
+  mine = row_sum(mine, scratch);
+  if (threadIdx.x == 0) atomicAdd(visits, mine);
+}
+
 __global__ void bias_kernel(const int32_t* counts, float* bias, int experts, double gamma) {
   start();
   __shared__ long long scratch[1024 / 32];
@@ -510,7 +375,7 @@ void CudaBackend::gate_forward(const GateForward& g) {
   constexpr int64_t kSpan = 1 << 16;
   const int64_t counters = (choices + kSpan - 1) / kSpan;
   const bool count_at_once = choices <= 4096;
-  if (tokens == 0 || (count_at_once ? blocks > 1 : counters > 1))
+  if (g.counts && (tokens == 0 || (count_at_once ? blocks > 1 : counters > 1)))
     must(cudaMemsetAsync(g.counts.data, 0, size_t(experts) * sizeof(int32_t), stream_), "gate_forward");
   if (tokens == 0) return;
   const GateArgs args{.logits = g.logits.vector<const float>().data,
@@ -518,7 +383,7 @@ void CudaBackend::gate_forward(const GateForward& g) {
                       .scores = g.scores.vector<float>().data,
                       .weights = g.weights.vector<float>().data,
                       .indices = g.indices.vector<int32_t>().data,
-                      .counts = g.counts.vector<int32_t>().data,
+                      .counts = g.counts ? g.counts.vector<int32_t>().data : nullptr,
                       .tokens = tokens,
                       .experts = int(experts),
                       .groups = int(g.groups),
@@ -540,10 +405,20 @@ void CudaBackend::gate_forward(const GateForward& g) {
   } else {
     launch(queue_, gate_forward_kernel, blocks, 32 * warps, size_t(warps * bytes), args);
   }
-  if (!count_at_once)
+  if (g.counts && !count_at_once)
     launch(queue_, count_kernel, unsigned(counters), kCountThreads, size_t(4 * experts), args.indices,
            choices, kSpan, int(experts), args.counts);
   launched("gate_forward");
+}
+
+void CudaBackend::route(const Route& r) {
+  check(r);
+  require_no_f64("route", {&r.project.x});
+  select();
+  if (r.project.x.rows > 0 && !rows_fixed_ && kHopperDecoding.runs_on(context_->major) &&
+      hopper::route_few(queue_, r, faults_))
+    return;
+  compose(*this, r);
 }
 
 void CudaBackend::gate_backward(const GateBackward& g) {
@@ -599,6 +474,21 @@ void CudaBackend::balance_loss(const BalanceLoss& b) {
   launch(queue_, balance_losses, unsigned(b.sequences), kLossThreads, 0, BalanceParts{shares, counts}, parts,
          starts, int(experts), int(b.top_k), b.fractions.vector<float>().data, b.loss.vector<float>().data);
   launched("balance_loss");
+}
+
+void CudaBackend::count_groups(const CountGroups& g) {
+  check(g);
+  select();
+  int32_t* visits = g.visits.vector<int32_t>().data;
+  if (g.accumulate == Accumulate::overwrite)
+    must(cudaMemsetAsync(visits, 0, sizeof(int32_t), stream_), "count_groups");
+  const int64_t choices = g.indices.size();
+  if (choices == 0) return;
+  constexpr int64_t kMostBlocks = 64;  // a few numbers a thread: the sum of a block costs as much
+  const auto blocks = unsigned(std::min<int64_t>(kMostBlocks, (choices + kVisitThreads - 1) / kVisitThreads));
+  launch(queue_, count_groups_kernel, blocks, kVisitThreads, 0, g.indices.vector<const int32_t>().data,
+         choices, int(g.indices.cols), int(g.experts / g.groups), visits);
+  launched("count_groups");
 }
 
 void CudaBackend::update_gate_bias(const UpdateGateBias& u) {

@@ -253,7 +253,8 @@ Products products_of(const Gemm& g) {
           .add = g.accumulate == Accumulate::add,
           .m = g.c.rows,
           .n = g.c.cols,
-          .k = g.trans_a ? g.a.rows : g.a.cols};
+          .k = g.trans_a ? g.a.rows : g.a.cols,
+          .read_ahead = g.read_ahead};
 }
 
 }  // namespace
@@ -437,7 +438,8 @@ void CudaBackend::head_gemm(const HeadGemm& g) {
                    .a_col_step = g.x_stride,
                    .b_row_first = g.w_first,
                    .b_row_step = g.w_stride,
-                   .c_col_step = g.y_stride};
+                   .c_col_step = g.y_stride,
+                   .read_ahead = g.read_ahead};
   if (x_width % 8 == 0 && skinny_products(queue_, p, rows_fixed_)) return;
   if (rows_fixed_) return plain_products(stream_, context_->multiprocessors, p);
   const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),

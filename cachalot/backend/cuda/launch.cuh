@@ -4,7 +4,8 @@
 //
 // A kernel that launch() starts begins with start(), in every thread and before it touches what another
 // kernel may have written or still reads. The order of the stream holds as always: when start() returns,
-// everything queued before has ended and can be seen.
+// everything queued before has ended and can be seen. A kernel that lets the next start only behind its own wait
+// passes that on: the next one may read, past the first-level cache (__ldcg), what was written before this one.
 #pragma once
 
 #include <cuda_runtime.h>

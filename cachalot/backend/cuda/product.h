@@ -23,6 +23,7 @@ struct Products {
   // of A and B (`depth`: they are K). The host knows only that they end at `total` or before.
   enum class Ragged : uint8_t { none, rows, depth };
   Ragged ragged = Ragged::none;
+  bool read_ahead = false;  // see Gemm
   const int32_t* offsets = nullptr;
   int64_t total = 0;
   Faults faults = {};  // who is told of wrong offsets

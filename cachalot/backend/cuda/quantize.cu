@@ -266,6 +266,7 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
       turned[kSide][kGroups];  // [column][8 rows, exchanged so that neighbours lie in other banks]
   __shared__ alignas(16) float amax[kGroups][kSide];
   __shared__ float scales[kSide];
+  __shared__ float quarters[kSide / 32];  // blocks: the amax of 32 columns each
   __shared__ Square square;
   start();
   if (threadIdx.x < 32) {
@@ -312,7 +313,7 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
       for (int g = 0; g < kGroups; ++g) largest = fmaxf(largest, amax[g][threadIdx.x]);
       if constexpr (blocks) {
         largest = warp_max(largest);
-        if (threadIdx.x % 32 == 0) amax[0][threadIdx.x / 32] = largest;  // read above by this warp only
+        if (threadIdx.x % 32 == 0) quarters[threadIdx.x / 32] = largest;
       } else {
         const float scale = scale_of(largest, e4m3::kMax, a.power_of_two);
         scales[threadIdx.x] = scale;
@@ -322,7 +323,7 @@ template <class T, bool wide, bool blocks> __global__ void __launch_bounds__(kTh
     }
     __syncthreads();
     if constexpr (blocks) {
-      const float scale = scale_of(fmaxf(fmaxf(amax[0][0], amax[0][1]), fmaxf(amax[0][2], amax[0][3])),
+      const float scale = scale_of(fmaxf(fmaxf(quarters[0], quarters[1]), fmaxf(quarters[2], quarters[3])),
                                    e4m3::kMax, a.power_of_two);
       const Divider by = divider<Divided<T>>(scale);
 #pragma unroll

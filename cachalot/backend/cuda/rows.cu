@@ -31,175 +31,138 @@ __global__ void scatter_kernel(Matrix<const From> x, const int32_t* rows, Matrix
   });
 }
 
-// Adding: a destination row belongs to the blocks of its first t's. Every block looks at all of rows[], up to
-// kMostAtOnce at a time, for the t's that share its row: 16 to 32 KiB that stay in the first-level cache, so
-// that nothing has to be sorted before.
-constexpr int64_t kMostAtOnce = 8192;
-constexpr int kAddThreads = 256, kAddWarps = kAddThreads / 32;
-constexpr int kFour = 4;             // numbers of a thread, neighbours beside neighbours: whole sectors
-constexpr int kFours = 2;            // of a thread in a slab of columns
-constexpr int kAddParts = 2;         // slabs of a block
-constexpr int kFew = 3, kMany = 16;  // times that a row comes
-constexpr int64_t kAddSlab = int64_t(kFour) * kFours * kAddThreads;
+// Adding takes the t in the order of (rows[t], t), up to kMostSorted at a time: what is added to one row then
+// lies side by side in that order.
+constexpr int kMostSorted = 8192;
+constexpr int kSortThreads = 512, kSortParts = kSortThreads / 32;
+constexpr int32_t kNoRow = INT32_MAX;  // of those to be skipped: they come last
 
-struct alignas(8) FourOf16 {
-  uint32_t w[2];
+struct alignas(8) Place {
+  int32_t row, t;
 };
-template <class T> struct PackedFour;
-template <> struct PackedFour<float> { using Type = float4; };
-template <> struct PackedFour<bf16> { using Type = FourOf16; };
 
-__device__ inline float4 unpack_four(const float4& p) { return p; }
-__device__ inline float4 unpack_four(const FourOf16& p) {
-  return {__uint_as_float(p.w[0] << 16), __uint_as_float(p.w[0] & 0xFFFF0000u), __uint_as_float(p.w[1] << 16),
-          __uint_as_float(p.w[1] & 0xFFFF0000u)};
-}
-template <class P> __device__ inline void add_four(float4& sum, const P& packed) {
-  const float4 p = unpack_four(packed);
-  sum = {sum.x + p.x, sum.y + p.y, sum.z + p.z, sum.w + p.w};
-}
-template <bool wide, class T>
-__device__ inline typename PackedFour<T>::Type load_four(const T* row, int64_t at, int64_t cols) {
-  typename PackedFour<T>::Type p;
-  if constexpr (wide) {
-    p = *reinterpret_cast<const typename PackedFour<T>::Type*>(row + at);
-  } else {
-    auto* numbers = reinterpret_cast<T*>(&p);
-#pragma unroll
-    for (int i = 0; i < kFour; ++i) numbers[i] = at + i < cols ? row[at + i] : T{};
-  }
-  return p;
-}
-template <bool wide>
-__device__ inline void store_four(float* row, int64_t at, int64_t cols, const float4& p) {
-  if constexpr (wide) {
-    *reinterpret_cast<float4*>(row + at) = p;
-  } else {
-    if (at < cols) row[at] = p.x;
-    if (at + 1 < cols) row[at + 1] = p.y;
-    if (at + 2 < cols) row[at + 2] = p.z;
-    if (at + 3 < cols) row[at + 3] = p.w;
-  }
-}
-
-// Stays in the first-level cache beside what streams by.
-__device__ inline int32_t kept_index(const int32_t* p) {
-  int32_t index;
-  asm volatile("ld.global.nc.L1::evict_last.s32 %0, [%1];" : "=r"(index) : "l"(p));
-  return index;
-}
-
-// Adds the listed rows to `span` columns of y from `begin` on, no more than a four a thread: some rows on
-// their way at once, and more called into the cache.
-template <bool wide, class T> __device__ inline void add_many(Matrix<const T> x, const uint16_t* list,
-                                                              int count, float* out, int64_t begin,
-                                                              int64_t span, bool fresh) {
-  constexpr int kAtOnce = sizeof(T) == 2 ? 12 : 6, kCalled = 32;
-  const int64_t column = begin + kFour * int64_t(threadIdx.x);
-  if (column >= min(begin + span, x.cols)) return;
-  const auto call = [&](int k) {  // its bytes with their neighbours'
-    if (k < count && threadIdx.x % 16 == 0) call_in(x.data + int64_t(list[k]) * x.ld + column);
-  };
-  for (int k = kAtOnce; k < kCalled; ++k) call(k);
-  float4 sum = {};
-  if (!fresh) sum = load_four<wide>(out, column, x.cols);
-  for (int first = 0; first < count; first += kAtOnce) {
-    typename PackedFour<T>::Type batch[kAtOnce];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
-      if (first + k < count)
-        batch[k] = load_four<wide>(x.data + int64_t(list[first + k]) * x.ld, column, x.cols);
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) call(first + kCalled + k);
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k)
-      if (first + k < count) add_four(sum, batch[k]);
-  }
-  store_four<wide>(out, column, x.cols, sum);
-}
-
-// Block (t, kAddParts slabs of columns). A row that comes one to three times, as most do, is its first t's.
-// Of a row that comes more often each of the first four t's takes a quarter of these columns, of one that
-// comes very often each of the first sixteen its part. `fresh`: y holds zeros.
-template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, wide && sizeof(T) == 2 ? 5 : 3)
-    scatter_add_kernel(Matrix<const T> x, const int32_t* rows, Matrix<float> y, bool fresh, Faults faults) {
-  using Packed4 = typename PackedFour<T>::Type;
-  __shared__ uint32_t hits[kMostAtOnce / 32];
-  __shared__ uint16_t list[kMostAtOnce];
-  __shared__ int2 found[kAddWarps];
+// A t comes behind as many as have a lower row, or the same one and a lower t. Block: 32 t's, each counted by
+// a thread of every warp, over its part of all.
+__global__ void __launch_bounds__(kSortThreads)
+    sort_kernel(const int32_t* rows, int n, int64_t bound, Place* sorted, Faults faults) {
+  __shared__ alignas(16) int32_t all[kMostSorted];
+  __shared__ int counts[kSortParts][32];
   start();
-  const int64_t n = x.rows, d = x.cols, t = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int32_t row = rows[t];
-  int before = 0, count = 0;
-  const int all = int(n), mine = int(t);
+  const int part = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, first = int(blockIdx.x) * 32,
+            t = first + lane;
+  const auto row_of = [&](int i) {
+    const int32_t row = i < n ? rows[i] : -1;
+    return row < 0 ? kNoRow : row;
+  };
+  const int length = (n + 4 * kSortParts - 1) / (4 * kSortParts) * 4;  // of a part
 #pragma unroll 8
-  for (int i = int(threadIdx.x); i - lane < all; i += kAddThreads) {
-    const unsigned its = __ballot_sync(kAll, i < all && kept_index(rows + i) == row);
-    if (lane == 0) hits[i / 32] = its;
-    if (its == 0) continue;               // most
-    const int ahead = mine - (i - lane);  // of these 32
-    before += __popc(ahead <= 0 ? 0 : ahead < 32 ? its & ((1u << ahead) - 1) : its);
-    count += __popc(its);
-  }
-  if (row < 0 || !faults.fine(FaultOf::scatter_add_rows, row, y.rows)) return;
-  if (lane == 0) found[warp] = {before, count};
+  for (int i = int(threadIdx.x); i < length * kSortParts; i += kSortThreads) all[i] = row_of(i);
+  int32_t mine = row_of(t);
   __syncthreads();
-  before = count = 0;
-#pragma unroll
-  for (int w = 0; w < kAddWarps; ++w) before += found[w].x, count += found[w].y;
-  const int owners = count <= kFew ? 1 : count < kMany ? kFew + 1 : kMany;
-  if (before >= owners) return;
-  if (count > 1) {  // the list of them, in order
-    if (warp == 0) {
-      int listed = 0;
-      for (int64_t base = 0; base < (n + 31) / 32; base += 32) {
-        uint32_t its = base + lane < (n + 31) / 32 ? hits[base + lane] : 0;
-        int at = __popc(its);
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-          const int other = __shfl_up_sync(kAll, at, step);
-          if (lane >= step) at += other;
-        }
-        const int all = __shfl_sync(kAll, at, 31);
-        for (at += listed - __popc(its); its; its &= its - 1)
-          list[at++] = uint16_t(32 * (base + lane) + __ffs(int(its)) - 1);
-        listed += all;
-      }
-    }
-    __syncthreads();
+  int count = 0, i = part * length;
+  const int end = i + length;
+#pragma unroll 4
+  for (; i < min(end, first); i += 4) {
+    const int4 four = *reinterpret_cast<const int4*>(all + i);
+    count += int(four.x <= mine) + int(four.y <= mine) + int(four.z <= mine) + int(four.w <= mine);
   }
+  for (; i < min(end, first + 32); ++i) count += int(all[i] < mine || (all[i] == mine && i < t));
+#pragma unroll 4
+  for (; i < end; i += 4) {
+    const int4 four = *reinterpret_cast<const int4*>(all + i);
+    count += int(four.x < mine) + int(four.y < mine) + int(four.z < mine) + int(four.w < mine);
+  }
+  counts[part][lane] = count;
+  __syncthreads();
+  if (part > 0 || t >= n) return;
+#pragma unroll
+  for (int p = 1; p < kSortParts; ++p) count += counts[p][lane];
+  if (mine != kNoRow && !faults.fine(FaultOf::scatter_add_rows, mine, bound)) mine = -1;  // left out
+  sorted[count] = {mine, t};
+}
+
+constexpr int kAddThreads = 256;
+constexpr int kAddParts = 4;  // slabs of columns of a block; eights of a thread
+constexpr int64_t kAddSlab = int64_t(kEight) * kAddThreads;
+
+// Block (place in the order, kAddParts slabs of columns). A row that comes one to three times, as most do, is
+// its first place's. Of a row that comes more often each of the first four places takes a slab. `fresh`: y
+// holds zeros.
+template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, 2)
+    scatter_add_kernel(Matrix<const T> x, const Place* sorted, Matrix<float> y, bool fresh) {
+  constexpr int kAddAtOnce = sizeof(T) == 2 ? 16 : 8;  // rows under way at once, where there are many
+  constexpr int kFew = kAddParts - 1;
+  __shared__ int32_t list[kAddThreads];
+  start();
+  const int64_t n = x.rows, d = x.cols, place = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
+  const int32_t row = sorted[place].row;
+  const auto is_row = [&](int64_t i) { return 0 <= i && i < n && sorted[i].row == row; };
+  const auto order = [&](int64_t i) { return int64_t(sorted[i < n ? i : n - 1].t); };
+  // The row's lie side by side: how many come before this one and behind it, as far as anyone needs to know.
+  int before = 0, behind = 0;
+#pragma unroll
+  for (int k = 1; k <= kAddParts; ++k) {
+    before += int(before == k - 1 && is_row(place - k));
+    behind += int(behind == k - 1 && is_row(place + k));
+  }
+  if (row < 0 || row == kNoRow || before == kAddParts) return;
+  const int64_t first = place - before;
+  const auto add = [](Eight& sum, const Packed<T>& packed) {
+    const Eight e = unpack(packed);
+#pragma unroll
+    for (int j = 0; j < kEight; ++j) sum.v[j] += e.v[j];
+  };
   float* out = y.data + row * y.ld;
-  if (owners == 1) {
-    constexpr int kOfRow = kAddParts * kFours;
-    const auto column = [&](int i) {
-      return group * kAddSlab + kFour * (int64_t(i) * kAddThreads + threadIdx.x);
-    };
-    float4 sums[kOfRow];
-    Packed4 batch[kOfRow];
+  if (before + behind < kFew) {  // all of them are known: one to three
+    if (before > 0) return;
+    const auto column = [&](int i) { return (group + i) * kAddSlab + kEight * int64_t(threadIdx.x); };
+    Eight sums[kAddParts] = {};
+    Packed<T> batch[kFew][kAddParts] = {};
 #pragma unroll
-    for (int i = 0; i < kOfRow; ++i) {
-      sums[i] = {}, batch[i] = {};
-      if (column(i) >= d) continue;
-      batch[i] = load_four<wide>(x.data + t * x.ld, column(i), d);
-      if (!fresh) sums[i] = load_four<wide>(out, column(i), d);
-    }
-    for (int k = 1;; ++k) {
+    for (int i = 0; i < kAddParts; ++i)
+      if (column(i) < d && !fresh) sums[i] = load_eight<wide>(out, column(i), d);
 #pragma unroll
-      for (int i = 0; i < kOfRow; ++i) add_four(sums[i], batch[i]);
-      if (k >= count) break;
-      const T* from = x.data + int64_t(list[k]) * x.ld;
+    for (int k = 0; k < kFew; ++k) {
+      if (k > behind) break;
+      const T* from = x.data + order(first + k) * x.ld;
 #pragma unroll
-      for (int i = 0; i < kOfRow; ++i)
-        if (column(i) < d) batch[i] = load_four<wide>(from, column(i), d);
+      for (int i = 0; i < kAddParts; ++i)
+        if (column(i) < d) batch[k][i] = load<wide>(from, column(i), d);
     }
 #pragma unroll
-    for (int i = 0; i < kOfRow; ++i)
-      if (column(i) < d) store_four<wide>(out, column(i), d, sums[i]);
+    for (int i = 0; i < kAddParts; ++i) {
+      if (column(i) >= d) break;
+#pragma unroll
+      for (int k = 0; k < kFew; ++k)
+        if (k <= behind) add(sums[i], batch[k][i]);
+      store_eight<wide>(out, column(i), d, sums[i]);
+    }
     return;
   }
-  const int64_t span = kAddParts * kAddSlab / owners;
-  add_many<wide>(x, list, count, out, group * kAddSlab + before * span, span, fresh);
+  const int64_t at = (group + before) * kAddSlab + kEight * int64_t(threadIdx.x);
+  const bool mine = at < d;
+  Eight sum = {};
+  if (mine && !fresh) sum = load_eight<wide>(out, at, d);
+  for (int64_t window = first;; window += kAddThreads) {
+    const int64_t i = window + threadIdx.x;
+    const bool hit = is_row(i);
+    if (hit) list[threadIdx.x] = int32_t(order(i));
+    const int count = __syncthreads_count(hit);  // the first ones of the window
+    for (int begin = 0; mine && begin < count; begin += kAddAtOnce) {
+      Packed<T> batch[kAddAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAddAtOnce; ++k) {
+        batch[k] = {};
+        if (begin + k < count) batch[k] = load<wide>(x.data + list[begin + k] * x.ld, at, d);
+      }
+#pragma unroll
+      for (int k = 0; k < kAddAtOnce; ++k)
+        if (begin + k < count) add(sum, batch[k]);
+    }
+    if (count < kAddThreads) break;
+    __syncthreads();
+  }
+  if (mine) store_eight<wide>(out, at, d, sum);
 }
 
 }  // namespace
@@ -250,16 +213,18 @@ void CudaBackend::scatter_add_rows(const ScatterAddRows& s) {
   if (overwrite && s.y.size() > 0)
     must(cudaMemsetAsync(s.y.data, 0, size_t(s.y.size()) * sizeof(float), stream_), "scatter_add_rows");
   if (s.x.size() == 0) return;
+  auto* sorted = static_cast<Place*>(workspace_);
   const bool wide = are_wide({&s.x, &s.y});
-  const auto across = unsigned((s.x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab));
-  for (int64_t first = 0; first < s.x.rows; first += kMostAtOnce) {
-    const Tensor x = s.x.slice_rows(first, std::min(kMostAtOnce, s.x.rows - first));
+  for (int64_t first = 0; first < s.x.rows; first += kMostSorted) {
+    const Tensor x = s.x.slice_rows(first, std::min<int64_t>(kMostSorted, s.x.rows - first));
+    launch(queue_, sort_kernel, unsigned((x.rows + 31) / 32), kSortThreads, 0,
+           s.rows.vector<const int32_t>().data + first, int(x.rows), s.y.rows, sorted, faults_);
+    const dim3 grid(unsigned(x.rows), unsigned((x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab)));
     with_act(x.dtype, [&](auto act) {
       using T = decltype(act);
       with_width(wide, [&](auto w) {
-        launch(queue_, scatter_add_kernel<T, w.value>, dim3(unsigned(x.rows), across), kAddThreads, 0,
-               x.matrix<const T>(), s.rows.vector<const int32_t>().data + first, s.y.matrix<float>(),
-               overwrite && first == 0, faults_);
+        launch(queue_, scatter_add_kernel<T, w.value>, grid, kAddThreads, 0, x.matrix<const T>(), sorted,
+               s.y.matrix<float>(), overwrite && first == 0);
       });
     });
   }

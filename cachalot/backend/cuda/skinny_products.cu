@@ -1,7 +1,8 @@
 // Contract: product.h. Few rows: decoding. Nothing is used twice, so it is a matter of reading the weights at
 // full speed, 16 bytes a lane, no tiles.
 //   B [N, K], as checkpoints hold weights: a warp a column of C; the sum of a lane runs over its pieces of 8
-//            numbers in order, then the lanes add pairwise
+//            numbers in order, then the lanes add pairwise. A single row stays in registers, and so do the rows
+//            of B that are on their way: the first ones before the kernel before has ended
 //   B [K, N]: a block 64 columns of C; 32 groups of 8 threads walk every 32nd row of B, then the groups of a
 //            warp add pairwise and the warps in order
 // A number of C depends on its own row and column only.
@@ -9,6 +10,7 @@
 
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/few_rows.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/cuda/product.h"
 #include "backend/cuda/tile.cuh"
@@ -123,6 +125,33 @@ template <class A, class B, int rows> __global__ void __launch_bounds__(32 * kWa
   }
 }
 
+// One row of A. blockIdx.z: the problem; the warps of x walk over the columns.
+constexpr int kRowWarps = 8, kRowBlocks = 512;  // four blocks for each multiprocessor of a large card
+template <class A, class B, int pieces> __global__ void __launch_bounds__(32 * kRowWarps)
+    multiply_row(const __grid_constant__ Products p) {
+  let_next_start();
+  const int64_t z = blockIdx.z, step = int64_t(gridDim.x) * kRowWarps;
+  int64_t n = int64_t(blockIdx.x) * kRowWarps + threadIdx.x / 32;
+  const B* b = static_cast<const B*>(p.b.data) + (p.b_row_first + z * p.b_row_step) * p.b.ld;
+  Packed<B> next[pieces];
+  if (p.read_ahead && n < p.n) load_pieces(b + n * p.b.ld, p.k, next);
+  wait_for_earlier();
+  if (n >= p.n) return;
+  if (!p.read_ahead) load_pieces(b + n * p.b.ld, p.k, next);
+  Packed<A> x[pieces];
+  load_pieces(static_cast<const A*>(p.a.data) + z * p.a_col_step, p.k, x);
+  for (; n < p.n; n += step) {
+    Packed<B> w[pieces];
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) w[i] = next[i];
+    const int64_t column = z * p.c_col_step + n;
+    const float before = p.add ? load_number(p.c, 0, column) : 0;
+    if (n + step < p.n) load_pieces(b + (n + step) * p.b.ld, p.k, next);
+    const float sum = warp_sum(dot(x, w));
+    if (threadIdx.x % 32 == 0) store_number(p.c, 0, column, p.add ? before + sum : sum);
+  }
+}
+
 // B [K, N] in bf16. blockIdx.x: 64 columns; y: a group of rows; z: the problem.
 constexpr int kColumns = 64, kGroups = 32, kColumnWarps = kColumns / 8 * kGroups / 32;
 __global__ void __launch_bounds__(kColumns / 8 * kGroups)
@@ -176,7 +205,19 @@ __global__ void __launch_bounds__(kColumns / 8 * kGroups)
   }
 }
 
+template <class A, class B> void multiply_one_row(const Queue& queue, const Products& p) {
+  const int64_t most = std::max<int64_t>(1, kRowBlocks / p.count) * kRowWarps,
+                each = (p.n + most - 1) / most;  // columns of a warp
+  const dim3 grid(unsigned((p.n + each * kRowWarps - 1) / (each * kRowWarps)), 1, unsigned(p.count));
+  const auto run = [&](auto kernel) { launch(queue, kernel, grid, 32 * kRowWarps, 0, p); };
+  if (p.k <= 2 * kPieceStep) run(multiply_row<A, B, 2>);
+  else if (p.k <= 4 * kPieceStep) run(multiply_row<A, B, 4>);
+  else run(multiply_row<A, B, 8>);
+  launched("a product of one row");
+}
+
 template <class A, class B> void multiply_by(const Queue& queue, const Products& p) {
+  if (p.ragged == Products::Ragged::none && p.m == 1 && p.k <= 8 * kPieceStep) return multiply_one_row<A, B>(queue, p);
   const unsigned across = unsigned((p.n + kWarps - 1) / kWarps);
   if (p.ragged != Products::Ragged::none || p.m == 1) {
     const bool ragged = p.ragged != Products::Ragged::none;

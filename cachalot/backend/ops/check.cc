@@ -345,6 +345,27 @@ void check(const NormGemm& g) {
           {{"x", g.x}, {"gain", g.gain}, {"w", g.w}, {"w2", g.w2}});
 }
 
+void check(const LatentQuery& q) {
+  check(q.project), check(q.append), check(q.absorb);
+  const OpCheck c("latent_query");
+  const auto same = [](const Tensor& a, const Tensor& b) {
+    return a.data == b.data && a.dtype == b.dtype && a.rows == b.rows && a.cols == b.cols && a.ld == b.ld;
+  };
+  c.that(!q.project.w2, "one product");
+  c.that(same(q.project.c, q.append.q) && same(q.project.c, q.absorb.x), "one q");
+  c.that(!q.absorb.trans_w && q.absorb.heads == q.append.heads, "queries into the latent, of the same heads");
+  c.that(q.absorb.x_stride == q.append.q_stride && q.absorb.w_rows <= q.append.q_offset,
+         "rotary slices stand behind the others");
+}
+
+void check(const Route& r) {
+  check(r.project), check(r.choose);
+  const OpCheck c("route");
+  c.that(!r.project.w2 && r.project.c.data == r.choose.logits.data && r.project.c.ld == r.choose.logits.ld,
+         "one product, whose result are the logits");
+  c.that(!r.choose.replay && !r.choose.counts, "no replay, no counts");
+}
+
 void check(const ExpertMlp& e) {
   const OpCheck c("expert_mlp");
   c.that(e.experts > 0, "experts > 0");
@@ -465,7 +486,7 @@ void check(const GateForward& g) {
   c.stat("scores", g.scores, stat, tokens, experts);
   c.index("indices", g.indices, tokens, chosen);
   c.stat("weights", g.weights, stat, tokens, chosen);
-  c.index("counts", g.counts, 1, experts);
+  if (g.counts) c.index("counts", g.counts, 1, experts);
   c.that(g.groups > 0 && experts > 0 && experts % g.groups == 0, "experts are a multiple of groups");
   c.that(0 < g.topk_groups && g.topk_groups <= g.groups, "0 < topk_groups <= groups");
   c.that(0 < chosen && chosen <= g.topk_groups * (experts / g.groups),
@@ -501,6 +522,15 @@ void check(const GateBackward& g) {
     c.stat("fractions", g.fractions, stat, g.sequences, experts);
     c.apart({{"dlogits", g.dlogits}}, {{"starts", g.starts}, {"fractions", g.fractions}});
   }
+}
+
+void check(const CountGroups& g) {
+  const OpCheck c("count_groups");
+  c.that(g.experts > 0 && g.groups > 0 && g.experts % g.groups == 0, "experts are a multiple of groups");
+  c.that(g.indices.cols > 0, "a token chooses at least one expert");
+  c.index("indices", g.indices, g.indices.rows, g.indices.cols);
+  c.index("visits", g.visits, 1, 1);
+  c.apart({{"visits", g.visits}}, {{"indices", g.indices}});
 }
 
 void check(const UpdateGateBias& u) {

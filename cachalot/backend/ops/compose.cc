@@ -8,6 +8,17 @@ void compose(Backend& b, const NormGemm& g) {
   if (g.w2) b.gemm({.a = g.y, .b = g.w2, .c = g.c2, .trans_b = true});
 }
 
+void compose(Backend& b, const LatentQuery& q) {
+  b.norm_gemm(q.project);
+  b.latent_append(q.append);
+  b.head_gemm(q.absorb);
+}
+
+void compose(Backend& b, const Route& r) {
+  b.norm_gemm(r.project);
+  b.gate_forward(r.choose);
+}
+
 void compose(Backend& b, const ExpertMlp& e) {
   b.permute_plan({.indices = e.indices, .row_of = e.row_of, .offsets = e.offsets, .experts = e.experts});
   b.permute({.x = e.x, .row_of = e.row_of, .y = e.rows});

@@ -7,6 +7,8 @@
 namespace cachalot {
 
 void compose(Backend& b, const NormGemm& g);
+void compose(Backend& b, const LatentQuery& q);
+void compose(Backend& b, const Route& r);
 void compose(Backend& b, const ExpertMlp& e);
 
 }  // namespace cachalot

@@ -153,6 +153,17 @@ Cost cost_of(const NormGemm& g, const ReadIndices&) {
           .bytes = bytes({&g.x, &g.gain, &g.y, &g.w, &g.c, &g.w2, &g.c2}),
           .shape = fmt::format("{} x {} x {} {}", t, n, d, name_of(g.w.dtype))};
 }
+Cost cost_of(const LatentQuery& q, const ReadIndices& read) {
+  Cost cost = cost_of(q.project, read);
+  for (const Cost& part : {cost_of(q.append, read), cost_of(q.absorb, read)})
+    cost.flops += part.flops, cost.bytes += part.bytes;
+  return cost;
+}
+Cost cost_of(const Route& r, const ReadIndices& read) {
+  Cost cost = cost_of(r.project, read);
+  cost.bytes += cost_of(r.choose, read).bytes;
+  return cost;
+}
 Cost cost_of(const ExpertMlp& e, const ReadIndices& read) {
   const std::vector<int32_t> chosen = read(e.indices);
   const double used = double(std::set<int32_t>(chosen.begin(), chosen.end()).size()), t = double(e.x.rows),
@@ -192,6 +203,9 @@ Cost cost_of(const GateBackward& g, const ReadIndices&) {
 }
 Cost cost_of(const BalanceLoss& b, const ReadIndices&) {
   return memory(b.scores, bytes({&b.scores, &b.fractions, &b.loss}));
+}
+Cost cost_of(const CountGroups& g, const ReadIndices&) {
+  return memory(g.indices, bytes({&g.indices, &g.visits}));
 }
 Cost cost_of(const UpdateGateBias& u, const ReadIndices&) {
   return memory(u.bias, bytes(u.counts) + 2 * bytes(u.bias));

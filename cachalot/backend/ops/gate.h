@@ -1,7 +1,7 @@
 // DeepSeekMoE's router with bias-based balancing (V3 report section 2.1.2; inference/model.py class Gate).
 //   logits [T, E] stat | bias f32 [1, E] | scores [T, E] stat, kept for the backward
 //   indices i32 [T, K]: chosen experts, ascending | weights [T, K] stat |
-//     counts i32 [1, E]: tokens an expert got
+//     counts i32 [1, E], optional: tokens an expert got
 //
 // s = sigmoid(logits); selection uses b = s + bias: the score of a group (E / groups neighbours) is the sum
 // of its two largest b (its only b when groups hold one expert); the best `topk_groups` groups stay, all
@@ -18,7 +18,7 @@
 namespace cachalot {
 
 struct GateForward {
-  Tensor logits, bias, scores, indices, weights, counts;
+  Tensor logits, bias, scores, indices, weights, counts = {};
   int64_t groups = 1, topk_groups = 1;
   bool normalise = true;
   double scale = 1;
@@ -46,6 +46,16 @@ struct GateBackward {
   double balance_factor = 0;  // alpha / number of sequences in the global batch
   Tensor starts, fractions;   // as in BalanceLoss; unused when balance_factor is 0
   int64_t sequences = 0;
+};
+
+// How many groups the tokens' experts lie in, over all tokens: where a group is a node, the copies of a token
+// that the all-to-all sends (V3 report section 2.1.2, node-limited routing, and 3.2.1).
+//   indices i32 [T, K]: as gate_forward leaves them, ascending | visits i32 [1, 1]
+//   visits (=, +=) sum_t #{i / (E / groups) : i in indices_t},   between T and T min(K, topk_groups)
+struct CountGroups {
+  Tensor indices, visits;
+  int64_t experts = 0, groups = 1;
+  Accumulate accumulate = Accumulate::overwrite;
 };
 
 // bias[e] += gamma sign(mean(counts) - counts[e]); exactly equal to the mean: unchanged (V3 report section

@@ -209,6 +209,46 @@ TEST(GateBackward, MeetsTheMetricWithAndWithoutTheBalanceLoss) {
           c.text());
 }
 
+TEST(CountGroups, CountsEveryGroupOfATokenOnceAndAddsMicroBatches) {
+  expect_like_ref([](Bench& b) -> Outputs {
+    const Tensor visits = b.t.garbage(DType::i32, 1, 1);
+    const auto count = [&](const Tensor& indices, int64_t groups, Accumulate mode) {
+      on(b.s).count_groups(
+          {.indices = indices, .visits = visits, .experts = 12, .groups = groups, .accumulate = mode});
+      return read_indices(b.s, visits)[0];
+    };
+    // Groups {0..3}, {4..7}, {8..11}: the tokens reach 1, 2 and 3 of them.
+    const Tensor indices = b.t.indices(3, 3, {0, 1, 3, 3, 4, 7, 2, 4, 11});
+    EXPECT_EQ(count(indices, 3, Accumulate::overwrite), 6);
+    EXPECT_EQ(count(indices, 3, Accumulate::add), 12);
+    EXPECT_EQ(count(indices, 1, Accumulate::overwrite), 3);
+    EXPECT_EQ(count(indices, 12, Accumulate::overwrite), 9);
+    // The last group of a token is the first of the next one.
+    EXPECT_EQ(count(b.t.indices(4, 1, {4, 5, 6, 7}), 3, Accumulate::overwrite), 4);
+    EXPECT_EQ(count(b.t.indices(0, 2, {}), 3, Accumulate::add), 4);
+    EXPECT_EQ(count(b.t.indices(0, 2, {}), 3, Accumulate::overwrite), 0);
+    return {visits};
+  });
+}
+
+// As many as the gate chooses, with more tokens than one pass of the blocks takes.
+TEST(CountGroups, AgreesWithRefOnWhatTheGateChose) {
+  for (const Case& c : {Case{.tokens = 4099, .experts = 256, .groups = 8, .topk_groups = 4, .chosen = 8},
+                        Case{.tokens = 257, .experts = 12, .groups = 6, .topk_groups = 5, .chosen = 3}})
+    expect_like_ref(
+        [&](Bench& b) -> Outputs {
+          const Chosen g = gate(b, c, b.t.normal(DType::f32, c.tokens, c.experts, 2),
+                                b.t.normal(DType::f32, 1, c.experts, 0.3));
+          const Tensor visits = b.t.garbage(DType::i32, 1, 1);
+          on(b.s).count_groups(
+              {.indices = g.indices, .visits = visits, .experts = c.experts, .groups = c.groups});
+          const int32_t n = read_indices(b.s, visits)[0];
+          EXPECT_TRUE(c.tokens <= n && n <= c.tokens * c.topk_groups) << n;
+          return {visits};
+        },
+        c.text());
+}
+
 TEST(UpdateGateBias, MovesAgainstTheLoadAndStaysAtTheMean) {
   expect_like_ref([](Bench& b) -> Outputs {
     const Tensor bias = b.t.values(DType::f32, 1, 4, {0, 0.5, -0.25, 1});

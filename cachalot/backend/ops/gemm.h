@@ -21,6 +21,8 @@ struct Gemm {
   bool trans_a = false;  // a is [K, M]
   bool trans_b = false;  // b is [N, K]: y = x W^T with W [N, K] as checkpoints hold it
   Accumulate accumulate = Accumulate::overwrite;
+  // B may be read ahead of earlier operations of the stream: none that is under way writes it (inference).
+  bool read_ahead = false;
 };
 
 }  // namespace cachalot

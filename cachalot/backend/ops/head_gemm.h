@@ -17,6 +17,7 @@ struct HeadGemm {
   int64_t x_stride = 0, y_stride = 0;
   int64_t w_first = 0, w_stride = 0, w_rows = 0;
   bool trans_w = false;
+  bool read_ahead = false;  // w; see Gemm
 };
 
 }  // namespace cachalot

@@ -55,7 +55,9 @@ struct TestedDevice {
 };
 
 // The CPU with its best kernels on 1, 2, 3 and 5 threads that are woken for the smallest work, then with one
-// thread and every other set of kernels that this machine runs; the first GPU where there is one, twice.
+// thread and every other set of kernels that this machine runs; the first GPU where there is one, twice. With
+// CACHALOT_TEST_DEVICE=cuda, or another name of the list, that one alone: a tool that watches the GPU
+// (scripts/gpu_sanitize.py) need not wait for the CPU.
 inline const std::vector<TestedDevice>& tested_devices() {
   static const std::vector<TestedDevice> devices = [] {
     std::vector<TestedDevice> list;
@@ -72,6 +74,11 @@ inline const std::vector<TestedDevice>& tested_devices() {
     if (const CudaStatus status = probe_cuda(); !status.devices.empty() && status.devices[0].usable()) {
       list.push_back({"cuda", open_device("cuda")});
       list.push_back({"cuda, again", open_device("cuda"), int(list.size()) - 1});
+    }
+    if (const char* only = std::getenv("CACHALOT_TEST_DEVICE")) {
+      std::erase_if(list, [&](const TestedDevice& d) { return d.name != only; });
+      CHECK(!list.empty(), fmt::format("CACHALOT_TEST_DEVICE: no \"{}\" on this machine", only));
+      list[0].same_bits_as = -1;
     }
     return list;
   }();

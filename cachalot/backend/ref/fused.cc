@@ -10,6 +10,16 @@ void RefBackend::norm_gemm(const NormGemm& g) {
   compose(*this, g);
 }
 
+void RefBackend::latent_query(const LatentQuery& q) {
+  check(q);
+  compose(*this, q);
+}
+
+void RefBackend::route(const Route& r) {
+  check(r);
+  compose(*this, r);
+}
+
 void RefBackend::expert_mlp(const ExpertMlp& e) {
   check(e);
   compose(*this, e);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <vector>
 
 #include "backend/ops/check.h"
@@ -51,9 +52,8 @@ void RefBackend::gate_forward(const GateForward& g) {
   check(g);
   const int64_t experts = g.logits.cols, top_k = g.indices.cols;
   const Reader logits(g.logits), bias(g.bias);
-  const Writer scores(g.scores), indices(g.indices), weights(g.weights), counts(g.counts);
+  const Writer scores(g.scores), indices(g.indices), weights(g.weights);
   const Indices chosen(g.indices, experts);
-  for (int64_t e = 0; e < experts; ++e) counts.set(e, 0);
   for (int64_t t = 0; t < g.logits.rows; ++t) {
     std::vector<double> biased;
     for (int64_t e = 0; e < experts; ++e) {
@@ -67,11 +67,13 @@ void RefBackend::gate_forward(const GateForward& g) {
     double sum = 0;
     for (int64_t j = 0; j < top_k; ++j) sum += scores(t, chosen(t, j));
     const double divisor = g.normalise ? sum + 1e-20 : 1;
-    for (int64_t j = 0; j < top_k; ++j) {
-      weights.set(t, j, scores(t, chosen(t, j)) / divisor * g.scale);
-      counts.add(0, chosen(t, j), 1);
-    }
+    for (int64_t j = 0; j < top_k; ++j) weights.set(t, j, scores(t, chosen(t, j)) / divisor * g.scale);
   }
+  if (!g.counts) return;
+  const Writer counts(g.counts);
+  for (int64_t e = 0; e < experts; ++e) counts.set(e, 0);
+  for (int64_t t = 0; t < g.logits.rows; ++t)
+    for (int64_t j = 0; j < top_k; ++j) counts.add(0, chosen(t, j), 1);
 }
 
 void RefBackend::balance_loss(const BalanceLoss& b) {
@@ -134,6 +136,19 @@ void RefBackend::gate_backward(const GateBackward& g) {
     }
     for (int64_t e = 0; e < experts; ++e) dlogits.set(t, e, ds[size_t(e)] * s(t, e) * (1 - s(t, e)));
   }
+}
+
+void RefBackend::count_groups(const CountGroups& g) {
+  check(g);
+  const Indices chosen(g.indices, g.experts);
+  const Writer visits(g.visits);
+  double total = g.accumulate == Accumulate::add ? visits[0] : 0;
+  for (int64_t t = 0; t < g.indices.rows; ++t) {
+    std::set<int64_t> groups;
+    for (int64_t j = 0; j < g.indices.cols; ++j) groups.insert(chosen(t, j) / (g.experts / g.groups));
+    total += double(groups.size());
+  }
+  visits.set(0, total);
 }
 
 void RefBackend::update_gate_bias(const UpdateGateBias& u) {

@@ -26,6 +26,7 @@ constexpr int kThreads = 512, kWarps = kThreads / 32, kFours = 8;
 constexpr int64_t kSlice = 4 * kThreads * kFours;  // logits of a block
 constexpr int kMostBlocks = 8;                     // of a cluster
 constexpr int kRing = kSlice * 4;                  // bytes
+constexpr int kWarpPart = 4 * 32 * kFours;         // logits of a warp
 
 struct Args {
   Matrix<float> logits;
@@ -57,7 +58,7 @@ struct OfWarps {
 };
 struct Shared {
   OfWarps warps;
-  Barrier told[2];
+  Barrier told[2], here[kWarps];
   Found mail[2][kMostBlocks];
   RowEnd end;
 };
@@ -67,52 +68,54 @@ __device__ double under(double its, float from, float to) {
   return its == 0 ? 0.0 : its * double(expf(from - to));
 }
 
-// This thread's logits of a slice: four k begins at 4 threadIdx.x + 4 kThreads k.
+// This thread's logits of a slice, of which each warp has kWarpPart side by side: four k begins at kWarpPart
+// warp + 4 lane + 128 k. The copy engine brings a warp's part into shared memory ahead of time; only the warp
+// waits for it, and asks for the next when all its lanes have theirs in registers.
 struct OfThread {
   float4 x[kFours];
   float largest;  // of the warp
   bool holds_target;
 
-  // Calls a slice into this thread's places of the ring.
-  __device__ static void ask(const Args& a, int64_t row, int slice, float4* ring) {
-    const int64_t begin = slice * a.width;
-    const int n = length(a, begin), first = 4 * int(threadIdx.x);
-    const float* from = a.logits.data + row * a.logits.ld + begin + first;
-#pragma unroll
-    for (int k = 0; k < kFours; ++k)
-      if (first + 4 * kThreads * k < n)
-        asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(
-                         shared_address(ring + kThreads * k + threadIdx.x)),
-                     "l"(from + 4 * kThreads * k)
-                     : "memory");
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  }
+  __device__ static int first() { return kWarpPart * (int(threadIdx.x) / 32) + 4 * (int(threadIdx.x) % 32); }
   __device__ static int length(const Args& a, int64_t begin) {
     return int(max(int64_t(0), min(a.width, a.logits.cols - begin)));
   }
-  __device__ void take(int n, const float4* ring) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-    const int first = 4 * int(threadIdx.x);
+  // One lane of the warp: its part of a slice.
+  __device__ static void ask(const Args& a, int64_t row, int slice, float* ring, Barrier* here) {
+    const int64_t begin = slice * a.width;
+    const int at = kWarpPart * (int(threadIdx.x) / 32);
+    const int bytes = 4 * max(0, min(kWarpPart, length(a, begin) - at));
+    arrive_expecting(here, uint32_t(bytes));
+    if (bytes > 0)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              shared_address(ring + at)),
+          "l"(a.logits.data + row * a.logits.ld + begin + at), "r"(bytes), "r"(shared_address(here))
+          : "memory");
+  }
+  __device__ void take(int n, const float* ring, Barrier* here, uint32_t parity) {
+    wait(here, parity);
 #pragma unroll
     for (int k = 0; k < kFours; ++k) {
       x[k] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-      if (first + 4 * kThreads * k < n) x[k] = ring[kThreads * k + threadIdx.x];
+      if (first() + 128 * k < n) x[k] = *reinterpret_cast<const float4*>(ring + first() + 128 * k);
     }
+    __syncwarp();
   }
   // x = exp(x - largest), nothing for the target, which is at `here` of the slice.
   __device__ void exponentials(int64_t here, int n, OfWarps& warps, int turn) {
-    const int first = 4 * int(threadIdx.x), lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     largest = -INFINITY;
 #pragma unroll
     for (int k = 0; k < kFours; ++k)
       largest = fmaxf(largest, fmaxf(fmaxf(x[k].x, x[k].y), fmaxf(x[k].z, x[k].w)));
     largest = warp_max(largest);
-    holds_target = here >= 0 && here < n && int(here) / 4 % kThreads == int(threadIdx.x);
+    holds_target = here >= 0 && here < n && int(here) / kWarpPart == warp && int(here) / 4 % 32 == lane;
     if (holds_target) {
 #pragma unroll
       for (int k = 0; k < kFours; ++k) {
         const auto leave = [&](float& logit, int j) {
-          if (int(here) != first + 4 * kThreads * k + j) return;
+          if (int(here) != first() + 128 * k + j) return;
           warps.at_target[turn] = logit;
           logit = -INFINITY;
         };
@@ -159,19 +162,28 @@ __device__ Joined join_slices(const Args& a, const Found& found, int32_t target)
 }
 
 __global__ void __launch_bounds__(kThreads, 2) slices_kernel(const __grid_constant__ Args a, Found* found) {
-  extern __shared__ __align__(16) float4 ring[];  // [kFours, kThreads]: each thread's own
+  extern __shared__ __align__(128) float ring[];  // a slice
   __shared__ OfWarps warps;
+  __shared__ Barrier here[kWarps];
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  if (lane == 0) {
+    barrier_init(&here[warp], 1);
+    barrier_init_done();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncwarp();
   start();
   const int64_t all = a.logits.rows * a.slices;
   int64_t i = blockIdx.x;
-  if (i < all) OfThread::ask(a, i / a.slices, int(i % a.slices), ring);
-  for (int turn = 0; i < all; i += gridDim.x, turn = 1 - turn) {
+  uint32_t parity = 0;
+  if (i < all && lane == 0) OfThread::ask(a, i / a.slices, int(i % a.slices), ring, &here[warp]);
+  for (int turn = 0; i < all; i += gridDim.x, turn = 1 - turn, parity ^= 1) {
     const int64_t row = i / a.slices, begin = i % a.slices * a.width, next = i + gridDim.x;
     const int n = OfThread::length(a, begin);
     const int32_t target = a.targets[row];
     OfThread mine;
-    mine.take(n, ring);
-    if (next < all) OfThread::ask(a, next / a.slices, int(next % a.slices), ring);
+    mine.take(n, ring, &here[warp], parity);
+    if (next < all && lane == 0) OfThread::ask(a, next / a.slices, int(next % a.slices), ring, &here[warp]);
     mine.exponentials(target - begin, n, warps, turn);
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -203,29 +215,32 @@ __device__ void write_four(bf16* to, float a, float b, float c, float d) {
 
 template <class To> __global__ void __launch_bounds__(kThreads, 2)
     gradient_kernel(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) float4 ring[];  // [kFours, kThreads]: each thread's own
+  extern __shared__ __align__(128) float ring[];  // a slice
   __shared__ Shared s;
-  const int lane = int(threadIdx.x) % 32, rank = int(rank_in_cluster());
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, rank = int(rank_in_cluster());
   if (threadIdx.x == 0) {
     for (Barrier& b : s.told) barrier_init(&b, 1);
+    for (Barrier& b : s.here) barrier_init(&b, 1);
     barrier_init_done();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
+  __syncthreads();
   cluster_meet();
   start();
 
   const int64_t rows = a.logits.rows, step = gridDim.x / unsigned(a.slices), begin = rank * a.width;
-  const int n = OfThread::length(a, begin), first = 4 * int(threadIdx.x);
+  const int n = OfThread::length(a, begin), first = OfThread::first();
   int64_t row = blockIdx.x / unsigned(a.slices);
-  if (row < rows) OfThread::ask(a, row, rank, ring);
+  if (row < rows && lane == 0) OfThread::ask(a, row, rank, ring, &s.here[warp]);
   int32_t next_target = row < rows ? a.targets[row] : 0;
   int turn = 0;
-  uint32_t parity = 0;
-  for (; row < rows; row += step) {
+  uint32_t parity = 0, parity_here = 0;
+  for (; row < rows; row += step, parity_here ^= 1) {
     OfThread mine;
-    mine.take(n, ring);
+    mine.take(n, ring, &s.here[warp], parity_here);
     const int32_t target = next_target;
     if (row + step < rows) {
-      OfThread::ask(a, row + step, rank, ring);
+      if (lane == 0) OfThread::ask(a, row + step, rank, ring, &s.here[warp]);
       next_target = a.targets[row + step];
     }
     mine.exponentials(target - begin, n, s.warps, turn);
@@ -256,11 +271,10 @@ template <class To> __global__ void __launch_bounds__(kThreads, 2)
     To* out = static_cast<To*>(a.out) + row * a.out_ld + begin + first;
 #pragma unroll
     for (int k = 0; k < kFours; ++k) {
-      if (first + 4 * kThreads * k >= n) continue;
+      if (first + 128 * k >= n) continue;
       const float4 x = mine.x[k];
-      if (end.real)
-        write_four(out + 4 * kThreads * k, x.x * factor, x.y * factor, x.z * factor, x.w * factor);
-      else write_four(out + 4 * kThreads * k, 0, 0, 0, 0);
+      if (end.real) write_four(out + 128 * k, x.x * factor, x.y * factor, x.z * factor, x.w * factor);
+      else write_four(out + 128 * k, 0, 0, 0, 0);
     }
     if (mine.holds_target && end.real) out[target - begin - first] = To(end.at_target);
     if (turn == 1) parity ^= 1;

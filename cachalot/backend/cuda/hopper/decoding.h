@@ -1,0 +1,16 @@
+// Parts of a decoding step with few rows that clusters of blocks make in one kernel: what a kernel of its own would
+// hand to the next through memory, and two microseconds later, goes through their shared memories.
+#pragma once
+
+#include "backend/cuda/faults.cuh"
+#include "backend/cuda/launch.cuh"
+#include "backend/ops/latent_query.h"
+#include "backend/ops/route.h"
+
+namespace cachalot::cuda::hopper {
+
+// False, and nothing is done: not of that kind.
+bool query_few(const Queue& queue, const LatentQuery& q, const Faults& faults);
+bool route_few(const Queue& queue, const Route& r, const Faults& faults);
+
+}  // namespace cachalot::cuda::hopper
