@@ -21,14 +21,16 @@ ELSEWHERE = re.compile(r"Cpu|Ref[A-Z]|Fake|Vectors|Arena|Buffer|Plan|HostMemory|
 LEFT_OUT = ["CudaDevice.MemoryIsAlignedAndTooMuchIsRefusedWithNumbers", "CudaDevice.AnotherStreamWaits*",
             "RmsNorm.*LargeShapes*"]
 # Small suites that share a process, and long ones that are cut into parts.
-TOGETHER = [["AdamW", "SumSquares", "Add", "Cast", "Fill"], ["Gate", "BalanceLoss", "GateBackward", "UpdateGateBias"],
+TOGETHER = [["AdamW", "SumSquares", "Add", "Cast", "Fill"],
+            ["Gate", "BalanceLoss", "CountGroups", "GateBackward", "UpdateGateBias"],
             ["Permute", "Unpermute"], ["QuantizeWeight", "E5m6"], ["LatentAppend", "LatentGather"],
             ["GroupedGemm", "GroupedWeightGrad"]]
 PARTS = {"Gemm": 5, "Attention": 4, "LatentAttention": 5, "HopperProducts": 5, "Fp8Product": 3, "Quantize": 3,
          "RmsNorm": 3, "Sample": 2, "CrossEntropy": 2, "Rows": 2, "GroupedGemm": 2}
 # What racecheck follows. Attention and absorbed attention: the kernels for any format and width.
 RACES = [(["AdamW.*", "SumSquares.*", "Add.*", "Cast.*", "Fill.*"], 1),
-         (["Gate*.*", "BalanceLoss.*", "UpdateGateBias.*"], 1), (["Permute.*", "Unpermute.*"], 1), (["Rows.*"], 2),
+         (["Gate*.*", "BalanceLoss.*", "CountGroups.*", "UpdateGateBias.*"], 1),
+         (["Permute.*", "Unpermute.*"], 1), (["Rows.*"], 2),
          (["RmsNorm.*"], 3), (["Rope.*"], 1), (["Swiglu.*"], 1), (["Quantize.*"], 3), (["QuantizeWeight.*"], 1),
          (["E5m6.*"], 1), (["Sample.*"], 2), (["NormGemm.*"], 1), (["LatentAppend.*", "LatentGather.*"], 1),
          (["Attention.ForwardAndBackward*", "Attention.WithoutRope*", "Attention.RowsOfNo*"], 1),

@@ -18,9 +18,9 @@ namespace cachalot {
 // optional is the end. An exception of make() is thrown by the next() that would have given its result.
 template <class T> class Prefetcher {
  public:
-  Prefetcher(std::function<std::optional<T>()> make, size_t ahead)
-      : make_(std::move(make)), ahead_(ahead), thread_([this] { run(); }) {
+  Prefetcher(std::function<std::optional<T>()> make, size_t ahead) : make_(std::move(make)), ahead_(ahead) {
     CHECK(ahead > 0);
+    thread_ = std::thread([this] { run(); });  // what throws before it leaves no thread to join
   }
   ~Prefetcher() {
     {
@@ -81,7 +81,7 @@ template <class T> class Prefetcher {
   std::deque<T> made_;
   std::exception_ptr error_;
   bool stop_ = false, ended_ = false;
-  std::thread thread_;  // last: it uses all the others
+  std::thread thread_;
 };
 
 }  // namespace cachalot

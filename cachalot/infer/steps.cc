@@ -29,6 +29,13 @@ bool equal(const Sampling& a, const Sampling& b) {
   return a.temperature == b.temperature && a.top_p == b.top_p && a.top_k == b.top_k && a.seed == b.seed;
 }
 
+// Products of one kind whatever the number of rows, until the end of a scope, however it ends.
+struct FixedRows {
+  FixedRows(Stream& s, bool fixed) : stream(s) { on(stream).fix_rows(fixed); }
+  ~FixedRows() { on(stream).fix_rows(false); }
+  Stream& stream;
+};
+
 }  // namespace
 
 KvShape Steps::cache_shape(const ModelConfig& config, Recipe recipe, const EngineOptions& o) {
@@ -297,7 +304,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     for (size_t m = 0; m < depth.members.size(); ++m) key.push_back(depth.batch->first_row(m + 1));
 
   run_recorded(std::move(key), [&] {
-    on(stream_).fix_rows(options_.batch_invariant);  // a prompt runs alone: it has no neighbours
+    const FixedRows fixed(stream_, options_.batch_invariant);  // a prompt runs alone: it has no neighbours
     for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
 
     const TokenBatch batch = verify.view(pack);
@@ -321,7 +328,6 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
       to.cols = to.ld = count;
       sample(sampling, logits.slice_rows(row, count), pack.view(positions_handle).slice_cols(row, count), to);
     }
-    on(stream_).fix_rows(false);
   });
 
   const std::vector<int32_t> host = wait_for(drawn);

@@ -26,6 +26,7 @@ class FollowedBackend final : public Backend {
   void replay(const GraphPtr& graph) override {
     note("graph", [&] { inner_->replay(graph); });
   }
+  void fix_rows(bool fixed) override { inner_->fix_rows(fixed); }
 
 #define CACHALOT_NOTE(op, Args)           \
   void op(const Args& args) override {    \

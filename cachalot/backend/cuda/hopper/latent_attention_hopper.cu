@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -58,7 +59,15 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
     return true;
   }
   const int64_t plan_bytes = a.plan ? 0 : (4 * plan_words(d.step) + 15) / 16 * 16;
-  if (plan_bytes + piece_bytes(d.step) > call.bytes) return false;
+  if (const int64_t bytes = plan_bytes + piece_bytes(d.step); bytes > call.bytes) {
+    // The portable kernel would answer, in other bits than for the same sequence alone.
+    if (a.piece > 0)
+      throw Error("latent_attention: the fixed pieces of " + std::to_string(a.sequences) +
+                  " sequences need " + human_bytes(double(bytes)) + " of scratch memory, there are " +
+                  human_bytes(double(call.bytes)))
+          .hint("fewer sequences at a time, a shorter --max-context, or without --batch-invariant");
+    return false;
+  }
   d.pieces = static_cast<uint8_t*>(call.memory) + plan_bytes;
   if (a.plan) {
     d.plan = static_cast<const int32_t*>(a.plan.data);
