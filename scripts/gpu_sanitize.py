@@ -114,6 +114,8 @@ def main():
     p.add_argument("--within", type=float, default=0, help="seconds that all may take together")
     p.add_argument("--tools", default="memcheck,synccheck,racecheck")
     options = p.parse_args()
+    if not os.access(options.program, os.X_OK):
+        sys.exit(f"gpu_sanitize: {options.program} is no program\n  try: cmake --build --preset cuda --target backend_test")
     deadline = time.time() + options.within if options.within else None
     done = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

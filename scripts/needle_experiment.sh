@@ -14,6 +14,7 @@
 set -euo pipefail
 
 if (($# != 2)) && [[ $# != 4 || $3 != --large ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 1; fi
+[[ -x $1 && ! -d $1 ]] || { echo "needle_experiment: $1 is no program; it is build/cpu/cachalot after a build" >&2; exit 1; }
 program=$(realpath "$1") out=$2 device=${4:-cpu}
 text=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/data/shakespeare/input.txt
 # digits: of the longest numbers that become tokens; numbers of five are cut into pieces of three and two at most

@@ -30,7 +30,7 @@ def main(program, config):
         assert ("adamw" in kinds) == (name == "train"), (name, kinds)
         assert ("latent_attention" in kinds) == (name == "decode"), (name, kinds)
     assert report["train"]["tokens"] == 2 * train["seq_len"]
-    # One decoded token through every layer: the trunk's router, with its norm one operation, runs once a layer with experts.
+    # One decoded token through every layer: the router, one operation with its norm, runs once a layer with experts.
     gates = sum(o["calls"] for o in report["decode"]["operations"] if o["op"] == "route")
     assert gates == model["num_hidden_layers"] - model["first_k_dense_replace"], gates
     # The FLOPs of a product follow from its shape, "M x N x K format".
