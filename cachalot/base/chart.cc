@@ -92,6 +92,15 @@ Binned bin(const ChartSeries& s) {
   return b;
 }
 
+// Of what is finite; none where nothing is.
+double quantile(std::vector<double> v, double q) {
+  std::erase_if(v, [](double x) { return !std::isfinite(x); });
+  if (v.empty()) return kNone;
+  const auto at = v.begin() + ptrdiff_t(q * double(v.size() - 1));
+  std::nth_element(v.begin(), at, v.end());
+  return *at;
+}
+
 Rgb heat(double v) {
   if (!std::isfinite(v)) return {128, 128, 128};
   const double t = std::clamp(v - 1, -1.0, 1.0), s = std::sqrt(std::abs(t));
@@ -137,6 +146,9 @@ std::string html_escape(const std::string& text) {
 }
 
 std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& series) {
+  const auto has_band = [&](const ChartSeries& s) {  // of many series they would only cover each other
+    return !s.marks && s.x.size() > kBins && series.size() <= 3;
+  };
   const auto scale = [&](double y) { return !o.logarithmic ? y : y > 0 ? std::log10(y) : kNone; };
   std::vector<Binned> binned;
   Range rx, ry;
@@ -154,9 +166,13 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
       ry.add(b.mean[i]);
     }
     drawn = drawn || points >= 2;
+    if (!has_band(s)) continue;
+    // Nearly all of a band is seen. It may pass the edge: one wild step must not flatten the rest.
+    constexpr double kSeen = 0.9;
+    ry.add(quantile(b.low, 1 - kSeen));
+    ry.add(quantile(b.high, kSeen));
   }
   if (!drawn || rx.low == rx.high) return "";
-  // Bands may pass the edge: one wild step must not flatten the rest of the curve.
   if (o.from_zero && !o.logarithmic) ry.add(0);
   const double room =
       ry.high > ry.low ? 0.05 * (ry.high - ry.low) : std::max(1e-12, 0.05 * std::abs(ry.high));
@@ -201,7 +217,7 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
       upper += fmt::format("{}{:.1f} {:.1f}", upper.empty() ? "M" : "L", px(b.x[j]), py(b.high[j]));
       lower = fmt::format("L{:.1f} {:.1f}", px(b.x[j]), py(b.low[j])) + lower;
     }
-    if (!series[i].marks && series[i].x.size() > kBins)
+    if (has_band(series[i]))
       svg += fmt::format("<path class=\"band {}\" style=\"fill:currentColor\" d=\"{}{}Z\"/>", colour, upper,
                          lower);
     svg += fmt::format("<path class=\"{}\" d=\"{}\"><title>{}</title></path>", colour, line,

@@ -23,7 +23,8 @@ struct ChartOptions {
   int width = 560, height = 260;
 };
 
-// Long series are cut into bins of equal length: a line through their means, a band from least to largest.
+// Long series are cut into bins of equal length: a line through their means, and where there are no more than
+// three series a band from least to largest.
 // Series of one name share their entry in the legend. "" when no series has two finite points.
 std::string line_chart(const ChartOptions& options, const std::vector<ChartSeries>& series);
 

@@ -44,6 +44,17 @@ TEST(Chart, LongSeriesAreBinned) {
   EXPECT_LT(svg.size(), 20000u);
 }
 
+// The axis leaves room for the noise of the steps, and not for the one step that is wild.
+TEST(Chart, ABandIsSeenButForWildStepsAndManySeriesHaveNone) {
+  ChartSeries s{.name = "noise", .x = {}, .y = {}};
+  for (int i = 0; i < 24000; ++i) s.x.push_back(i), s.y.push_back(i == 12345 ? 100 : i % 2 ? 4 : -4);
+  const ChartOptions options{.title = "t", .x_label = "", .y_label = ""};
+  const std::string svg = line_chart(options, {s});
+  EXPECT_NE(svg.find(">4</text>"), std::string::npos) << "a tick at the edge of the band, far from the mean";
+  EXPECT_EQ(svg.find("100</text>"), std::string::npos);
+  EXPECT_EQ(count(line_chart(options, {s, s, s, s}), "class=\"band"), 0u);
+}
+
 TEST(Chart, AConstantAndALogarithmicAxisAreDrawn) {
   EXPECT_NE(
       line_chart({.title = "t", .x_label = "", .y_label = ""}, {{.name = "a", .x = {1, 2}, .y = {5, 5}}}),

@@ -74,7 +74,11 @@ std::string read_file(const std::string& path) {
 }
 
 void write_file_atomic(const std::string& path, const std::function<void(const Append&)>& write) {
-  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
+  // A pipe or a device (/dev/stdout) is written to; nothing takes its place.
+  std::error_code code;
+  const fs::file_type type = fs::status(path, code).type();
+  const bool in_place = type == fs::file_type::character || type == fs::file_type::fifo;
+  const std::string temporary = in_place ? path : fmt::format("{}.tmp.{}", path, ::getpid());
   try {
     FileDescriptor fd(temporary, O_WRONLY | O_CREAT | O_TRUNC, "cannot write");
     write([&](std::string_view bytes) {
@@ -88,9 +92,10 @@ void write_file_atomic(const std::string& path, const std::function<void(const A
     if (::fsync(fd.get()) != 0 && errno != EINVAL && errno != EROFS)
       throw system_error("cannot write", path, errno);
     fd.close();
+    if (in_place) return;
     if (::rename(temporary.c_str(), path.c_str()) != 0) throw system_error("cannot replace", path, errno);
   } catch (...) {
-    ::unlink(temporary.c_str());
+    if (!in_place) ::unlink(temporary.c_str());
     throw;
   }
   sync_directory(fs::path(path).parent_path().string());

@@ -83,6 +83,13 @@ TEST_F(Files, AtomicWriteKeepsTheOldFileWhenTheDiskIsFull) {
   EXPECT_EQ(entries(), 1u);
 }
 
+TEST_F(Files, ADeviceIsWrittenToAndStaysOne) {
+  write_file_atomic("/dev/null", "into nothing");
+  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+  EXPECT_THROW(write_file_atomic("/dev/full", "text"), Error);
+  EXPECT_TRUE(fs::is_character_file("/dev/full"));
+}
+
 TEST_F(Files, AtomicWriteIntoAFolderThatIsNotThereSaysSo) {
   EXPECT_THROW(write_file_atomic(at("no/such/f"), "x"), Error);
 }

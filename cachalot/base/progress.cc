@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <utility>
 
@@ -16,11 +17,14 @@ namespace {
 
 constexpr int kBar = 20;  // cells
 
-// The first `columns` characters: one code point is taken for one column.
+// The first `columns` characters, or a little less, not to cut a number: one code point is taken for one
+// column.
 std::string_view cut(std::string_view text, int columns) {
   size_t at = 0;
   for (int n = 0; at < text.size() && n < columns; ++n) at += size_t(std::max(1, utf8_length(text, at)));
-  return text.substr(0, std::min(at, text.size()));
+  if (at >= text.size()) return text;
+  const size_t comma = text.substr(0, at + 1).rfind(',');  // between two things that are told
+  return text.substr(0, comma == std::string_view::npos ? at : comma);
 }
 
 }  // namespace
@@ -67,15 +71,17 @@ std::string Progress::state() const {
   if (total_ > 0) {
     const double share = std::clamp(double(done_) / double(total_), 0.0, 1.0);
     const int cells = int(share * kBar);
-    line += fmt::format("  {:3.0f}% ", 100 * share - 0.5 * (share < 1));  // 100 % only at the end
-    if (style_.terminal) line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
+    line += fmt::format("{}{:3.0f}% ", line.empty() ? "" : "  ",
+                        std::floor(100 * share));  // 100 % only at the end
+    if (style_.terminal && style_.bar) line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
     line += fmt::format(" {}/{}", done_, total_);
   } else {
     line += fmt::format("  {}", done_);
   }
   if (finished_) line += fmt::format(", {}", human_seconds(elapsed));
   else if (total_ > 0 && done_ > 0 && done_ < total_)
-    line += fmt::format(", {} left", human_seconds(elapsed * double(total_ - done_) / double(done_)));
+    line += fmt::format(", {} left",
+                        human_seconds(left_.value_or(elapsed * double(total_ - done_) / double(done_))));
   if (!extra_.empty()) line += ", " + extra_;
   return line;
 }
@@ -92,8 +98,9 @@ void Progress::draw() {
   shown_ = done_;
 }
 
-void Progress::update(int64_t done, std::string extra) {
+void Progress::update(int64_t done, std::string extra, std::optional<double> left) {
   done_ = done;
+  left_ = left;
   extra_ = std::move(extra);
   const double since = now() - last_;
   if (style_.terminal) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -13,6 +14,7 @@ namespace cachalot {
 struct ProgressStyle {
   bool terminal = false;            // redraw one line in place; otherwise print whole lines
   int width = 80;                   // columns of the terminal; the line is cut to fit
+  bool bar = true;                  // terminal: 23 columns that draw the share
   double redraw_seconds = 0.1;      // terminal: not more often
   double line_share = 0.1;          // log: a line whenever this share of the total has been passed ...
   double line_seconds = 30;         // ... or this much time since the last line
@@ -35,9 +37,10 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void update(int64_t done, std::string extra = {});  // cheap when nothing is due
-  void print(std::string_view line);                  // a whole line above the bar
-  void finish();                                      // draws the end state and the total time
+  // Cheap when nothing is due. `left`: seconds, of a caller who knows more than done of total.
+  void update(int64_t done, std::string extra = {}, std::optional<double> left = {});
+  void print(std::string_view line);  // a whole line above the bar
+  void finish();                      // draws the end state and the total time
 
  private:
   double now() const;
@@ -47,6 +50,7 @@ class Progress {
   std::ostream& out_;
   std::string title_, extra_;
   int64_t total_, done_ = 0, shown_ = 0;
+  std::optional<double> left_;
   ProgressStyle style_;
   double start_, last_;
   bool drawn_ = false, finished_ = false;  // drawn_: an unfinished line is on the terminal

@@ -69,6 +69,34 @@ TEST(Progress, TerminalLineFitsTheWidth) {
   EXPECT_EQ(line.size(), 30u);                     // 29 columns, one of them two bytes
 }
 
+TEST(Progress, ANarrowTerminalCutsBetweenTwoNumbers) {
+  Fixture f;
+  Progress progress(f.out, "train", 10, f.style(true, 60));
+  progress.update(5, "loss 3.21, 5.1K tok/s");
+  EXPECT_TRUE(f.out.str().ends_with("  5/10, 0.0 s left")) << f.out.str();
+  f.time = 1;
+  progress.update(6, "loss 3.21, 5.1K tok/s");
+  EXPECT_TRUE(f.out.str().ends_with("  6/10, 0.7 s left")) << f.out.str();
+}
+
+TEST(Progress, TheBarMayBeLeftOutForNumbers) {
+  Fixture f;
+  ProgressStyle style = f.style(true);
+  style.bar = false;
+  Progress progress(f.out, "train", 600, style);
+  progress.update(1, "loss 3.2");
+  EXPECT_EQ(f.out.str(), "\r\x1b[Ktrain    0%  1/600, 0.0 s left, loss 3.2");
+}
+
+TEST(Progress, ACallerWhoKnowsTheTimeLeftIsBelieved) {
+  Fixture f;
+  f.time = 10;
+  Progress progress(f.out, "train", 1000, f.style(false));  // resumed: 899 steps were done by others
+  f.time = 50;
+  progress.update(900, "", 150);
+  EXPECT_TRUE(f.out.str().ends_with("900/1000, 2 m 30 s left\n")) << f.out.str();
+}
+
 TEST(Progress, PrintPutsALineAboveTheBar) {
   Fixture f;
   Progress progress(f.out, "train", 10, f.style(true));

@@ -5,7 +5,6 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -53,8 +52,7 @@ void run(const ConvertCommand& command) {
                checkpoint_of(o.from));
     return;
   }
-  o.from =
-      std::filesystem::exists(o.from + "/COMPLETE") ? o.from + "/model" : resolve_model_directory(o.from);
+  o.from = resolve_model_directory(o.from);
 
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<Progress> progress;

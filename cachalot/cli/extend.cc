@@ -8,9 +8,9 @@
 #include <memory>
 
 #include "base/error.h"
-#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/terminal.h"
+#include "cli/unknown_option.h"
 #include "config/fields.h"
 #include "train/extend.h"
 #include "train/pretrain.h"
@@ -21,7 +21,7 @@ namespace {
 
 struct Options {
   std::string config, model, run_dir, device = "cpu";
-  bool overwrite = false, allow_different_bits = false;
+  bool overwrite = false, allow_different_bits = false, dry_run = false;
   std::map<std::string, std::string> overrides;  // by dotted key
 };
 
@@ -33,30 +33,35 @@ void run(const Options& o, const CLI::App& command) {
   std::string run_dir =
       o.run_dir.empty() ? "runs/" + std::filesystem::path(o.config).stem().string() : o.run_dir;
   while (run_dir.size() > 1 && run_dir.back() == '/') run_dir.pop_back();
-  const std::vector<RunConfig> runs =
+  std::vector<RunConfig> runs =
       plan_extension(load_extend_config(o.config, overrides), o.model, run_dir, o.config);
 
   const std::atomic<bool>& stop =
       stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n");
+  survive_lost_output();
   for (size_t i = 0; i < runs.size(); ++i) {
     const std::string directory = stage_directory(run_dir, i);
-    fmt::print("{}stage {} of {}: {} steps with contexts of {}\n", i ? "\n" : "", i + 1, runs.size(),
-               runs[i].train.steps, runs[i].train.seq_len);
-    std::cout << std::flush;
-    std::filesystem::create_directories(run_dir);
+    std::cout << fmt::format("{}stage {} of {}: {} steps with contexts of {}\n", i ? "\n" : "", i + 1,
+                             runs.size(), runs[i].train.steps, runs[i].train.seq_len)
+              << std::flush;
+    if (o.dry_run) runs[i].train.init_from = o.model;  // the stage before is not there, and has these shapes
+    else std::filesystem::create_directories(run_dir);
     const PretrainResult result = pretrain(runs[i],
                                            {.config_path = o.config,
                                             .run_dir = directory,
                                             .overwrite = o.overwrite,
                                             .allow_different_bits = o.allow_different_bits,
                                             .device = o.device,
+                                            .dry_run = o.dry_run,
                                             .style = progress_style(std::cout),
                                             .on_hang = tell_hang,
                                             .end_hung = end_hung},
                                            std::cout, stop);
     if (result.stopped) return;
   }
-  fmt::print("extended   {}/model\n", stage_directory(run_dir, runs.size() - 1));
+  if (!o.dry_run)
+    std::cout << fmt::format("extended   {}/model\n", stage_directory(run_dir, runs.size() - 1))
+              << std::flush;
 }
 
 }  // namespace
@@ -71,11 +76,10 @@ void add_extend(CLI::App& app) {
   c->add_flag("--overwrite", o->overwrite, "replace stages that are there; else they go on where they stand");
   c->add_flag("--allow-different-bits", o->allow_different_bits,
               "resume with another program, instruction set or GPU");
+  c->add_flag("--dry-run", o->dry_run, "tell what each stage would take (memory, disk, time) and end");
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
-  std::vector<std::string> keys;
   for (const fields::Line& line : list_fields(ExtendConfig{})) {
     const bool planned = is_planned_by_extend(line.key);  // refused, with a word on what to give instead
-    if (!planned) keys.push_back("--" + line.key);
     c->add_option("--" + line.key, o->overrides[line.key], fmt::format("{} [{}]", line.meaning, line.value))
         ->group(planned ? ""
                         : fmt::format("\"{}\" in CONFIG, and on the command line",
@@ -85,17 +89,8 @@ void add_extend(CLI::App& app) {
         ->take_last();
   }
   c->allow_extras();  // to name the nearest one
-  c->callback([o, c, keys] {
-    for (const std::string& extra : c->remaining()) {
-      const std::string name = extra.substr(0, extra.find('='));
-      std::vector<std::string> known = keys;
-      for (const CLI::Option* option : c->get_options())
-        if (!option->get_group().empty())
-          known.push_back(option->get_name());  // else it is hidden, without one
-      const std::string close = nearest(name, known);
-      throw Error(fmt::format("cachalot extend does not know {}", extra))
-          .hint(close.empty() ? "cachalot extend --help" : fmt::format("did you mean {}?", close));
-    }
+  c->callback([o, c] {
+    refuse_unknown_options(*c);
     run(*o, *c);
   });
 }

@@ -8,9 +8,9 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/terminal.h"
+#include "cli/unknown_option.h"
 #include "config/fields.h"
 #include "train/pretrain.h"
 
@@ -57,13 +57,9 @@ void run(const Options& o, const CLI::App& command) {
                           .end_hung = end_hung};
   if (options.run_dir.empty()) options.run_dir = "runs/" + std::filesystem::path(o.config).stem().string();
   strip_slashes(options.run_dir);
-  const std::filesystem::path parent = std::filesystem::path(options.run_dir).parent_path();
-  const bool parent_is_new = !parent.empty() && !std::filesystem::exists(parent);
+  survive_lost_output();
   pretrain(config, options, std::cout,
            stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n"));
-  // What a dry run learned its tokenizer in is gone; so is the folder around it, where nothing else is there.
-  std::error_code not_empty;
-  if (o.dry_run && parent_is_new) std::filesystem::remove(parent, not_empty);
 }
 
 }  // namespace
@@ -87,10 +83,8 @@ void add_pretrain(CLI::App& app) {
       ->check(CLI::Range(0, 4096));
   c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
 
-  std::vector<std::string> keys;
   for (const fields::Line& line : list_run_config()) {
     const std::string section = line.key.substr(0, line.key.find('.'));
-    keys.push_back("--" + line.key);
     std::string& value = o->overrides[line.key];
     c->add_option("--" + line.key, value, fmt::format("{} [{}]", line.meaning, line.value))
         ->group(fmt::format("\"{}\" in CONFIG, and on the command line{}", section,
@@ -100,15 +94,8 @@ void add_pretrain(CLI::App& app) {
         ->take_last();
   }
   c->allow_extras();  // to name the nearest one
-  c->callback([o, c, keys] {
-    for (const std::string& extra : c->remaining()) {
-      const std::string name = extra.substr(0, extra.find('='));
-      std::vector<std::string> known = keys;
-      for (const CLI::Option* option : c->get_options()) known.push_back(option->get_name());
-      const std::string close = nearest(name, known);
-      throw Error(fmt::format("cachalot pretrain does not know {}", extra))
-          .hint(close.empty() ? "cachalot pretrain --help" : fmt::format("did you mean {}?", close));
-    }
+  c->callback([o, c] {
+    refuse_unknown_options(*c);
     run(*o, *c);
   });
 }

@@ -19,6 +19,7 @@
 #include "model/load.h"
 #include "train/config.h"
 #include "train/report.h"
+#include "train/run_directory.h"
 #include "train/step_plan.h"
 
 namespace cachalot::cli {
@@ -80,12 +81,18 @@ void run(const Options& o) {
         .hint("give the directory that `cachalot pretrain` wrote: its --run-dir");
   ReportInput in;
   in.log = read_run_log(metrics);
-  in.title = fs::path(o.run).lexically_normal().filename().string();
-  if (in.title.empty()) in.title = fs::path(o.run).lexically_normal().parent_path().filename().string();
+  const fs::path run = fs::absolute(o.run).lexically_normal();  // "." has a name, too
+  in.title = (run.has_filename() ? run : run.parent_path()).filename().string();
   in.config_json = read_if_there(o.run + "/config.json");
   in.machine_json = read_if_there(o.run + "/machine.json");
-  if (!in.config_json.empty())
-    in.total_steps = StepPlan(load_run_config(o.run + "/config.json", {}).train).steps();
+  if (!in.config_json.empty()) {
+    try {
+      in.total_steps = StepPlan(load_run_config(o.run + "/config.json", {}).train).steps();
+    } catch (const Error& e) {  // the curves are there all the same
+      fmt::print(stderr, "cachalot: {}: the page does not know how long the run is\n", e.what());
+    }
+  }
+  in.goes_on = RunDirectory::is_locked(o.run);
   in.now = double(std::time(nullptr));
   struct stat file{};
   if (stat(metrics.c_str(), &file) == 0) in.written = double(file.st_mtime);

@@ -19,7 +19,9 @@ static_assert(std::atomic<bool>::is_always_lock_free);  // as signal handlers ne
 const char* stop_message = "";
 
 extern "C" void request_stop(int signal) {
-  if (stop_requested.exchange(true)) _exit(128 + signal);
+  const bool again = stop_requested.exchange(true);
+  if (again && signal == SIGHUP) return;  // shell and kernel may both say that the terminal is gone
+  if (again) _exit(128 + signal);
   [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, stop_message, std::strlen(stop_message));
 }
 
@@ -56,7 +58,16 @@ const std::atomic<bool>& stop_on_signals(const char* message) {
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  struct sigaction hangup{};
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN)  // which nohup has set
+    sigaction(SIGHUP, &action, nullptr);
   return stop_requested;
+}
+
+void survive_lost_output() {
+  struct sigaction ignore{};
+  ignore.sa_handler = SIG_IGN;
+  for (const int signal : {SIGPIPE, SIGXFSZ}) sigaction(signal, &ignore, nullptr);
 }
 
 }  // namespace cachalot::cli

@@ -100,7 +100,7 @@ void Loader::seek(const DataCursor& cursor, int64_t steps) {
   if (cursor.data != data_)
     throw Error(fmt::format("the checkpoint was trained on data {:016x}; what is given now is {:016x}",
                             cursor.data, data_))
-        .hint("resume with the same shards in the same order, weights, row length, packing and seed");
+        .hint("resume with the same text or shards in the same order, weights, row length, packing and seed");
   reader_.reset();
   next_row_ = cursor.next_row;
   steps_ = steps;

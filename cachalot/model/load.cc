@@ -18,6 +18,7 @@ std::string resolve_model_directory(const std::string& path) {
         .hint("give a Hugging Face model directory or a run directory");
   const fs::path checkpoints = fs::path(path) / "checkpoints";
   if (!fs::is_directory(checkpoints)) {
+    if (fs::exists(fs::path(path) / kCompleteFile)) return path + "/model";
     if (fs::exists(fs::path(path) / "config.json")) return path;
     throw Error(fmt::format("{} holds neither config.json nor checkpoints/", path))
         .hint("give a Hugging Face model directory or a run directory");

@@ -10,8 +10,8 @@
 
 namespace cachalot {
 
-// A model directory is taken as it is; a run directory stands for the model of its newest complete
-// checkpoint. Error when the path is neither.
+// A model directory is taken as it is; a checkpoint of a run stands for its model, a run directory for that of
+// its newest complete checkpoint. Error when the path is none of these.
 std::string resolve_model_directory(const std::string& path);
 
 struct LoadOptions {

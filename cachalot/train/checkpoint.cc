@@ -178,9 +178,10 @@ Checkpoint::Checkpoint(const std::string& directory, const PieceDone& progress) 
   const auto damaged = [&](const std::string& what) {
     return Error(fmt::format("{}/{}", directory, what)).hint(kDamagedCheckpoint);
   };
-  if (!fs::exists(root / kCompleteFile)) throw damaged("COMPLETE is missing, which is for state.json");
+  if (!fs::is_regular_file(root / kCompleteFile))
+    throw damaged("COMPLETE is missing, which is for state.json");
   const std::string complete = read_file(directory + "/" + kCompleteFile);
-  if (!fs::exists(root / "state.json") && fs::exists(root / "optimizer"))
+  if (!fs::is_regular_file(root / "state.json") && fs::exists(root / "optimizer"))
     throw damaged("state.json is missing");
   if (!fs::exists(root / "state.json"))
     throw Error(
@@ -203,7 +204,7 @@ Checkpoint::Checkpoint(const std::string& directory, const PieceDone& progress) 
   for (const FileRecord& file : state_.files) {
     progress();
     const std::string path = directory + "/" + file.path;
-    if (!fs::exists(path)) throw Error(fmt::format("{} is missing", path)).hint(kDamagedCheckpoint);
+    if (!fs::is_regular_file(path)) throw Error(fmt::format("{} is missing", path)).hint(kDamagedCheckpoint);
     const MappedFile map(path);
     if (map.size() != file.bytes)
       throw Error(fmt::format("{} has {} bytes; {} were written", path, map.size(), file.bytes))

@@ -201,6 +201,38 @@ TEST_F(CheckpointTest, AStateThatIsCutMissingOrOfAnotherKindIsDamageAndTheCheckp
   }
 }
 
+// A checkpoint appears with its COMPLETE, so one without it is damaged: not one that never was.
+TEST_F(CheckpointTest, ACheckpointWithoutItsMarkAFileInItsPlaceAndFoldersForFilesAreDamage) {
+  Training a(open_device("cpu", {.threads = 1}), "f32");
+  const std::string first = save(a, 1);
+  for (const char* bad : {"no mark", "empty", "a file", "config.json", "state.json", "COMPLETE"}) {
+    SCOPED_TRACE(bad);
+    const std::string second = save(a, 2), name = bad;
+    if (name == "no mark") {
+      fs::remove(second + "/COMPLETE");
+    } else if (name == "empty" || name == "a file") {
+      fs::remove_all(second);
+      if (name == "empty") fs::create_directory(second);
+      else write_file_atomic(second, "");
+    } else {
+      fs::remove(second + "/" + name);
+      fs::create_directory(second + "/" + name);
+    }
+    std::string told;
+    EXPECT_EQ(newest_checkpoint(run_, [&](const std::string& line) { told += line; })->directory(), first);
+    EXPECT_TRUE(contains(told, "it is now " + second + ".damaged"));
+    fs::remove_all(second + ".damaged");
+  }
+  // With none left that has its mark, no start begins at step 0 and writes over the run.
+  const auto nobody = [](const std::string&) {};
+  fs::remove(first + "/COMPLETE");
+  EXPECT_TRUE(contains(error_of([&] { newest_checkpoint(run_, nobody); }), "no checkpoint of "));
+  EXPECT_TRUE(fs::exists(first));
+  fs::remove_all(first);
+  EXPECT_TRUE(
+      contains(error_of([&] { newest_checkpoint(run_, nobody); }), "says that there was a checkpoint"));
+}
+
 TEST_F(CheckpointTest, WritingAndReadingTellThatTheyGoOn) {
   Training a(open_device("cpu", {.threads = 1}), "f32");
   std::atomic<int64_t> written{0}, read{0};
@@ -280,6 +312,11 @@ TEST(Resume, FieldsThatDecideTheModelMustStayAndOthersMayChange) {
   now["guard"]["spike"] = 2;
   EXPECT_EQ(compare_configs(was, now, "run"),
             (std::vector<std::string>{"guard.spike 1 -> 2", "train.steps 10 -> 20"}));
+  Json more = was;  // text to score, where there was none
+  for (Json* json : {&now, &more}) (*json)["data"]["validation"] = Json::object();
+  more["data"]["validation"]["books"] = {"books.txt"};
+  EXPECT_EQ(compare_configs(now, more, "run").size(), 3u);
+  now.erase("data");
   now["model"]["hidden_size"] = 9;
   now["train"].erase("lr");
   const std::string text = error_of([&] { compare_configs(was, now, "run"); });

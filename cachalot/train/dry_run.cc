@@ -77,8 +77,10 @@ void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig&
   if (t.keep_every > 0 && t.save_every > 0) kept += steps.steps() / t.keep_every;
   const int64_t most = std::min(saves, kept + 1);  // an old one goes when the new one is complete
   const int64_t free = free_disk(run_dir);
-  fmt::print(out, "disk       {} for {} checkpoints of {} ({} kept, one being written); {} free\n",
-             bytes(most * one), most, bytes(one), kept, free < 0 ? "unknown" : bytes(free));
+  fmt::print(out, "disk       {} for {} checkpoint{} of {}{}; {} free\n", bytes(most * one), most,
+             most == 1 ? "" : "s", bytes(one),
+             most > kept ? fmt::format(" ({} kept, one being written)", kept) : "",
+             free < 0 ? "unknown" : bytes(free));
   if (free >= 0 && free < most * one)
     fmt::print(out, "           WARNING: that does not fit: fewer --train.keep_last, or another --run-dir\n");
   {

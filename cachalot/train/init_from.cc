@@ -3,13 +3,22 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "model/hf_checkpoint.h"
 #include "model/load.h"
 
 namespace cachalot {
+
+namespace {
+
+std::string quoted(std::string_view bytes) { return Json(utf8_lossy(bytes)).dump(); }
+
+}  // namespace
 
 void require_same_shapes(const ModelConfig& model, const std::string& path) {
   const std::string directory = resolve_model_directory(path);
@@ -25,6 +34,25 @@ void require_same_shapes(const ModelConfig& model, const std::string& path) {
   throw Error(fmt::format("training cannot begin with the weights in {}: the model has {}", directory,
                           fmt::join(differences, ", ")))
       .hint("give the model the values of the weights' config.json");
+}
+
+bool has_tokenizer(const std::string& path) {
+  return std::filesystem::exists(resolve_model_directory(path) + "/tokenizer.json");
+}
+
+void require_same_tokens(const Tokenizer& tokenizer, const std::string& path) {
+  const std::string directory = resolve_model_directory(path);
+  const Tokenizer theirs = Tokenizer::load(directory);
+  const int64_t n = std::max(tokenizer.vocab_size(), theirs.vocab_size());
+  for (int32_t id = 0; id < n; ++id)
+    if (tokenizer.token_bytes(id) != theirs.token_bytes(id))
+      throw Error(
+          fmt::format("training cannot begin with the weights in {}: token {} is {} there, and {} in the "
+                      "tokenizer of this run",
+                      directory, id, quoted(theirs.token_bytes(id)), quoted(tokenizer.token_bytes(id))))
+          .hint(fmt::format(
+              "give the weights' own tokenizer, --tokenizer.path {}, or shards that were made with it",
+              directory));
 }
 
 void initialize_from(Stream& s, Trainer& trainer, const std::string& path) {

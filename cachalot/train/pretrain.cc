@@ -19,6 +19,7 @@
 #include "config/params.h"
 #include "data/bpe_trainer.h"
 #include "data/corpus.h"
+#include "model/load.h"
 #include "train/checkpoint_writer.h"
 #include "train/dry_run.h"
 #include "train/init_from.h"
@@ -47,28 +48,38 @@ TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
   return trainer.train();
 }
 
-// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder beside
-// it until then, which is gone when the run does not come about.
+// What to do about a file of a run that is damaged or gone.
+std::string copies_of_run(const std::string& run_dir, const std::string& file) {
+  return fmt::format("every checkpoint has a copy of it: {}/checkpoints/step-.../{}", run_dir, file);
+}
+
+// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder of its
+// own until then, which is gone when the run does not come about.
 class RunTokenizer {
  public:
   RunTokenizer(const RunConfig& config, const std::string& run_dir, bool resume, ThreadPool& pool)
-      : path_(config.tokenizer.path) {
+      : path_(config.tokenizer.path), origin_(path_) {
+    const std::string& init_from = config.train.init_from;
     if (resume) {
       if (!path_.empty()) require_same(path_, run_dir);
-      path_ = run_dir;
+      path_ = run_dir, origin_ = "the run's";
     }
-    if (path_.empty() && !config.data.shards.empty()) path_ = tokenizer_of_shards(config.data.shards);
+    if (path_.empty() && !config.data.shards.empty())
+      path_ = tokenizer_of_shards(config.data.shards), origin_ = "the one of the shards";
+    if (path_.empty() && !init_from.empty() && has_tokenizer(init_from))
+      path_ = resolve_model_directory(init_from), origin_ = "the one of " + init_from;
     if (!path_.empty()) {
-      tokenizer_.emplace(Tokenizer::load(path_));
-      return;
+      tokenizer_.emplace(resume ? load_of_run(run_dir) : Tokenizer::load(path_));
+    } else {
+      origin_ = "learned from the text";
+      learn(config, pool);
     }
-    scratch_.emplace(run_dir + ".tokenizer");
-    path_ = scratch_->path();
-    save_tokenizer(train_tokenizer(config, pool), path_);
-    tokenizer_.emplace(Tokenizer::load(path_));
+    if (!resume && !init_from.empty() && has_tokenizer(init_from))
+      require_same_tokens(*tokenizer_, init_from);
   }
   const Tokenizer& get() const { return *tokenizer_; }
   const std::string& path() const { return path_; }
+  const std::string& origin() const { return origin_; }
   void move_to(const std::string& directory) {
     const fs::path json = json_of(path_);
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
@@ -79,6 +90,26 @@ class RunTokenizer {
   }
 
  private:
+  // Not beside the run directory: another process may begin there at the same time, and a dry run writes
+  // nothing.
+  void learn(const RunConfig& config, ThreadPool& pool) {
+    std::error_code code;
+    const fs::path folder = fs::temp_directory_path(code);
+    if (code)
+      throw Error(fmt::format("there is no folder for temporary files: {}", code.message()))
+          .hint("set TMPDIR to one");
+    scratch_.emplace((folder / fmt::format("cachalot-{}.tokenizer", getpid())).string());
+    path_ = scratch_->path();
+    save_tokenizer(train_tokenizer(config, pool), path_);
+    tokenizer_.emplace(Tokenizer::load(path_));
+  }
+  static Tokenizer load_of_run(const std::string& run_dir) {
+    try {
+      return Tokenizer::load(run_dir);
+    } catch (const Error& e) {
+      throw Error(e.what()).hint(copies_of_run(run_dir, "model/tokenizer.json"));
+    }
+  }
   static fs::path json_of(const fs::path& path) {
     return fs::is_directory(path) ? path / "tokenizer.json" : path;
   }
@@ -88,7 +119,7 @@ class RunTokenizer {
         .hint(fmt::format("--tokenizer.path {}/tokenizer.json, or another --run-dir", run_dir));
   }
 
-  std::string path_;
+  std::string path_, origin_;
   std::optional<AtomicDirectory> scratch_;
   std::optional<Tokenizer> tokenizer_;
 };
@@ -102,13 +133,20 @@ std::string resolved_json(RunConfig config, const ModelConfig& model) {
 
 // What the run in `run_dir` was begun with, compared with what it shall go on with (train/resume.h).
 std::vector<std::string> compare_with_run(const std::string& resolved, const std::string& run_dir) {
+  const std::string path = run_dir + "/config.json";
+  Json json;
+  try {
+    json = read_json_file(path);
+  } catch (const Error& e) {
+    throw Error(e.what()).hint(copies_of_run(run_dir, "config.json"));
+  }
   RunConfig was;  // fields that a version before did not have get their defaults
-  read_fields(was, read_json_file(run_dir + "/config.json"), run_dir + "/config.json");
+  read_fields(was, json, path);
   return compare_configs(write_fields(was), parse_json(resolved, "the configuration"), run_dir);
 }
 
 void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& model,
-                 const Tokenizer& tokenizer, const TokenData& data, const PlannedData& planned,
+                 const RunTokenizer& tokenizer, const TokenData& data, const PlannedData& planned,
                  const HeldOut& held_out, const Device& device, const MemoryPlan& plan,
                  const std::string& run_dir) {
   const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
@@ -135,10 +173,7 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
     fmt::print(out, "           whole documents share rows (best fit), which are {:.2f} % full\n",
                100 * fill);
   }
-  fmt::print(out, "tokenizer  {} tokens, {}\n", tokenizer.vocab_size(),
-             !config.tokenizer.path.empty() ? config.tokenizer.path
-             : config.data.shards.empty()   ? "learned from the text"
-                                            : "the one of the shards");
+  fmt::print(out, "tokenizer  {} tokens, {}\n", tokenizer.get().vocab_size(), tokenizer.origin());
   std::string parts = fmt::format("{} layers", model.num_hidden_layers);
   if (model.has_experts(model.layers_with_mtp() - 1))
     parts += fmt::format(" ({} dense), {} of {} experts{}",
@@ -152,9 +187,11 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   for (size_t i = 0; i < mixture.size(); ++i) rows += planned.loader->sampler(i).rows_per_epoch();
   const StepPlan steps(t);
   const int64_t first = steps.batch(1), last = steps.batch(steps.steps());
-  fmt::print(out, "training   {} steps of {} x {} = {} tokens, {:.1f} times the text\n           {} on {}\n",
+  const double passes = double(steps.rows()) / double(rows);
+  fmt::print(out, "training   {} steps of {} x {} = {} tokens, {} times the text\n           {} on {}\n",
              steps.steps(), first == last ? fmt::format("{}", last) : fmt::format("{} to {}", first, last),
-             t.seq_len, count(steps.tokens()), double(steps.rows()) / double(rows), t.precision,
+             t.seq_len, count(steps.tokens()),
+             passes < 0.1 ? fmt::format("{:.2g}", passes) : fmt::format("{:.1f}", passes), t.precision,
              device.name());
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
@@ -283,7 +320,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   const auto device = options.open ? options.open(options.device, device_options)
                                    : open_device(options.device, device_options);
   const MemoryPlan plan = Trainer::plan(model, t);
-  print_start(out, config, model, tokenizer, data, planned, held_out, *device, plan, run_dir);
+  print_start(out, config, model, run_tokenizer, data, planned, held_out, *device, plan, run_dir);
   plan.require_fit(*device, t);
 
   if (options.dry_run) {
@@ -305,6 +342,8 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   if (resume) {
     checkpoint = newest_checkpoint(run, tell);
     if (checkpoint && !options.allow_different_bits) require_same_bits(checkpoint->state().bits, bits);
+    // Other data are refused here, before anything of the run is written.
+    if (checkpoint) planned.loader->seek(cursor_of(*checkpoint), checkpoint->state().step);
     for (const std::string& change : changes) tell("changed    " + change);
     tell(checkpoint ? fmt::format("resumed    from {}", checkpoint->directory())
                     : "resumed    from the beginning: there is no checkpoint yet");
@@ -329,6 +368,10 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   write_machine(run.path(), *device, meters.describe());
   telemetry.use(std::move(meters));
   telemetry.write_tensorboard(run.path() + "/tb");
+  if (checkpoint && telemetry.last_step() != checkpoint->state().step)
+    tell(
+        fmt::format("WARNING: {} ends with step {}, the checkpoint is of step {}: the lines between are lost",
+                    run.metrics_path(), telemetry.last_step(), checkpoint->state().step));
   CheckpointWriter writer(*device, trainer,
                           {.run = &run,
                            .model = &model,

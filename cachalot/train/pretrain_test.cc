@@ -126,6 +126,21 @@ TEST_F(PretrainTest, StoppingFinishesTheStepAndSaves) {
   EXPECT_TRUE(contains(buffer.str(), "nothing to save"));
 }
 
+// Stopping does not wait for the evaluation that follows the step; whoever goes on makes up for it.
+TEST_F(PretrainTest, AnEvaluationThatAStopCutShortIsMadeWhenTheRunGoesOn) {
+  config_.train.eval_every = 4;
+  config_.train.eval_sequences = 4;
+  Tripwire buffer(" 4/10", stop_);
+  std::ostream out(&buffer);
+  EXPECT_EQ(pretrain(config_, options("r"), out, stop_).steps, 4);
+  EXPECT_FALSE(metrics("r").back().contains("held_out"));
+  stop_ = false;
+  run("r");
+  EXPECT_TRUE(metrics("r")[3].contains("held_out"));
+  run("whole");
+  EXPECT_EQ(without_times(lines("r")), without_times(lines("whole")));
+}
+
 TEST_F(PretrainTest, TenStepsWithoutAFiniteGradientEndTheRunWithTheWeightsSaved) {
   config_.train.steps = 30;
   config_.train.lr = 1e30;  // the first update throws the weights beyond all bounds
@@ -184,6 +199,72 @@ TEST_F(PretrainTest, ARunIsNotOverwrittenUnlessAskedFor) {
   o.overwrite = true;
   EXPECT_EQ(pretrain(config_, o, out_, stop_).steps, 2);
   EXPECT_EQ(metrics("r").size(), 2u);
+}
+
+TEST_F(PretrainTest, OtherTextIsRefusedBeforeAnythingOfTheRunIsWritten) {
+  run("r");
+  const std::string config = read_file(folder_ / "r/config.json"),
+                    metrics = read_file(folder_ / "r/metrics.jsonl");
+  write_file_atomic(folder_ / "text.txt", read_file(folder_ / "text.txt") + "one line more\n");
+  config_.train.steps = 20;
+  EXPECT_TRUE(contains(error_of([&] { run("r"); }), "was trained on data"));
+  EXPECT_EQ(read_file(folder_ / "r/config.json"), config);
+  EXPECT_EQ(read_file(folder_ / "r/metrics.jsonl"), metrics);
+}
+
+TEST_F(PretrainTest, WhatARunLacksIsSaidWithWhereToFindIt) {
+  run("r");
+  fs::resize_file(folder_ / "r/metrics.jsonl", 1500);
+  run("r");
+  EXPECT_TRUE(contains(out_.str(), "metrics.jsonl ends with step "));
+  EXPECT_TRUE(contains(out_.str(), ", the checkpoint is of step 10: the lines between are lost"));
+  fs::rename(folder_ / "r/tokenizer.json", folder_ / "t.json");
+  EXPECT_TRUE(contains(error_of([&] { run("r"); }), "/checkpoints/step-.../model/tokenizer.json"));
+  fs::rename(folder_ / "t.json", folder_ / "r/tokenizer.json");
+  fs::resize_file(folder_ / "r/config.json", 100);
+  EXPECT_TRUE(contains(error_of([&] { run("r"); }), "/checkpoints/step-.../config.json"));
+}
+
+TEST_F(PretrainTest, ADryRunTellsWhatItTakesAndTouchesNothing) {
+  const auto left = [&] {
+    return std::distance(fs::recursive_directory_iterator(folder_.path()),
+                         fs::recursive_directory_iterator{});
+  };
+  const auto before = left();
+  for (const char* place : {"r", "new/r", "text.txt/r"}) {  // the last is one where nothing can be written
+    PretrainOptions o = options(place);
+    o.dry_run = true;
+    EXPECT_EQ(pretrain(config_, o, out_, stop_).steps, 0);
+    EXPECT_EQ(left(), before);
+  }
+  for (const char* part : {"memory ", "for 1 checkpoint of ", "time ", "dry run: nothing was written"})
+    EXPECT_TRUE(contains(out_.str(), part));
+  EXPECT_TRUE(contains(error_of([&] { run("text.txt/r"); }), "--run-dir for another place"));
+}
+
+// Weights are worth nothing with other tokens under the same ids.
+TEST_F(PretrainTest, TrainingThatBeginsWithWeightsUsesTheirTokenizer) {
+  const PretrainResult base = run("base");
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += fmt::format("int f{}(int x) {{ return x + {}; }}\n", i, i * i);
+  write_file_atomic(folder_ / "text.txt", text);
+  config_.train.init_from = folder_ / "base";
+  const PretrainResult next = run("next");  // though tokenizer.vocab_size asks for a new one
+  EXPECT_EQ(next.steps, 10);
+  EXPECT_EQ(read_file(folder_ / "next/tokenizer.json"), read_file(folder_ / "base/tokenizer.json"));
+  EXPECT_TRUE(contains(out_.str(), " tokens, the one of " + (folder_ / "base")));
+  EXPECT_EQ(run("next").resumed_from, 10);
+  config_.train.init_from = base.checkpoint;  // a checkpoint by its name
+  EXPECT_EQ(run("again").steps, 10);
+  EXPECT_TRUE(weights(next.checkpoint) == weights(folder_ / "again/checkpoints/step-00000010"));
+  BpeTrainer trainer({.vocab_size = 290});
+  trainer.add_text(text);
+  save_tokenizer(trainer.train(), folder_ / "other");
+  config_.tokenizer = {.path = folder_ / "other", .vocab_size = 0};
+  const std::string refused = error_of([&] { run("refused"); });
+  EXPECT_TRUE(contains(refused, "training cannot begin with the weights in "));
+  EXPECT_TRUE(contains(refused, "in the tokenizer of this run | "));
+  EXPECT_FALSE(fs::exists(folder_ / "refused"));
 }
 
 // The shards of a folder, and the parts that they belong to, instead of text.

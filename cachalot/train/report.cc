@@ -208,6 +208,16 @@ std::string duration(double seconds) {
   return seconds < 1 ? fmt::format("{:.0f} ms", 1e3 * seconds) : human_seconds(seconds);
 }
 
+// What a bill counts in.
+struct Energy {
+  const char* name;
+  double joules;
+};
+Energy energy_unit(double joules) {
+  if (joules < 3.6e6) return {"Wh", 3600};
+  return joules < 3.6e9 ? Energy{"kWh", 3.6e6} : Energy{"MWh", 3.6e9};
+}
+
 std::string speed(const RunLog& log) {
   std::string body =
       line_chart({.title = "Throughput", .x_label = "step", .y_label = "tokens/s", .from_zero = true},
@@ -219,9 +229,16 @@ std::string speed(const RunLog& log) {
       {mfu});
   body += line_chart({.title = "Waiting", .x_label = "step", .y_label = "% of the time", .from_zero = true},
                      waits(log).series);
-  if (log.has("energy_joules"))
-    body += line_chart({.title = "Energy", .x_label = "step", .y_label = "joules so far", .from_zero = true},
-                       {series(log, "energy_joules", "energy")});
+  if (log.has("energy_joules")) {
+    ChartSeries energy = series(log, "energy_joules", "energy");
+    const Energy unit = energy_unit(log.last("energy_joules"));
+    for (double& v : energy.y) v /= unit.joules;
+    body += line_chart({.title = "Energy",
+                        .x_label = "step",
+                        .y_label = std::string(unit.name) + " so far",
+                        .from_zero = true},
+                       {energy});
+  }
   return grid(body);
 }
 
@@ -466,9 +483,10 @@ std::string summary(const ReportInput& in) {
     tiles += tile(percent(waits(log).total / age), "of the time waiting");
   number("seconds", "running", [](double v) { return human_seconds(v); });
   number("energy_joules", "energy", [](double v) {
-    return v < 3.6e6 ? fmt::format("{:.1f} Wh", v / 3600) : fmt::format("{:.2f} kWh", v / 3.6e6);
+    const Energy unit = energy_unit(v);
+    return fmt::format("{:.4g} {}", v / unit.joules, unit.name);
   });
-  number("cost", "cost", [](double v) { return fmt::format("{:.2f}", v); });
+  number("cost", "cost", [](double v) { return fmt::format(fmt::runtime(v < 1 ? "{:.2g}" : "{:.2f}"), v); });
   if (share > 0 && share < 1 && std::isfinite(log.last("seconds")))
     tiles += tile(human_seconds(log.last("seconds") * (1 - share) / share), "left, at this speed");
   std::string out = "<div class=\"tiles\">" + tiles + "</div>";
@@ -483,7 +501,10 @@ std::string summary(const ReportInput& in) {
 std::string report_html(const ReportInput& in) {
   const RunLog& log = in.log;
   std::string state = fmt::format("Made {}; the run last wrote {}", date(in.now), date(in.written));
-  if (in.total_steps && !log.step.empty() && log.step.back() >= double(in.total_steps)) state += "; finished";
+  if (in.goes_on) state += "; it goes on";
+  else if (in.total_steps && !log.step.empty() && log.step.back() >= double(in.total_steps))
+    state += "; finished";
+  else state += "; no process on this machine trains in it";
   if (log.unreadable) state += fmt::format("; {} lines of metrics.jsonl could not be read", log.unreadable);
   std::string html = fmt::format(
       "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "

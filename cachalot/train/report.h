@@ -16,6 +16,7 @@ struct ReportInput {
   std::string config_json;      // of the run, "" when there is none
   std::string machine_json;     // the same
   int64_t total_steps = 0;      // 0: unknown
+  bool goes_on = false;         // a process trains in it
   double now = 0, written = 0;  // seconds since 1970: when the page is made, when the run last wrote
   std::vector<std::pair<std::string, std::string>> samples;  // prompt, continuation
 };

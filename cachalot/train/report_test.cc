@@ -1,9 +1,11 @@
 #include "train/report.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>  // RunLog holds some
+#include <tuple>
 
 #include "base/files.h"
 #include "train/testing.h"
@@ -75,6 +77,7 @@ TEST(Report, ShowsEverySectionOfARun) {
                            "action skip",
                            " upon &amp; a time",
                            "1 lines of metrics.jsonl could not be read",
+                           "; no process on this machine trains in it",
                            "&quot;seed&quot;: 1"})
     EXPECT_TRUE(contains(html, part));
   for (const char* part : {"<1>", "nan", "src=\"http", "href=\"http"})
@@ -113,6 +116,28 @@ TEST(RunLog, LinesWithFieldsOfAWrongKindAreCountedAndLeftOut) {
   const std::string html = report_html(
       {.title = "r", .log = log, .config_json = "", .machine_json = "", .total_steps = 3, .samples = {}});
   EXPECT_TRUE(contains(html, "</html>"));
+}
+
+TEST(Report, SaysWhetherTheRunGoesOn) {
+  const TemporaryFolder folder;
+  ReportInput in{.title = "r", .log = example_log(folder), .total_steps = 3, .goes_on = true};
+  EXPECT_TRUE(contains(report_html(in), "; it goes on"));  // the last evaluation, say
+  in.goes_on = false;
+  EXPECT_TRUE(contains(report_html(in), "; finished"));
+}
+
+TEST(Report, EnergyIsInUnitsOfABill) {
+  const TemporaryFolder folder;
+  for (const auto& [joules, tile, unit] : {std::tuple{"7200", "2 Wh", "Wh so far"},
+                                           {"9e6", "2.5 kWh", "kWh so far"},
+                                           {"8.4e10", "23.33 MWh", "MWh so far"}}) {
+    write_file_atomic(
+        folder / "m.jsonl",
+        fmt::format("{{\"step\":1,\"energy_joules\":1}}\n{{\"step\":2,\"energy_joules\":{}}}\n", joules));
+    const std::string html = report_html({.title = "r", .log = read_run_log(folder / "m.jsonl")});
+    EXPECT_TRUE(contains(html, std::string("<b>") + tile + "</b>"));
+    EXPECT_TRUE(contains(html, unit));
+  }
 }
 
 TEST(Report, ARunThatHasJustBegunHasAPageToo) {

@@ -15,7 +15,7 @@ namespace cachalot {
 namespace {
 
 void flatten(const Json& json, const std::string& prefix, std::map<std::string, std::string>& out) {
-  if (json.is_object() && !json.empty())
+  if (json.is_object())  // an empty one is like none
     for (const auto& [key, value] : json.items())
       flatten(value, prefix.empty() ? key : prefix + "." + key, out);
   else out[prefix] = json.dump();
@@ -36,7 +36,7 @@ const std::vector<std::string>& changeable_fields() {
       "train.recompute",  // to the same bits
       // checkpoints; what is told and watched
       "train.save_every", "train.keep_last", "train.keep_every", "train.eval_every", "train.eval_sequences",
-      "train.log_every", "guard.",
+      "train.log_every", "data.validation.", "guard.",
       // places; what is in them is compared
       "data.files", "data.shards", "data.max_epochs", "tokenizer.path"};
   return fields;
@@ -73,7 +73,8 @@ std::vector<std::string> compare_configs(const Json& was, const Json& now, const
 
 std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
                                             const std::function<void(const std::string&)>& tell) {
-  const std::vector<std::string> all = run.checkpoints();
+  // A checkpoint appears with its COMPLETE: one that has none was damaged, and is not to go unnoticed.
+  const std::vector<std::string> all = run.all_checkpoints();
   std::vector<std::pair<std::string, std::string>> damaged;  // path, what is wrong
   for (auto path = all.rbegin(); path != all.rend(); ++path) {
     try {
@@ -97,7 +98,17 @@ std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
     throw Error(
         fmt::format("{} has no checkpoint but those put aside: {}", run.path(), fmt::join(aside, ", ")))
         .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+  if (run.had_checkpoint())
+    throw Error(
+        fmt::format("{0}/checkpoints is empty, but {0}/model says that there was a checkpoint", run.path()))
+        .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
   return std::nullopt;
+}
+
+DataCursor cursor_of(const Checkpoint& checkpoint) {
+  const RunState& state = checkpoint.state();
+  return parse_cursor({{"next_row", state.next_row}, {"data", state.data}},
+                      checkpoint.directory() + "/state.json");
 }
 
 void require_same_bits(const BitsIdentity& was, const BitsIdentity& now) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "data/loader.h"
 #include "train/checkpoint.h"
 #include "train/run_directory.h"
 
@@ -24,6 +25,9 @@ std::vector<std::string> compare_configs(const Json& was, const Json& now, const
 // nullopt: the run has none yet. Error: it has some, or had, but none that is intact; they stay as they are.
 std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
                                             const std::function<void(const std::string&)>& tell);
+
+// Where in the data it stands.
+DataCursor cursor_of(const Checkpoint& checkpoint);
 
 // Error when `now` would not compute the bits that `was` did.
 void require_same_bits(const BitsIdentity& was, const BitsIdentity& now);

@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 
 #include "base/error.h"
@@ -87,6 +89,18 @@ void RunDirectory::require_free(const std::string& path) {
         .hint("restore its config.json to go on, --overwrite to remove them, or --run-dir for another place");
 }
 
+// Lines of /proc/locks: "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF", with the file's number behind its
+// device.
+bool RunDirectory::is_locked(const std::string& path) {
+  struct stat file{};
+  if (::stat((path + "/run.lock").c_str(), &file) != 0) return false;
+  std::ifstream locks("/proc/locks");
+  const std::string number = fmt::format(":{} ", file.st_ino);
+  for (std::string line; std::getline(locks, line);)
+    if (line.find("FLOCK") != std::string::npos && line.find(number) != std::string::npos) return true;
+  return false;
+}
+
 RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(std::move(path)), keep_(keep) {
   if (open == Open::fresh) require_free(path_);
   const Holds holds = look(path_);
@@ -97,6 +111,12 @@ RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(s
     throw Error(fmt::format("cannot make the run directory {}: {}", path_, code.message()))
         .hint("--run-dir for another place");
   lock();
+  try {
+    if (open == Open::fresh) require_free(path_);  // another process may have come and gone
+  } catch (...) {
+    ::close(lock_);
+    throw;
+  }
   if (holds == Holds::beginnings)
     for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) remove_tree(root / name);
   if (open == Open::overwrite && holds != Holds::nothing) {  // in a foreign folder nothing is ours
@@ -189,15 +209,22 @@ std::vector<std::string> RunDirectory::aside() const {
 }
 
 std::vector<std::string> RunDirectory::checkpoints() const {
+  std::vector<std::string> paths = all_checkpoints();
+  std::erase_if(paths, [](const std::string& path) { return !fs::exists(path + "/" + kCompleteFile); });
+  return paths;
+}
+
+std::vector<std::string> RunDirectory::all_checkpoints() const {
   std::vector<std::pair<int64_t, std::string>> found;
-  for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints")) {
-    const auto step = checkpoint_step(entry.path().filename().string());
-    if (step && fs::exists(entry.path() / kCompleteFile)) found.emplace_back(*step, entry.path().string());
-  }
+  for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints"))
+    if (const auto step = checkpoint_step(entry.path().filename().string()))
+      found.emplace_back(*step, entry.path().string());
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
   for (auto& [step, path] : found) paths.push_back(std::move(path));
   return paths;
 }
+
+bool RunDirectory::had_checkpoint() const { return fs::is_symlink(path_ + "/model"); }
 
 }  // namespace cachalot

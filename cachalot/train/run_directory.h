@@ -32,6 +32,9 @@ class RunDirectory {
   enum class Holds : uint8_t { nothing, beginnings, remains, run };
   static Holds look(const std::string& path);
   static void require_free(const std::string& path);  // Error, if there is a run or remains
+  // Whether a process trains there, as far as this machine sees. Looks only: never in the way of one that
+  // begins.
+  static bool is_locked(const std::string& path);
 
   // Makes the directory and removes what a killed process left half-done. overwrite: and what an earlier run
   // wrote there, but nothing else. Error: another process trains there; fresh, and it is not free.
@@ -49,7 +52,9 @@ class RunDirectory {
   std::string save_checkpoint(int64_t step,
                               const std::function<std::string(const std::string& directory)>& write) const;
 
-  std::vector<std::string> checkpoints() const;  // paths of the complete ones, oldest first
+  std::vector<std::string> checkpoints() const;      // paths of the complete ones, oldest first
+  std::vector<std::string> all_checkpoints() const;  // and of those that have lost their COMPLETE since
+  bool had_checkpoint() const;                       // "model" is there, and only a checkpoint makes it
   static int64_t step_of(const std::string& checkpoint);
   std::string put_aside(const std::string& checkpoint) const;  // returns where it is now
   std::vector<std::string> aside() const;                      // paths of those that were

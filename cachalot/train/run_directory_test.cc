@@ -86,7 +86,10 @@ TEST(RunDirectory, TwoProcessesDoNotTrainInOneFolder) {
       EXPECT_TRUE(
           contains(error_of([&] { RunDirectory(folder / "run", open); }), "another process trains in"));
     EXPECT_TRUE(fs::exists(folder / "run/config.json"));
+    EXPECT_TRUE(RunDirectory::is_locked(folder / "run"));
   }
+  EXPECT_FALSE(RunDirectory::is_locked(folder / "run"));
+  EXPECT_FALSE(RunDirectory::is_locked(folder / "nothing"));
   const RunDirectory later(folder / "run", kResume);
 }
 
@@ -183,6 +186,7 @@ TEST(RunDirectory, TheModelOfARunIsThatOfItsNewestCheckpointNotOfOnePutAside) {
   save(run, 99999999);
   save(run, 100000000);
   EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-100000000/model");
+  EXPECT_EQ(resolve_model_directory(run.checkpoints()[0]), run.checkpoints()[0] + "/model");
   run.put_aside(run.checkpoints().back());
   EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-99999999/model");
   run.put_aside(run.checkpoints().back());

@@ -17,6 +17,9 @@ namespace cachalot {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr int kWidthOfBar = 160;  // columns; narrower terminals have numbers in the bar's place
+
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 double mean(const std::vector<double>& v) {
@@ -59,10 +62,22 @@ std::vector<std::pair<std::string, double>> board_values(const Json& line) {
   put("energy_joules", "energy/joules");
   put("tokens_per_joule", "energy/tokens_per_joule");
   put("cost", "energy/cost");
-  if (line.contains("held_out"))
-    for (const auto& [key, value] : line["held_out"].items())
+  const auto put_score = [&](const Json& score, const std::string& tag) {
+    for (const auto& [key, value] : score.items())
       if (value.is_number() && key != "tokens" && key != "bytes")
-        values.emplace_back("validation_metrics/" + key, value.get<double>());
+        values.emplace_back(tag + key, value.get<double>());
+    if (!score.contains("mtp")) return;
+    for (size_t i = 0; i < score["mtp"].size(); ++i)
+      values.emplace_back(fmt::format("{}mtp_{}_acceptance", tag, i + 1),
+                          score["mtp"][i]["acceptance"].get<double>());
+  };
+  if (line.contains("held_out")) {
+    const Json& held_out = line["held_out"];
+    put_score(held_out, "validation_metrics/");
+    if (held_out.contains("sets"))
+      for (const auto& [set, score] : held_out["sets"].items())
+        put_score(score, "validation_metrics/" + set + "/");
+  }
   return values;
 }
 
@@ -79,7 +94,10 @@ Telemetry::Telemetry(std::ostream& out, const ProgressStyle& style, const std::s
       step_start_(start_) {
   rewind(kept_bytes);
   before_ = last_seconds_;
-  if (style_.terminal) progress_.emplace(out_, "train", plan_.steps(), style_);
+  if (!style_.terminal) return;
+  ProgressStyle progress = style_;
+  progress.bar = style_.width >= kWidthOfBar;
+  progress_.emplace(out_, progress.bar ? "train" : "", plan_.steps(), progress);
 }
 
 void Telemetry::rewind(int64_t kept_bytes) {
@@ -225,7 +243,7 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   steps_.push_back(double(step));
   losses_.push_back(m.loss);
 
-  if (progress_) progress_->update(step, in_words(m, line));
+  if (progress_) progress_->update(step, in_words(m, line), left(tokens));
   else if (step == 1 || step % train_.log_every == 0 || step == plan_.steps()) show_row(step, m, line);
   if (held_out) show_score(step, *held_out);
 }
@@ -243,6 +261,12 @@ std::string Telemetry::in_words(const StepMetrics& m, const Json& line) const {
     text += fmt::format(", MFU {:.1f} % of {}", 100 * line["mfu"].get<double>(), meters_->peak());
   if (last_ > 0 && data_ > 0.01 * last_) text += fmt::format(", data {:.0f} %", 100 * data_ / last_);
   return text + fmt::format(", {} tokens", human_count(double(plan_.tokens_after(step))));
+}
+
+// Seconds until the end, at the speed of the run so far: by tokens, for batches may grow, and with what was
+// done before the run was resumed.
+double Telemetry::left(int64_t tokens) const {
+  return seconds() * double(plan_.tokens() - tokens) / double(tokens);
 }
 
 // Tokens a second, smoothed.
@@ -273,7 +297,7 @@ void Telemetry::show_row(int64_t step, const StepMetrics& m, const Json& line) {
   if (!m.max_vio.empty()) column("MaxVio", 5, fmt::format("{:.2f}", mean(m.max_vio)));
   if (!m.groups_per_token.empty()) column("experts/group", 5, fmt::format("{:.2f}", m.experts_per_group));
   column("data", 5, last_ > 0 ? fmt::format("{:.0f} %", 100 * data_ / last_) : "");
-  column("left", 9, human_seconds(seconds() * double(plan_.tokens() - tokens) / double(tokens)));
+  column("left", 9, human_seconds(left(tokens)));
   if (rows_ == 0) out_ << heads << '\n';
   rows_ = (rows_ + 1) % kRowsBelowHeads;
   out_ << row << '\n' << std::flush;

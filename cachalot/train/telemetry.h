@@ -54,6 +54,8 @@ class Telemetry {
             const std::vector<std::pair<std::string, int64_t>>& part_tokens = {});
   // The score of a step whose line has been written.
   void scored(int64_t step, const HeldOut::Result& held_out);
+  // Of the last line that is a step's; 0: none.
+  int64_t last_step() const { return steps_.empty() ? 0 : int64_t(steps_.back()); }
   // Whether the last line of metrics.jsonl has one.
   bool last_is_scored() const { return scored_; }
   // A line of metrics.jsonl that is no step: {"event": ..., "step": ...}.
@@ -83,6 +85,7 @@ class Telemetry {
   void restart_board();
   void report_disk();
   double rate(int64_t step) const;
+  double left(int64_t tokens) const;
   std::string in_words(const StepMetrics& m, const Json& line) const;
   void show_row(int64_t step, const StepMetrics& m, const Json& line);
   void show_score(int64_t step, const HeldOut::Result& held_out);

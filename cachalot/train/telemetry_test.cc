@@ -166,6 +166,21 @@ TEST(Telemetry, AResumedRunContinuesItsFileItsCurveAndItsClock) {
   EXPECT_EQ(n, 20);
 }
 
+// The steps that another process did took their time, too.
+TEST(Telemetry, AResumedRunTellsTheTimeThatIsLeftOnATerminal) {
+  TemporaryFolder folder;
+  const std::string line = R"({"step":18,"tokens":648,"loss":5,"seconds":1800})"
+                           "\n";
+  write_file_atomic(folder / "m.jsonl", line);
+  std::ostringstream out;
+  const ProgressStyle style{.terminal = true, .width = 80, .redraw_seconds = 0};
+  Telemetry telemetry(out, style, folder / "m.jsonl", twenty_steps(), int64_t(line.size()));
+  EXPECT_EQ(telemetry.last_step(), 18);
+  telemetry.step(19, example(4), std::nullopt);
+  EXPECT_TRUE(contains(out.str(), "19/20, 1 m 35 s left, loss 4.000, "));  // 1800 / 19
+  EXPECT_TRUE(contains(out.str(), ", mtp 5.000, norm 0.50"));  // numbers, where there is no room for a bar
+}
+
 TEST(Telemetry, ResumesBesideLinesWhoseFieldsAreOfAWrongKind) {
   TemporaryFolder folder;
   const std::string lines =
@@ -181,6 +196,27 @@ TEST(Telemetry, ResumesBesideLinesWhoseFieldsAreOfAWrongKind) {
   EXPECT_TRUE(telemetry.last_is_scored());
   EXPECT_NE(telemetry.curve(), "");
   EXPECT_EQ(telemetry.metrics_bytes(), int64_t(lines.size()));
+}
+
+TEST(Telemetry, TensorBoardGetsTheScoreAndTheAcceptanceOfEverySet) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  Telemetry telemetry(out, {}, folder / "m.jsonl", twenty_steps());
+  telemetry.write_tensorboard(folder / "tb");
+  telemetry.step(1, example(4), std::nullopt);
+  HeldOut::Result score{.nats = 700, .tokens = 100, .bytes = 400};
+  score.depths = {{.nats = 800, .targets = 90, .accepted = 60}};
+  for (const char* name : {"en", "code"})
+    score.sets.push_back({.name = name,
+                          .score = {.nats = 350, .targets = 50, .depths = score.depths, .expert_load = {}},
+                          .bytes = 200});
+  telemetry.scored(1, score);
+  std::string events;
+  for (const auto& file : std::filesystem::directory_iterator(folder / "tb"))
+    events += read_file(file.path().string());
+  for (const char* tag : {"validation_metrics/bits_per_byte", "validation_metrics/mtp_1_acceptance",
+                          "validation_metrics/en/bits_per_byte", "validation_metrics/code/mtp_1_acceptance"})
+    EXPECT_TRUE(events.find(tag) != std::string::npos) << tag;
 }
 
 // Events of a run that was killed before its first checkpoint are void, although metrics.jsonl keeps no step.

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -50,6 +52,23 @@ void put_string(std::string& out, int field, std::string_view s) {
   put_varint(out, s.size());
   out += s;
 }
+constexpr std::string_view kName = "events.out.tfevents.";
+
+// For the name of a new file: `now`, or later than the files that are there. TensorBoard reads them in the
+// order of their names, and clocks may be set back between two processes, which may also begin in the same
+// second.
+int64_t second_after_all(const std::string& directory, int64_t now) {
+  std::error_code failed;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, failed)) {
+    const std::string name = entry.path().filename().string();
+    int64_t second = 0;
+    if (name.starts_with(kName) &&
+        std::from_chars(name.data() + kName.size(), name.data() + name.size(), second).ec == std::errc{})
+      now = std::max(now, second + 1);
+  }
+  return now;
+}
+
 std::string event_at(double wall_time) {
   std::string event;
   put_key(event, 1, kFixed64);
@@ -70,8 +89,8 @@ TensorBoardWriter::TensorBoardWriter(const std::string& directory, double wall_t
   std::filesystem::create_directories(directory, failed);
   char host[256] = "localhost";
   if (gethostname(host, sizeof host - 1) != 0 || !*host) std::strcpy(host, "localhost");
-  const std::string stem =
-      fmt::format("{}/events.out.tfevents.{:010}.{}.{}", directory, int64_t(wall_time), host, getpid());
+  const std::string stem = fmt::format("{}/{}{:010}.{}.{}", directory, kName,
+                                       second_after_all(directory, int64_t(wall_time)), host, getpid());
   path_ = stem;
   for (int i = 1; std::filesystem::exists(path_, failed); ++i) path_ = fmt::format("{}.{}", stem, i);
   file_.open(path_, std::ios::binary);

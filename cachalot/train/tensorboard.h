@@ -21,7 +21,8 @@ uint32_t crc32c(std::string_view bytes);  // Castagnoli, reflected, as iSCSI has
 
 class TensorBoardWriter {
  public:
-  // Begins a new file in `directory`, which is made. `wall_time`: seconds since 1970, part of the name.
+  // Begins a new file in `directory`, which is made. `wall_time`: seconds since 1970, part of the name, where
+  // it is later than in the names that are there.
   // Error when the file cannot be written.
   TensorBoardWriter(const std::string& directory, double wall_time);
 

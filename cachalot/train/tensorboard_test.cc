@@ -140,6 +140,19 @@ TEST(TensorBoard, ASecondWriterLeavesTheFirstFileAlone) {
   std::filesystem::remove_all(folder);
 }
 
+// TensorBoard reads files in the order of their names, whatever the clock did between two processes.
+TEST(TensorBoard, ALaterFileHasALaterNameAlsoWhenTheClockWasSetBack) {
+  const std::string folder = temporary_folder();
+  std::string before;
+  for (const double now : {5000.0, 5000.0, 100.0, 9000.0, 8000.0}) {
+    const TensorBoardWriter next(folder, now);
+    EXPECT_GT(next.path(), before) << now;
+    before = next.path();
+  }
+  EXPECT_TRUE(before.starts_with(folder + "/events.out.tfevents.0000009001.")) << before;
+  std::filesystem::remove_all(folder);
+}
+
 TEST(TensorBoard, AFolderThatCannotBeMadeIsAnError) {
   const std::string folder = temporary_folder();
   write_file_atomic(folder + "/file", "in the way");

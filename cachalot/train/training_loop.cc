@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "train/machine_error.h"
+#include "train/resume.h"
 
 namespace cachalot {
 
@@ -38,9 +39,7 @@ TrainingLoop::TrainingLoop(LoopParts parts)
 
 void TrainingLoop::resume(const Checkpoint& checkpoint) {
   const RunState& state = checkpoint.state();
-  parts_.loader->seek(parse_cursor({{"next_row", state.next_row}, {"data", state.data}},
-                                   checkpoint.directory() + "/state.json"),
-                      state.step);
+  parts_.loader->seek(cursor_of(checkpoint), state.step);
   checkpoint.load(*parts_.stream, parts_.trainer->state());
   parts_.trainer->adopt_state(state.updates);
   guard_.restore(state.guard);
@@ -75,15 +74,20 @@ void TrainingLoop::hear_of_checkpoints(CheckpointWriter::Wait wait) {
       continue;
     }
     failed_ = outcome;
-    parts_.telemetry->note(fmt::format(
-        "WARNING: step {}: the checkpoint could not be written: {}\n         {}; training goes on, and the "
-        "next "
-        "one is tried as planned. The newest complete one is {}",
-        outcome->step, outcome->error, outcome->hint.empty() ? "it left nothing behind" : outcome->hint,
-        result_.checkpoint.empty() ? "none" : result_.checkpoint));
+    parts_.telemetry->note(
+        fmt::format("WARNING: step {}: the checkpoint could not be written: {}\n         {}; training goes "
+                    "on, and the next "
+                    "one is tried as planned; {}",
+                    outcome->step, outcome->error,
+                    outcome->hint.empty() ? "it left nothing behind" : outcome->hint, newest()));
     parts_.telemetry->event(
         {{"event", "checkpoint_failed"}, {"step", outcome->step}, {"error", outcome->error}});
   }
+}
+
+// Of checkpoints, for messages.
+std::string TrainingLoop::newest() const {
+  return result_.checkpoint.empty() ? "none is complete" : "the newest complete one is " + result_.checkpoint;
 }
 
 void TrainingLoop::save() {
@@ -108,9 +112,8 @@ void TrainingLoop::save_and_wait() {
   save();
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
   if (saved_step_ == result_.steps) return;
-  throw Error(fmt::format("the checkpoint of step {} could not be written: {}; the newest complete one is {}",
-                          result_.steps, failed_ ? failed_->error : "",
-                          result_.checkpoint.empty() ? "none" : result_.checkpoint))
+  throw Error(fmt::format("the checkpoint of step {} could not be written: {}; {}", result_.steps,
+                          failed_ ? failed_->error : "", newest()))
       .hint(failed_ && !failed_->hint.empty() ? failed_->hint + "; then the same command goes on from there"
                                               : "the same command goes on from there");
 }
@@ -150,8 +153,7 @@ void TrainingLoop::stop_after_skips(const Verdict& verdict, int64_t step) {
 TrainingLoop::After TrainingLoop::act(const Verdict& verdict, int64_t step) {
   if (verdict.action == Action::stop) hear_of_checkpoints(CheckpointWriter::Wait::yes);
   if (verdict.action == Action::stop)
-    throw Error(fmt::format("step {}: {}; the newest complete checkpoint is {}", step, verdict.what,
-                            result_.checkpoint.empty() ? "none" : result_.checkpoint))
+    throw Error(fmt::format("step {}: {}; of the checkpoints {}", step, verdict.what, newest()))
         .hint(
             "the same command goes on from there; with --guard.on_spike rewind, say, it leaves the rows out "
             "that "
@@ -224,9 +226,8 @@ void TrainingLoop::check_machine(const Recheck& recheck, int64_t step) {
     return;
   }
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
-  throw MachineError(fmt::format("step {}: {}{}; the newest complete checkpoint is {}", step, what,
-                                 recheck.settled ? "" : ", and a third time others again",
-                                 result_.checkpoint.empty() ? "none" : result_.checkpoint),
+  throw MachineError(fmt::format("step {}: {}{}; of the checkpoints {}", step, what,
+                                 recheck.settled ? "" : ", and a third time others again", newest()),
                      fmt::format("{} computes wrong numbers: resume on another machine of the same kind",
                                  parts_.device->name()));
 }

@@ -75,6 +75,7 @@ class TrainingLoop {
   void save();
   void save_and_wait();
   void hear_of_checkpoints(CheckpointWriter::Wait wait);
+  std::string newest() const;
   RunState state() const;
 
   LoopParts parts_;

@@ -1,8 +1,11 @@
 #include "train/watchdog.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <future>
 
 #include "train/testing.h"
@@ -61,6 +64,31 @@ TEST(Watchdog, APhaseInWhichTheDeviceAnswersIsNoHang) {
     std::this_thread::sleep_for(milliseconds(10));
   }
   EXPECT_EQ(hangs, 0);
+}
+
+// Ctrl-Z, a debugger, a machine that sleeps: the process stood still, and so did its watchdog.
+TEST(Watchdog, AProcessThatWasStoppedDidNotHang) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    Activity activity;
+    std::atomic<int> hangs{0};
+    const Watchdog dog(activity, {.least_seconds = 0.5,
+                                  .factor = 10,
+                                  .tick_seconds = 0.005,
+                                  .on_hang = [&](const std::string&) { ++hangs; }});
+    std::this_thread::sleep_for(milliseconds(50));  // it has looked, and waits for the next tick
+    ::raise(SIGSTOP);
+    std::this_thread::sleep_for(milliseconds(100));  // enough to be told, if the second that passed counts
+    ::_exit(hangs);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  ASSERT_TRUE(WIFSTOPPED(status));
+  std::this_thread::sleep_for(milliseconds(1000));
+  ::kill(child, SIGCONT);
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
 }
 
 TEST(Watchdog, ProgressIsNoHangAndSlowStepsGetTheirTime) {
