@@ -2,12 +2,14 @@
 """The peer of `cachalot bench`: the same model through PyTorch and Hugging Face transformers, on this machine.
 
 usage: scripts/bench_transformers.py [--config configs/cpu-100m.json] [--device cpu|cuda] [--threads N]
-                                     [--precision f32|bf16|autocast] [--parts train,prefill,decode] [--json F]
+                                     [--precision f32|bf16|autocast] [--parts train,prefill,decode]
+                                     [--sequences 1,128] [--json F]
 
 Needs PyPI's torch and transformers. The model is built from the "model" section of the configuration with random
 weights; MTP layers are left out (transformers has none). Training is forward, backward, clipping and fused AdamW on
-batch x seq_len random tokens. "bf16" keeps weights and moments in BF16, "autocast" computes in BF16 over F32 weights,
-which is what cachalot's bf16 recipe does. Each number is the fastest and the median of at least three steps.
+batch x seq_len random tokens; decoding is a step of each of --sequences, behind --context random tokens. "bf16" keeps
+weights and moments in BF16, "autocast" computes in BF16 over F32 weights, which is what cachalot's bf16 recipe does.
+Each number is the fastest and the median of at least three steps.
 """
 import argparse, json, os, statistics, sys, time
 
@@ -22,7 +24,7 @@ def parse():
     p.add_argument("--batch", type=int, default=0)
     p.add_argument("--seq-len", type=int, default=0)
     p.add_argument("--context", type=int, default=512)
-    p.add_argument("--sequences", type=int, default=1)
+    p.add_argument("--sequences", default="1", help="decode: how many at a time, one number after the other")
     p.add_argument("--experts", default="grouped_mm", help="transformers' implementation of the experts")
     p.add_argument("--seconds", type=float, default=3)
     p.add_argument("--json", default="")
@@ -46,7 +48,8 @@ def main():
     c._attn_implementation = "sdpa"
     c._experts_implementation = o.experts
     torch.set_default_dtype(torch.bfloat16 if o.precision == "bf16" else torch.float32)
-    m = DeepseekV3ForCausalLM(c).to(o.device)
+    with torch.device(o.device):  # made where it lives: a processor takes half a minute for a billion numbers
+        m = DeepseekV3ForCausalLM(c)
     sync = torch.cuda.synchronize if o.device.startswith("cuda") else lambda: None
     autocast = torch.autocast(o.device.split(":")[0], torch.bfloat16, enabled=o.precision == "autocast")
     report = {"torch": torch.__version__, "transformers": transformers.__version__, "config": o.config,
@@ -66,11 +69,30 @@ def main():
     def show(name, tokens, r):
         r["tokens"], r["tokens_per_second"] = tokens, tokens / r["seconds"]
         report[name] = r
+        if o.json:  # after each part: a run that is cut keeps what it has
+            with open(o.json, "w") as f: json.dump(report, f, indent=1)
         print(f"{name:<10} {tokens} tokens in {r['seconds']:.4g} s (fastest {r['fastest_seconds']:.4g} s, "
               f"{r['steps']} steps): {r['tokens_per_second']:.1f} tokens/s", flush=True)
 
     parts = o.parts.split(",")
+    m.train(False)
+    with torch.no_grad(), autocast:
+        if "prefill" in parts:
+            prompt = torch.randint(0, vocab, (1, o.context), device=o.device)
+            show("prefill", o.context, measure(lambda: m(input_ids=prompt, use_cache=True, logits_to_keep=1)))
+        for count in map(int, o.sequences.split(",")) if "decode" in parts else ():
+            prompt = torch.randint(0, vocab, (count, o.context), device=o.device)
+            state = m(input_ids=prompt, use_cache=True, logits_to_keep=1)
+            cache, token = state.past_key_values, state.logits[:, -1:].argmax(-1)
+
+            def decode():  # the cache grows by one token a step, as it does in use
+                nonlocal token
+                token = m(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+            show(f"decode_{count}", count, measure(decode))
+            state = cache = None
     if "train" in parts:
+        m.train(True)
         optimizer = torch.optim.AdamW(m.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         x = torch.randint(0, vocab, (batch, length), device=o.device)
 
@@ -83,23 +105,6 @@ def main():
             optimizer.step()
 
         show("train", batch * length, measure(step))
-        optimizer = None
-    m.train(False)
-    with torch.no_grad(), autocast:
-        prompt = torch.randint(0, vocab, (1, o.context), device=o.device)
-        if "prefill" in parts:
-            show("prefill", o.context, measure(lambda: m(input_ids=prompt, use_cache=True, logits_to_keep=1)))
-        if "decode" in parts:
-            state = m(input_ids=prompt.expand(o.sequences, -1).contiguous(), use_cache=True, logits_to_keep=1)
-            cache, token = state.past_key_values, state.logits[:, -1:].argmax(-1)
-
-            def decode():  # the cache grows by one token a step, as it does in use
-                nonlocal token
-                token = m(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-
-            show("decode", o.sequences, measure(decode))
-    if o.json:
-        json.dump(report, open(o.json, "w"), indent=1)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 # Tests and measures cachalot on a machine with an NVIDIA GPU: what CI, which has none, cannot do.
 #   scripts/gpu_check.sh                        builds the preset cuda, then everything below
 #   scripts/gpu_check.sh --build build/cuda     takes a finished build (the folder that holds `cachalot`)
-#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm kernels train decode layer
-#                                               peer_kernels peer_model sanitize
+#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm kernels attention train decode
+#                                               layer peer_kernels peer_model sanitize
 #   scripts/gpu_check.sh --out DIR              where results go (default build/gpu_check)
 # All but `sanitize` run when none is named, on the first card of CUDA_VISIBLE_DEVICES. With several cards, stages can
 # run side by side, each call with a card and a DIR of its own; scripts/gpu_tables.py puts the records together. The
-# peer is PyTorch with transformers; without them (python3 -c 'import torch, transformers') its rows stay empty.
+# peer is PyTorch with transformers; without them (python3 -c 'import torch, transformers') its rows stay empty. In
+# `attention` the peer (cuDNN) and cachalot take turns on the card; `kernels` and `peer_kernels` are their products.
 # Results: DIR/report.json (device, driver, clocks, power, energy, peak memory, date, commit, ours, the peer's,
 # ceilings), DIR/performance.md (rows for docs/performance.md), DIR/<stage>.log. Exits 1 when a test failed, 2 when
 # there is nothing to test on.
@@ -21,12 +22,13 @@ while (($#)); do
   case $1 in
     --build) build=${2:?--build needs a folder}; shift 2 ;;
     --out) out=${2:?--out needs a folder}; shift 2 ;;
-    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    tests | goldens | ops | gemm | kernels | train | decode | layer | peer_kernels | peer_model | sanitize) stages+=("$1"); shift ;;
+    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    tests | goldens | ops | gemm | kernels | attention | train | decode | layer | peer_kernels | peer_model | \
+      sanitize) stages+=("$1"); shift ;;
     *) echo "gpu_check: no option or stage \"$1\" (scripts/gpu_check.sh --help)" >&2; exit 2 ;;
   esac
 done
-((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels train decode layer peer_model)
+((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels attention train decode layer peer_model)
 wants() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 stop() { echo "gpu_check: $1" >&2; [[ -n ${2:-} ]] && echo "  try: $2" >&2; exit 2; }
 
@@ -118,33 +120,41 @@ run_decode() {
     bench "decode_$n" decode --config configs/v3-1b.json --sequences $n --new-tokens 64 --seconds 1 --lines 30 || return
   done
 }
-run_peer_kernels() { python3 scripts/bench_torch.py --json "$out/parts/peer_kernels.json"; }
+run_attention() {
+  local turn
+  for turn in 1 2; do
+    bench "attention_$turn" attention --seconds 0.3 || return
+    [[ -z $peer ]] && continue
+    python3 scripts/bench_torch.py --parts attention --json "$out/parts/peer_attention_$turn.json" || return
+  done
+}
+run_peer_kernels() { python3 scripts/bench_torch.py --parts products --json "$out/parts/peer_kernels.json"; }
 run_peer_model() {
-  python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts train --json "$out/parts/peer_train.json" &&
-    for n in 1 128; do
-      python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode --sequences $n \
-        --json "$out/parts/peer_decode_$n.json" || return
-    done
+  python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode,train \
+    --sequences 1,128 --json "$out/parts/peer_model.json"
 }
 run_sanitize() {
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not in PATH"; return 1; }
   python3 scripts/gpu_sanitize.py "$build/bin/backend_test" --json "$out/parts/sanitize.json" --keep "$out/sanitize"
 }
 
+peer=""
+if wants attention || wants peer_kernels || wants peer_model; then
+  if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then peer=yes
+  else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
+fi
+
 wants tests && stage tests run_tests
 wants goldens && stage goldens run_goldens
 wants ops && tail=60 stage ops bench ops ops
 wants gemm && tail=9 stage gemm bench gemm gemm
-wants kernels && tail=90 stage kernels bench kernels products attention
+wants kernels && tail=90 stage kernels bench kernels products
+wants attention && tail=30 stage attention run_attention
 wants train && tail=60 stage train run_train
 wants decode && tail=40 stage decode run_decode
 wants layer && tail=60 stage layer run_layer
-if wants peer_kernels || wants peer_model; then
-  if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
-    wants peer_kernels && tail=60 stage peer_kernels run_peer_kernels
-    wants peer_model && stage peer_model run_peer_model
-  else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
-fi
+wants peer_kernels && [[ -n $peer ]] && tail=60 stage peer_kernels run_peer_kernels
+wants peer_model && [[ -n $peer ]] && tail=4 stage peer_model run_peer_model
 wants sanitize && stage sanitize run_sanitize
 
 # The record: one JSON object, put together from the parts.

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """backend_test under compute-sanitizer, on the GPU alone: memcheck and synccheck over every operation, racecheck over
-those whose kernels copy nothing asynchronously (the tool does not follow mbarriers and the copy engine).
+what it follows. Suites that are new to this script get a process of their own under each tool; what racecheck leaves
+out is said with the reason.
 
-A process for every line of output; suites that are new to this script get one each. Exits 1 unless all is clean.
+A process for every line of output. Exits 1 unless all is clean.
 """
 import argparse
 import concurrent.futures
+import fnmatch
 import json
 import os
 import re
@@ -25,27 +27,66 @@ TOGETHER = [["AdamW", "SumSquares", "Add", "Cast", "Fill"],
             ["Gate", "BalanceLoss", "CountGroups", "GateBackward", "UpdateGateBias"],
             ["Permute", "Unpermute"], ["QuantizeWeight", "E5m6"], ["LatentAppend", "LatentGather"],
             ["GroupedGemm", "GroupedWeightGrad"]]
-PARTS = {"Gemm": 5, "Attention": 4, "LatentAttention": 5, "HopperProducts": 5, "Fp8Product": 3, "Quantize": 3,
+PARTS = {"Gemm": 5, "Attention": 5, "LatentAttention": 6, "HopperProducts": 11, "Fp8Product": 3, "Quantize": 3,
          "RmsNorm": 3, "Sample": 2, "CrossEntropy": 2, "Rows": 2, "GroupedGemm": 2}
-# What racecheck follows. Attention and absorbed attention: the kernels for any format and width.
-RACES = [(["AdamW.*", "SumSquares.*", "Add.*", "Cast.*", "Fill.*"], 1),
-         (["Gate*.*", "BalanceLoss.*", "CountGroups.*", "UpdateGateBias.*"], 1),
-         (["Permute.*", "Unpermute.*"], 1), (["Rows.*"], 2),
-         (["RmsNorm.*"], 3), (["Rope.*"], 1), (["Swiglu.*"], 1), (["Quantize.*"], 3), (["QuantizeWeight.*"], 1),
-         (["E5m6.*"], 1), (["Sample.*"], 2), (["NormGemm.*"], 1), (["LatentAppend.*", "LatentGather.*"], 1),
-         (["Attention.ForwardAndBackward*", "Attention.WithoutRope*", "Attention.RowsOfNo*"], 1),
-         (["LatentAttention.MeetsTheMetric*"], 1), (["Gemm.FewRows*"], 1)]
+# racecheck does not follow mbarriers: it takes the initialisation of one and the first arrival at it, both by the same
+# thread, for a race (route_few.cu), and what is written before an arrival and read after the wait (bf16_gemm.cuh).
+# Leaving such kernels out by name (--kernel-name-exclude) makes them crash. So tests are chosen that run others.
+RACED = {"Attention": ["ForwardAndBackward*", "WithoutRope*", "RowsOfNo*"],
+         "LatentAttention": ["MeetsTheMetric*"], "Gemm": ["FewRows*", "SomeRows*"],
+         "RmsNorm": ["Forward*", "BackwardOverwrites*", "WhatIs*", "ARow*"],
+         "Sample": ["DrawsWhatRefDraws", "DrawsWhatRefDrawsFromMoreLogits", "Equal*", "Nan*", "ARow*", "Frequencies*"]}
+CLUSTERS, COPIES = "blocks of a cluster that wait at mbarriers", "the copy engine and mbarriers"
+NOT_RACED = {"Route": CLUSTERS, "LatentQuery": CLUSTERS, "HopperProducts": COPIES, "Fp8Product": COPIES,
+             "GroupedGemm": COPIES, "GroupedWeightGrad": COPIES, "CudaDevice": "every operation, so " + COPIES}
+SLOW = ["Sample", "NormGemm", "Rows", "ExpertMlp"]  # under racecheck: they come first
+RACE_PARTS = {"Sample": 6, "NormGemm": 4, "Rows": 4, "Attention": 3, "LatentAttention": 1, "Gemm": 2, "Permute": 2,
+              "Swiglu": 2}
 
 
-def jobs_of(program, tools):
+def tests_of(program):
+    """Suite -> its tests, without what is for a processor alone."""
     listed = subprocess.run([program, "--gtest_list_tests"], capture_output=True, text=True, check=True).stdout
-    suites = [line.strip()[:-1] for line in listed.splitlines() if re.match(r"\w+\.\s*$", line)]
-    suites = [s for s in suites if not ELSEWHERE.match(s)]
-    groups = [[s for s in group if s in suites] for group in TOGETHER]
-    groups = [g for g in groups if g] + [[s] for s in suites if not any(s in g for g in TOGETHER)]
-    every = [([s + ".*" for s in g], PARTS.get(g[0], 1)) for g in groups]
-    runs = [(parts, tool, filters) for tool in tools for filters, parts in (RACES if tool == "racecheck" else every)]
-    for parts, tool, filters in sorted(runs, key=lambda run: -run[0]):  # the longest first
+    tests, suite = {}, None
+    for line in listed.splitlines():
+        if re.match(r"\w+\.\s*$", line):
+            suite = line.strip()[:-1]
+            if not ELSEWHERE.match(suite):
+                tests[suite] = []
+        elif suite in tests and line.startswith("  "):
+            tests[suite].append(line.split()[0])
+    return tests
+
+
+def raced(tests):
+    """The same, of what racecheck runs as filters; lines about the rest; what the lists above name and is not there."""
+    filters, left_out = {}, []
+    gone = [suite for suite in list(NOT_RACED) + list(RACED) if suite not in tests]
+    for suite, names in tests.items():
+        if suite in NOT_RACED:
+            left_out.append(f"{suite}: {NOT_RACED[suite]}")
+            continue
+        some = RACED.get(suite, ["*"])
+        gone += [f"{suite}.{pattern}" for pattern in some if not fnmatch.filter(names, pattern)]
+        others = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in some)]
+        if others:
+            left_out.append(f"{suite}: of {', '.join(others)}")
+        filters[suite] = [f"{suite}.{pattern}" for pattern in some]
+    return filters, left_out, gone
+
+
+def jobs_of(tests, tools):
+    runs = []
+    for tool in tools:
+        filters = raced(tests)[0] if tool == "racecheck" else {suite: [suite + ".*"] for suite in tests}
+        groups = [[s for s in group if s in filters] for group in TOGETHER]
+        groups = [g for g in groups if g] + [[s] for s in filters if not any(s in g for g in TOGETHER)]
+        for group in groups:
+            parts = PARTS.get(group[0], 1)
+            if tool == "racecheck":
+                parts = RACE_PARTS.get(group[0], parts)
+            runs.append((tool == "racecheck" and group[0] in SLOW, parts, tool, [f for s in group for f in filters[s]]))
+    for _, parts, tool, filters in sorted(runs, key=lambda run: run[:2], reverse=True):  # the longest first
         for part in range(parts):
             yield {"tool": tool, "tests": ":".join(filters), "part": part + 1, "parts": parts}
 
@@ -79,7 +120,8 @@ def judge(job, text, status):
 
 def run(job, options, deadline):
     begin = time.time()
-    left = options.limit if deadline is None else min(options.limit, deadline - begin)
+    limit = options.race_limit if job["tool"] == "racecheck" else options.limit
+    left = limit if deadline is None else min(limit, deadline - begin)
     if left <= 0:
         return {**job, "result": "not run", "seconds": 0}
     environment = {**os.environ, "CACHALOT_TEST_DEVICE": "cuda", "GTEST_TOTAL_SHARDS": str(job["parts"]),
@@ -110,16 +152,20 @@ def main():
     p.add_argument("--json", help="the record for scripts/gpu_tables.py")
     p.add_argument("--keep", help="a folder for the whole output of what is not clean")
     p.add_argument("--jobs", type=int, default=12, help="processes side by side (default 12)")
-    p.add_argument("--limit", type=float, default=60, help="seconds a process may take (default 60)")
+    p.add_argument("--limit", type=float, default=90, help="seconds a process may take (default 90)")
+    p.add_argument("--race-limit", type=float, default=140, help="seconds one of racecheck may take (default 140)")
     p.add_argument("--within", type=float, default=0, help="seconds that all may take together")
     p.add_argument("--tools", default="memcheck,synccheck,racecheck")
     options = p.parse_args()
     if not os.access(options.program, os.X_OK):
         sys.exit(f"gpu_sanitize: {options.program} is no program\n  try: cmake --build --preset cuda --target backend_test")
+    tools = options.tools.split(",")
+    tests = tests_of(options.program)
+    left_out, gone = raced(tests)[1:] if "racecheck" in tools else ([], [])
     deadline = time.time() + options.within if options.within else None
     done = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(run, job, options, deadline) for job in jobs_of(options.program, options.tools.split(","))]
+        waiting = [pool.submit(run, job, options, deadline) for job in jobs_of(tests, tools)]
         for future in concurrent.futures.as_completed(waiting):
             job = future.result()
             done.append(job)
@@ -130,17 +176,20 @@ def main():
             print(f"{job['tool']:9} {job['tests']}{part}: {said} ({job.get('passed', 0)} tests passed{skipped}, "
                   f"{job['seconds']} s)", flush=True)
     summary = []
-    for tool in options.tools.split(","):
+    for tool in tools:
         of = [job for job in done if job["tool"] == tool]
         count = {result: sum(job["result"] == result for job in of) for result in
                  ("clean", "findings", "failed", "timed out", "not run")}
         summary.append(f"{tool}: " + ", ".join(f"{n} {result}" for result, n in count.items() if n) +
                        f", {sum(job.get('passed', 0) for job in of)} tests passed")
-    print("\n".join(summary))
+    print("\n".join(["racecheck leaves out " + line for line in left_out] + summary))
+    if gone:
+        print(f"gpu_sanitize: failed: no test {', '.join(gone)}\n  try: the new names in RACED and NOT_RACED")
     if options.json:
         with open(options.json, "w") as f:
-            json.dump({"runs": sorted(done, key=lambda job: (job["tool"], job["tests"], job["part"]))}, f)
-    sys.exit(any(job["result"] != "clean" for job in done))
+            json.dump({"runs": sorted(done, key=lambda job: (job["tool"], job["tests"], job["part"])),
+                       "left_out": {"racecheck": left_out}}, f)
+    sys.exit(bool(gone) or any(job["result"] != "clean" for job in done))
 
 
 if __name__ == "__main__":

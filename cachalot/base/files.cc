@@ -74,13 +74,15 @@ std::string read_file(const std::string& path) {
 }
 
 void write_file_atomic(const std::string& path, const std::function<void(const Append&)>& write) {
-  // A pipe or a device (/dev/stdout) is written to; nothing takes its place.
+  // A pipe or a device is written to, and so is what /dev/stdout leads to: nothing takes their place.
   std::error_code code;
   const fs::file_type type = fs::status(path, code).type();
-  const bool in_place = type == fs::file_type::character || type == fs::file_type::fifo;
+  const bool in_place = type == fs::file_type::character || type == fs::file_type::fifo ||
+                        (path.starts_with("/dev/") && fs::is_symlink(path, code));
   const std::string temporary = in_place ? path : fmt::format("{}.tmp.{}", path, ::getpid());
   try {
-    FileDescriptor fd(temporary, O_WRONLY | O_CREAT | O_TRUNC, "cannot write");
+    const int how = in_place ? O_APPEND : O_CREAT | O_TRUNC;
+    FileDescriptor fd(temporary, O_WRONLY | how, "cannot write");
     write([&](std::string_view bytes) {
       while (!bytes.empty()) {
         const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());

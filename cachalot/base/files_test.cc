@@ -1,5 +1,6 @@
 #include "base/files.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -83,11 +84,19 @@ TEST_F(Files, AtomicWriteKeepsTheOldFileWhenTheDiskIsFull) {
   EXPECT_EQ(entries(), 1u);
 }
 
-TEST_F(Files, ADeviceIsWrittenToAndStaysOne) {
-  write_file_atomic("/dev/null", "into nothing");
-  EXPECT_TRUE(fs::is_character_file("/dev/null"));
-  EXPECT_THROW(write_file_atomic("/dev/full", "text"), Error);
-  EXPECT_TRUE(fs::is_character_file("/dev/full"));
+// By links of our own: where this fails, no device of the machine is replaced.
+TEST_F(Files, APipeAndADeviceAreWrittenToAndStay) {
+  ASSERT_EQ(::mkfifo(at("pipe").c_str(), 0600), 0);
+  const int pipe = ::open(at("pipe").c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  write_file_atomic(at("pipe"), "text");
+  char text[8] = "";
+  EXPECT_EQ(::read(pipe, text, sizeof text), 4);
+  EXPECT_STREQ(text, "text");
+  ::close(pipe);
+  fs::create_symlink("/dev/full", at("full"));
+  EXPECT_THROW(write_file_atomic(at("full"), "text"), Error);
+  EXPECT_TRUE(fs::is_character_file(at("full")));
+  EXPECT_EQ(entries(), 2u);
 }
 
 TEST_F(Files, AtomicWriteIntoAFolderThatIsNotThereSaysSo) {

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <iostream>
 #include <utility>
 
@@ -71,8 +70,8 @@ std::string Progress::state() const {
   if (total_ > 0) {
     const double share = std::clamp(double(done_) / double(total_), 0.0, 1.0);
     const int cells = int(share * kBar);
-    line += fmt::format("{}{:3.0f}% ", line.empty() ? "" : "  ",
-                        std::floor(100 * share));  // 100 % only at the end
+    line += fmt::format("{}{:3}% ", line.empty() ? "" : "  ",
+                        std::clamp<int64_t>(100 * done_ / total_, 0, 100));  // 100 % only at the end
     if (style_.terminal && style_.bar) line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
     line += fmt::format(" {}/{}", done_, total_);
   } else {

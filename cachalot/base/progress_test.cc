@@ -106,6 +106,13 @@ TEST(Progress, PrintPutsALineAboveTheBar) {
   EXPECT_NE(text.find("\r\x1b[Kheld out 2.1\n\r\x1b[Ktrain"), std::string::npos) << text;
 }
 
+TEST(Progress, AShareThatIsWholeIsShownAsItIs) {
+  Fixture f;
+  Progress progress(f.out, "train", 100, f.style(false));
+  progress.update(29);  // 100 * 0.29 is less in doubles
+  EXPECT_NE(f.out.str().find(" 29% "), std::string::npos) << f.out.str();
+}
+
 TEST(Progress, NeverShowsAHundredPercentBeforeTheEnd) {
   Fixture f;
   Progress progress(f.out, "train", 100000, f.style(true));

@@ -14,6 +14,7 @@
 #include "config/fields.h"
 #include "train/extend.h"
 #include "train/pretrain.h"
+#include "train/run_directory.h"
 
 namespace cachalot::cli {
 
@@ -44,8 +45,9 @@ void run(const Options& o, const CLI::App& command) {
     std::cout << fmt::format("{}stage {} of {}: {} steps with contexts of {}\n", i ? "\n" : "", i + 1,
                              runs.size(), runs[i].train.steps, runs[i].train.seq_len)
               << std::flush;
-    if (o.dry_run) runs[i].train.init_from = o.model;  // the stage before is not there, and has these shapes
-    else std::filesystem::create_directories(run_dir);
+    if (!o.dry_run) std::filesystem::create_directories(run_dir);
+    else if (RunDirectory::look(directory) != RunDirectory::Holds::run)
+      runs[i].train.init_from = o.model;  // the stage before may not be there, and has these shapes
     const PretrainResult result = pretrain(runs[i],
                                            {.config_path = o.config,
                                             .run_dir = directory,

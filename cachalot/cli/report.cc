@@ -99,7 +99,8 @@ void run(const Options& o) {
   in.samples = draw_samples(o);
   const std::string out = o.out.empty() ? o.run + "/report.html" : o.out;
   write_file_atomic(out, report_html(in));
-  fmt::print("written    {}: {} steps, {} events\n", out, in.log.step.size(), in.log.events.size());
+  fmt::print(out.starts_with("/dev/") ? stderr : stdout,  // not into the page
+             "written    {}: {} steps, {} events\n", out, in.log.step.size(), in.log.events.size());
 }
 
 }  // namespace

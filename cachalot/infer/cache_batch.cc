@@ -11,6 +11,7 @@ CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows
   page_size_ = sequences[0].pages->page_size();
   std::vector<int32_t> tokens, positions, slots, key_slots, key_starts{0}, kv_lens;
   size_t widest = size_t(table_width);  // pages of the longest sequence
+  for (auto* v : {&tokens, &positions, &slots, &kv_lens, &starts_}) v->reserve(sequences.size() + 1);
   for (const CacheRows& q : sequences) {
     const int64_t rows = int64_t(q.tokens.size()), length = q.first + rows;
     tokens.insert(tokens.end(), q.tokens.begin(), q.tokens.end());
@@ -36,9 +37,12 @@ CacheBatch::CacheBatch(IndexPack& pack, Attend attend, std::span<const CacheRows
     key_starts_ = pack.add(std::move(key_starts));
   } else {
     std::vector<int32_t> table;
+    table.reserve(sequences.size() * widest);
     for (const CacheRows& q : sequences) {
       const auto pages = q.pages->pages();
-      for (size_t i = 0; i < widest; ++i) table.push_back(i < pages.size() ? pages[i] : -1);
+      const size_t held = std::min(widest, pages.size());
+      table.insert(table.end(), pages.begin(), pages.begin() + std::ptrdiff_t(held));
+      table.insert(table.end(), widest - held, -1);
     }
     page_table_ = pack.add(std::move(table));
     kv_lens_ = pack.add(std::move(kv_lens));

@@ -12,12 +12,6 @@ namespace {
 // more often costs more (hopper/latent_decode.h has the figures).
 constexpr int64_t kInvariantPiece = 4096;
 
-std::vector<int32_t> range(int64_t first, int64_t count) {
-  std::vector<int32_t> values;
-  for (int64_t i = 0; i < count; ++i) values.push_back(int32_t(first + i));
-  return values;
-}
-
 void append(std::vector<int32_t>& to, const std::vector<int32_t>& more) {
   to.insert(to.end(), more.begin(), more.end());
 }
@@ -271,13 +265,14 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   // The trunk runs the newest token, at n-1, and the drafts behind it.
   std::vector<CacheRows> rows;
   std::vector<int32_t> window, positions;
+  rows.reserve(sequences.size());
   for (const Sequence* q : sequences) {
     const int64_t n = q->known();
-    CacheRows r{.first = n - 1, .tokens = {q->tokens.back()}, .pages = &q->pages};
-    r.tokens.resize(size_t(q->drafts) + 1, -1);
-    append(window, window_rows(*q, n - 1, n + q->drafts));
-    append(positions, range(n, q->drafts + 1));
-    rows.push_back(std::move(r));
+    CacheRows& r = rows.emplace_back(CacheRows{.first = n - 1, .tokens = {}, .pages = &q->pages});
+    r.tokens.assign(size_t(q->drafts) + 1, -1);
+    r.tokens[0] = q->tokens.back();
+    if (!windows_.empty()) append(window, window_rows(*q, n - 1, n + q->drafts));
+    for (int64_t i = 0; i <= q->drafts; ++i) positions.push_back(int32_t(n + i));
   }
   const CacheBatch verify(pack, Attend::absorb, rows, table_width());
   const size_t window_handle = pack.add(std::move(window)), positions_handle = pack.add(std::move(positions));
@@ -286,6 +281,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   // Every sequence's drafts d_1 ... d_s and behind them its s + 1 tokens, so that one download brings all.
   const Tensor drawn = arena_.take_vector(DType::i32, drawn_size);
   std::vector<Tensor> drafts, tokens;
+  drafts.reserve(sequences.size()), tokens.reserve(sequences.size());
   int64_t at = 0;
   for (const Sequence* q : sequences) {
     drafts.push_back(drawn.slice_cols(at, q->drafts));
@@ -294,6 +290,7 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   }
   // All that the work below depends on, besides what the upload brought.
   DecodeKey key;
+  key.reserve(5 * sequences.size());
   for (const Sequence* q : sequences) {
     const Sampling sampling = plain(q->sampling);
     key.insert(key.end(), {q->drafts, std::bit_cast<int64_t>(sampling.temperature),
@@ -330,14 +327,21 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     }
   });
 
-  const std::vector<int32_t> host = wait_for(drawn);
-  std::vector<Drawn> result;
-  auto next = host.begin();
-  for (const Sequence* q : sequences) {
-    const auto middle = next + q->drafts, end = middle + q->drafts + 1;
-    result.push_back({.drafts = {next, middle}, .tokens = {middle, end}});
-    next = end;
+  // While the device works.
+  std::vector<Drawn> result(sequences.size());
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    result[i].drafts.resize(size_t(sequences[i]->drafts));
+    result[i].tokens.resize(size_t(sequences[i]->drafts) + 1);
   }
+  rows.clear();
+
+  const std::vector<int32_t> host = wait_for(drawn);
+  auto next = host.begin();
+  for (Drawn& d : result)
+    for (std::vector<int32_t>* part : {&d.drafts, &d.tokens}) {
+      std::copy_n(next, part->size(), part->begin());
+      next += std::ptrdiff_t(part->size());
+    }
   return result;
 }
 

@@ -81,6 +81,17 @@ constexpr const char* kOtherModelKeys[] = {"architectures",
                                            "transformers_version",
                                            "use_cache"};
 
+// The budget in the spelling of the schedules: "5M" becomes 5000000.
+void read_budget(Json& train, const std::string& where) {
+  if (!train.is_object() || !train.contains("tokens") || !train["tokens"].is_string()) return;
+  TrainingPoint point;
+  assign(point, train["tokens"], where);
+  if (point.steps)
+    throw Error(fmt::format("{} is {}", where, train["tokens"].dump()))
+        .hint(fmt::format("a budget of steps is --train.steps {}", point.steps));
+  train["tokens"] = point.tokens;
+}
+
 class Checker {
  public:
   explicit Checker(const std::string& where) : where_(where.empty() ? "" : where + ": ") {}
@@ -183,11 +194,13 @@ void RunConfig::validate(const std::string& where) const {
           "the tokens of shards are made: leave vocab_size out; the tokenizer beside the shards is used, or "
           "tokenizer.path");
   } else if (tokenizer.path.empty()) {
-    if (tokenizer.vocab_size == 0)
+    const bool of_weights = tokenizer.vocab_size == 0 && !train.init_from.empty();  // they bring theirs
+    if (tokenizer.vocab_size == 0 && !of_weights)
       c.fail(
           "tokenizer gives neither path nor vocab_size",
           "name a tokenizer.json, or say how many tokens a new one shall have: --tokenizer.vocab_size 2048");
-    c.at_least("tokenizer.vocab_size", tokenizer.vocab_size, 258);  // every byte, begin and end of text
+    if (!of_weights)
+      c.at_least("tokenizer.vocab_size", tokenizer.vocab_size, 258);  // every byte, begin and end of text
     c.at_most("tokenizer.vocab_size", tokenizer.vocab_size, int64_t{1} << 20);
   } else if (tokenizer.vocab_size != 0) {
     c.fail(fmt::format("tokenizer.path is \"{}\" and tokenizer.vocab_size {}", tokenizer.path,
@@ -329,6 +342,7 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
     if (json.contains("data") && json["data"].is_object() && json["data"].contains(list) &&
         json["data"][list].is_string())
       json["data"][list] = Json::array({json["data"][list]});
+  if (json.contains("train")) read_budget(json["train"], path + ": train.tokens");
   RunConfig config;
   read_fields(config, json, path);
   config.validate(path);

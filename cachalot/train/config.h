@@ -108,7 +108,7 @@ struct TrainSection {
 
   template <class V> void visit(V& v) {
     v("seed", seed, "of the initial weights and of the order of the data");
-    v("tokens", tokens, "budget: trained tokens, rounded up to whole steps (or give steps)");
+    v("tokens", tokens, "budget: trained tokens (1000, 5M), rounded up to whole steps (or give steps)");
     v("steps", steps, "budget: optimizer steps (or give tokens)");
     v("seq_len", seq_len, "T: tokens of a training sequence");
     v("batch", batch, "sequences of one optimizer step");
@@ -203,7 +203,8 @@ struct RunConfig {
 // Dotted key and text, as the command line has them.
 using Overrides = std::vector<std::pair<std::string, std::string>>;
 
-// Reads, overrides, checks. Relative paths inside are kept as they are: relative to the working directory.
+// Reads, overrides, checks. train.tokens may be spelled as in a schedule ("5M"). Relative paths inside are kept
+// as they are: relative to the working directory.
 RunConfig load_run_config(const std::string& path, const Overrides& overrides);
 
 // The model section with what the tokenizer decides. vocab_size may be absent (then it is the tokenizer's) or

@@ -71,6 +71,14 @@ TEST_F(RunConfigTest, ABudgetOnTheCommandLineReplacesTheOneInTheFile) {
                        "train.tokens is 9000 and train.steps 7"));
 }
 
+TEST_F(RunConfigTest, ABudgetIsSpelledAsASchedulesPointsAre) {
+  EXPECT_EQ(load({{"train.tokens", "5M"}}).train.tokens, 5'000'000);
+  EXPECT_EQ(load({{"train.tokens", "1.5K tokens"}}).train.tokens, 1500);
+  EXPECT_EQ(load({{"train.tokens", "1500"}}).train.tokens, 1500);
+  EXPECT_TRUE(contains(error({{"train.tokens", "5 apples"}}), "train.tokens is \"5 apples\""));
+  EXPECT_TRUE(contains(error({{"train.tokens", "50 steps"}}), "--train.steps 50"));
+}
+
 TEST_F(RunConfigTest, UnknownKeysNameTheNearestKnownOne) {
   EXPECT_TRUE(contains(error({{"train.warmup", "3"}}), "train.warmup is not a known key"));
   EXPECT_TRUE(contains(error({{"train.weight_decy", "3"}}), "did you mean"));
@@ -122,6 +130,7 @@ TEST_F(RunConfigTest, EveryRefusalNamesTheKeyTheValuesAndAWayOut) {
       {{{"data.max_epochs", "-4"}}, "data.max_epochs is -4", "0 or more"},
       {{{"tokenizer.vocab_size", "0"}}, "neither path nor vocab_size", "--tokenizer.vocab_size"},
       {{{"tokenizer.vocab_size", "100"}}, "tokenizer.vocab_size is 100", "258 or more"},
+      {{{"tokenizer.vocab_size", "100"}, {"train.init_from", "m"}}, "tokenizer.vocab_size is 100", "258"},
       {{{"tokenizer.path", "t.json"}},
        "tokenizer.path is \"t.json\" and tokenizer.vocab_size 300",
        "leave out"},

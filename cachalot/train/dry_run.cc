@@ -62,7 +62,8 @@ double time_step(Stream& s, Trainer& trainer, const ModelConfig& model, const Tr
 }  // namespace
 
 void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig& config, Device& device,
-                   const MemoryPlan& plan, const std::string& run_dir, const std::string& device_name) {
+                   const MemoryPlan& plan, const std::string& run_dir, const std::string& device_name,
+                   int64_t done) {
   const TrainSection& t = config.train;
   const StepPlan steps(t);
   const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
@@ -93,15 +94,23 @@ void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig&
                  bytes(snapshot.bytes()));
     else fmt::print(out, "           no memory for a copy: training waits while they are written\n");
   }
+  if (done >= steps.steps()) {
+    fmt::print(out, "dry run: nothing was written; all {} steps are done\n", done);
+    out << std::flush;
+    return;
+  }
   const double first = time_step(s, trainer, model, t, steps.batch(1));
-  const double seconds = first * double(steps.tokens()) / double(steps.tokens_after(1));
-  fmt::print(out, "time       {} for {} steps, by steps of {} on {}; without evaluations\n",
-             human_seconds(seconds), steps.steps(),
+  const double seconds =
+      first * double(steps.tokens() - steps.tokens_after(done)) / double(steps.tokens_after(1));
+  fmt::print(out, "time       {} for {} steps{}, by steps of {} on {}; without evaluations\n",
+             human_seconds(seconds), steps.steps() - done,
+             done > 0 ? fmt::format(" that are left of {}", steps.steps()) : "",
              first < 1 ? fmt::format("{:.3g} ms", 1000 * first) : human_seconds(first), device.name());
   if (t.price_per_hour > 0)
     fmt::print(out, "cost       {:.2f} at {:.2f} an hour\n", seconds / 3600 * t.price_per_hour,
                t.price_per_hour);
-  fmt::print(out, "dry run: nothing was written; without --dry-run this begins on {}\n", device_name);
+  fmt::print(out, "dry run: nothing was written; without --dry-run this {} on {}\n",
+             done > 0 ? "resumes" : "begins", device_name);
   out << std::flush;
 }
 

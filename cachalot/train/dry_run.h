@@ -9,9 +9,10 @@
 namespace cachalot {
 
 // Tells the disk that checkpoints need and what is free there, where the copy that they are written from
-// would lie, and how long the run takes by some steps on random tokens, timed on `device`; nothing is
-// written. The memory must fit (MemoryPlan::require_fit).
+// would lie, and how long what is left of the run takes, after `done` steps, by some steps on random tokens,
+// timed on `device`; nothing is written. The memory must fit (MemoryPlan::require_fit).
 void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig& config, Device& device,
-                   const MemoryPlan& plan, const std::string& run_dir, const std::string& device_name);
+                   const MemoryPlan& plan, const std::string& run_dir, const std::string& device_name,
+                   int64_t done);
 
 }  // namespace cachalot

@@ -53,8 +53,8 @@ std::string copies_of_run(const std::string& run_dir, const std::string& file) {
   return fmt::format("every checkpoint has a copy of it: {}/checkpoints/step-.../{}", run_dir, file);
 }
 
-// The tokenizer that a run uses, and how it gets into the run directory. A new one lives in a folder of its
-// own until then, which is gone when the run does not come about.
+// The tokenizer that a run uses, and how it gets into the run directory. A new one is kept in memory until
+// then: another process may begin there at the same time, and a dry run writes nothing.
 class RunTokenizer {
  public:
   RunTokenizer(const RunConfig& config, const std::string& run_dir, bool resume, ThreadPool& pool)
@@ -71,37 +71,43 @@ class RunTokenizer {
     if (!path_.empty()) {
       tokenizer_.emplace(resume ? load_of_run(run_dir) : Tokenizer::load(path_));
     } else {
-      origin_ = "learned from the text";
+      path_ = origin_ = "learned from the text";
       learn(config, pool);
     }
     if (!resume && !init_from.empty() && has_tokenizer(init_from))
       require_same_tokens(*tokenizer_, init_from);
   }
   const Tokenizer& get() const { return *tokenizer_; }
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return path_; }  // of one that was learned: "learned from the text"
   const std::string& origin() const { return origin_; }
-  void move_to(const std::string& directory) {
+  void save(const std::string& directory) const {
+    if (learned_) {
+      save_tokenizer(*learned_, directory);
+      return;
+    }
     const fs::path json = json_of(path_);
     write_file_atomic(directory + "/tokenizer.json", read_file(json.string()));
     const fs::path config = json.parent_path() / "tokenizer_config.json";
     if (fs::exists(config))
       write_file_atomic(directory + "/tokenizer_config.json", read_file(config.string()));
-    scratch_.reset();
   }
 
  private:
-  // Not beside the run directory: another process may begin there at the same time, and a dry run writes
-  // nothing.
+  // By way of files that are there for this only.
   void learn(const RunConfig& config, ThreadPool& pool) {
+    if (config.tokenizer.vocab_size == 0)
+      throw Error(fmt::format("{} has no tokenizer, and tokenizer gives neither path nor vocab_size",
+                              config.train.init_from))
+          .hint("name the tokenizer of these weights: --tokenizer.path");
+    learned_ = train_tokenizer(config, pool);
     std::error_code code;
     const fs::path folder = fs::temp_directory_path(code);
     if (code)
       throw Error(fmt::format("there is no folder for temporary files: {}", code.message()))
           .hint("set TMPDIR to one");
-    scratch_.emplace((folder / fmt::format("cachalot-{}.tokenizer", getpid())).string());
-    path_ = scratch_->path();
-    save_tokenizer(train_tokenizer(config, pool), path_);
-    tokenizer_.emplace(Tokenizer::load(path_));
+    const AtomicDirectory scratch((folder / fmt::format("cachalot-{}.tokenizer", getpid())).string());
+    save_tokenizer(*learned_, scratch.path());
+    tokenizer_.emplace(Tokenizer::load(scratch.path()));
   }
   static Tokenizer load_of_run(const std::string& run_dir) {
     try {
@@ -120,7 +126,7 @@ class RunTokenizer {
   }
 
   std::string path_, origin_;
-  std::optional<AtomicDirectory> scratch_;
+  std::optional<TrainedBpe> learned_;
   std::optional<Tokenizer> tokenizer_;
 };
 
@@ -279,9 +285,9 @@ void print_end(std::ostream& out, const LoopResult& done, int64_t steps, const T
                human_count(double(done.tokens_here)), done.here, human_seconds(in_steps),
                human_count(double(done.tokens_here) / std::max(in_steps, 1e-9)));
   if (done.saved > 0)
-    fmt::print(out, "saving     {} checkpoints; training waited {} for them ({:.2g} %), {} at most\n",
-               done.saved, milliseconds(done.stall), 100 * done.stall / std::max(in_steps + done.stall, 1e-9),
-               milliseconds(done.longest_stall));
+    fmt::print(out, "saving     {} checkpoint{}; training waited {} in all ({:.2g} %), {} at most\n",
+               done.saved, done.saved > 1 ? "s" : "", milliseconds(done.stall),
+               100 * done.stall / std::max(in_steps + done.stall, 1e-9), milliseconds(done.longest_stall));
   fmt::print(out, "saved      {}\n", done.checkpoint);
   out << std::flush;
 }
@@ -324,7 +330,8 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   plan.require_fit(*device, t);
 
   if (options.dry_run) {
-    print_dry_run(out, model, config, *device, plan, run_dir, options.device);
+    print_dry_run(out, model, config, *device, plan, run_dir, options.device,
+                  resume ? RunDirectory::newest_step(run_dir) : 0);
     return {};
   }
   if (stop) {
@@ -348,7 +355,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
     tell(checkpoint ? fmt::format("resumed    from {}", checkpoint->directory())
                     : "resumed    from the beginning: there is no checkpoint yet");
   } else {
-    run_tokenizer.move_to(run.path());
+    run_tokenizer.save(run.path());
   }
   run.write_config(resolved);  // last: with it the folder is a run
 

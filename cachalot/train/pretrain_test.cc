@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "data/tokenize.h"
 #include "model/load.h"
 #include "train/pretrain_testing.h"
+#include "train/report.h"
 
 namespace cachalot {
 namespace {
@@ -231,15 +233,44 @@ TEST_F(PretrainTest, ADryRunTellsWhatItTakesAndTouchesNothing) {
                          fs::recursive_directory_iterator{});
   };
   const auto before = left();
+  ::setenv("TMPDIR", folder_.path().c_str(), 1);  // the tokenizer that it learns leaves nothing there
   for (const char* place : {"r", "new/r", "text.txt/r"}) {  // the last is one where nothing can be written
     PretrainOptions o = options(place);
     o.dry_run = true;
     EXPECT_EQ(pretrain(config_, o, out_, stop_).steps, 0);
     EXPECT_EQ(left(), before);
   }
+  ::unsetenv("TMPDIR");
   for (const char* part : {"memory ", "for 1 checkpoint of ", "time ", "dry run: nothing was written"})
     EXPECT_TRUE(contains(out_.str(), part));
   EXPECT_TRUE(contains(error_of([&] { run("text.txt/r"); }), "--run-dir for another place"));
+}
+
+TEST_F(PretrainTest, ADryRunOfARunThatIsThereTellsWhatIsLeft) {
+  run("r");
+  PretrainOptions o = options("r");
+  o.dry_run = true;
+  for (const auto& [steps, told] : {std::pair{14, " for 4 steps that are left of 14, by steps of "},
+                                    {10, "nothing was written; all 10 steps are done"}}) {
+    out_.str("");
+    config_.train.steps = steps;
+    pretrain(config_, o, out_, stop_);
+    EXPECT_TRUE(contains(out_.str(), told));
+  }
+  EXPECT_EQ(metrics("r").size(), 10u);
+}
+
+TEST_F(PretrainTest, EveryCheckpointThatTrainingWaitedForIsInTheMetrics) {
+  config_.train.save_every = 3;
+  run("r");
+  EXPECT_TRUE(contains(out_.str(), "saving     4 checkpoints; "));
+  const std::vector<Json> steps = metrics("r");
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i].contains("checkpoint_stall_seconds"), i == 3 || i == 6 || i == 9) << i;
+    EXPECT_EQ(steps[i].contains("checkpoint_stall_after_seconds"), i == 9) << i;
+  }
+  const std::string page = report_html({.title = "r", .log = read_run_log(folder_ / "r/metrics.jsonl")});
+  EXPECT_TRUE(contains(page, " for 4 checkpoints, "));
 }
 
 // Weights are worth nothing with other tokens under the same ids.
@@ -257,6 +288,12 @@ TEST_F(PretrainTest, TrainingThatBeginsWithWeightsUsesTheirTokenizer) {
   config_.train.init_from = base.checkpoint;  // a checkpoint by its name
   EXPECT_EQ(run("again").steps, 10);
   EXPECT_TRUE(weights(next.checkpoint) == weights(folder_ / "again/checkpoints/step-00000010"));
+  config_.tokenizer.vocab_size = 0;  // need not be said
+  config_.validate("test.json");
+  EXPECT_EQ(run("brief").steps, 10);
+  fs::remove(folder_ / "base/model/tokenizer.json");
+  EXPECT_TRUE(contains(error_of([&] { run("none"); }), " has no tokenizer, and tokenizer gives neither "));
+  config_.train.init_from = folder_ / "next";
   BpeTrainer trainer({.vocab_size = 290});
   trainer.add_text(text);
   save_tokenizer(trainer.train(), folder_ / "other");

@@ -65,8 +65,9 @@ class PretrainTest : public ::testing::Test {
   }
   static std::vector<Json> without_times(std::vector<Json> lines) {
     for (Json& line : lines)
-      for (const char* key : {"seconds", "tokens_per_second", "checkpoint_stall_seconds", "data_seconds",
-                              "average_wait_seconds", "mfu", "energy_joules", "tokens_per_joule", "cost"})
+      for (const char* key :
+           {"seconds", "tokens_per_second", "checkpoint_stall_seconds", "checkpoint_stall_after_seconds",
+            "data_seconds", "average_wait_seconds", "mfu", "energy_joules", "tokens_per_joule", "cost"})
         line.erase(key);
     return lines;
   }

@@ -186,16 +186,19 @@ Waits waits(const RunLog& log) {
   }
   ChartSeries saves{.name = "checkpoints", .x = {}, .y = {}, .colour = 2, .marks = true};
   double before = 0;
-  const RunLog::Column stalls = log.column("checkpoint_stall_seconds");
-  for (size_t i = 0, j = 0; i < log.step.size() && j < stalls.step.size(); ++i) {
-    if (log.step[i] != stalls.step[j]) continue;
-    const double stall = stalls.value[j++];
-    saves.x.push_back(log.step[i]);
-    saves.y.push_back(100 * stall / (age[i] - before));
-    before = age[i];
-    w.total += stall, w.checkpoints += stall, ++w.saved;
-    w.longest = std::max(w.longest, stall);
-  }
+  const std::vector<double> stalls = values("checkpoint_stall_seconds"),
+                            last = values("checkpoint_stall_after_seconds");
+  for (size_t i = 0; i < log.step.size(); ++i)
+    for (const double stall : {stalls[i], last[i]}) {
+      if (!std::isfinite(stall)) continue;
+      if (age[i] > before) {
+        saves.x.push_back(log.step[i]);
+        saves.y.push_back(100 * stall / (age[i] - before));
+      }
+      before = age[i];
+      w.total += stall, w.checkpoints += stall, ++w.saved;
+      w.longest = std::max(w.longest, stall);
+    }
   if (w.saved) w.series.push_back(std::move(saves));
   return w;
 }

@@ -63,6 +63,17 @@ bool only_begun(const fs::path& root) {
   return true;
 }
 
+// Steps and paths, complete or not, oldest first.
+std::vector<std::pair<int64_t, std::string>> list_checkpoints(const std::string& run) {
+  std::vector<std::pair<int64_t, std::string>> found;
+  std::error_code none_yet;
+  for (const auto& entry : fs::directory_iterator(run + "/checkpoints", none_yet))
+    if (const auto step = checkpoint_step(entry.path().filename().string()))
+      found.emplace_back(*step, entry.path().string());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
 }  // namespace
 
 RunDirectory::Holds RunDirectory::look(const std::string& path) {
@@ -90,7 +101,7 @@ void RunDirectory::require_free(const std::string& path) {
 }
 
 // Lines of /proc/locks: "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF", with the file's number behind its
-// device.
+// device, which is not compared: on layered file systems it is another one than stat() tells.
 bool RunDirectory::is_locked(const std::string& path) {
   struct stat file{};
   if (::stat((path + "/run.lock").c_str(), &file) != 0) return false;
@@ -111,12 +122,7 @@ RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(s
     throw Error(fmt::format("cannot make the run directory {}: {}", path_, code.message()))
         .hint("--run-dir for another place");
   lock();
-  try {
-    if (open == Open::fresh) require_free(path_);  // another process may have come and gone
-  } catch (...) {
-    ::close(lock_);
-    throw;
-  }
+  if (open == Open::fresh) require_free(path_);  // another process may have come and gone
   if (holds == Holds::beginnings)
     for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) remove_tree(root / name);
   if (open == Open::overwrite && holds != Holds::nothing) {  // in a foreign folder nothing is ours
@@ -129,25 +135,21 @@ RunDirectory::RunDirectory(std::string path, Open open, KeepRule keep) : path_(s
   remove_leftovers();
 }
 
-RunDirectory::~RunDirectory() {
-  if (lock_ >= 0) ::close(lock_);  // and with it the lock
+RunDirectory::Lock::~Lock() {
+  if (file >= 0) ::close(file);  // and with it the lock
 }
 
 // The kernel forgets the lock with the process, however it ends.
 void RunDirectory::lock() {
   const std::string file = path_ + "/run.lock";
-  lock_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0)
+  lock_.file = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_.file < 0)
     throw Error(fmt::format("cannot write {}: {}", file, std::strerror(errno)))
         .hint("--run-dir for another place");
-  if (::flock(lock_, LOCK_EX | LOCK_NB) == 0) return;
-  const int reason = errno;
-  ::close(lock_);
-  if (reason == EWOULDBLOCK)
+  if (::flock(lock_.file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
     throw Error(fmt::format("another process trains in {}", path_))
         .hint("wait for it or stop it (SIGTERM saves), or choose another --run-dir");
-  // A file system without locks: two processes at once remain the user's care.
-  lock_ = -1;
+  // Else it has no locks: two processes at once remain the user's care.
 }
 
 void RunDirectory::remove_leftovers() const {
@@ -215,14 +217,16 @@ std::vector<std::string> RunDirectory::checkpoints() const {
 }
 
 std::vector<std::string> RunDirectory::all_checkpoints() const {
-  std::vector<std::pair<int64_t, std::string>> found;
-  for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints"))
-    if (const auto step = checkpoint_step(entry.path().filename().string()))
-      found.emplace_back(*step, entry.path().string());
-  std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
-  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  for (auto& [step, path] : list_checkpoints(path_)) paths.push_back(path);
   return paths;
+}
+
+int64_t RunDirectory::newest_step(const std::string& path) {
+  int64_t newest = 0;
+  for (const auto& [step, checkpoint] : list_checkpoints(path))
+    if (fs::exists(fs::path(checkpoint) / kCompleteFile)) newest = step;
+  return newest;
 }
 
 bool RunDirectory::had_checkpoint() const { return fs::is_symlink(path_ + "/model"); }

@@ -35,11 +35,11 @@ class RunDirectory {
   // Whether a process trains there, as far as this machine sees. Looks only: never in the way of one that
   // begins.
   static bool is_locked(const std::string& path);
+  static int64_t newest_step(const std::string& path);  // of the complete checkpoints; 0: there is none
 
   // Makes the directory and removes what a killed process left half-done. overwrite: and what an earlier run
   // wrote there, but nothing else. Error: another process trains there; fresh, and it is not free.
   RunDirectory(std::string path, Open open, KeepRule keep = {});
-  ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
 
   const std::string& path() const { return path_; }
@@ -61,12 +61,16 @@ class RunDirectory {
   void link_model(const std::string& checkpoint) const;
 
  private:
+  struct Lock {
+    ~Lock();
+    int file = -1;
+  };
   void lock();
   void remove_leftovers() const;
 
   std::string path_;
   KeepRule keep_;
-  int lock_ = -1;
+  Lock lock_;
 };
 
 }  // namespace cachalot

@@ -31,8 +31,10 @@ int64_t entries(const std::string& folder) {
 
 TEST(RunDirectory, KeepsTheLastTwoCheckpointsAndLinksTheNewest) {
   TemporaryFolder folder;
+  EXPECT_EQ(RunDirectory::newest_step(folder / "run"), 0);
   const RunDirectory run(folder / "run", kFresh);
   EXPECT_TRUE(run.checkpoints().empty());
+  EXPECT_EQ(RunDirectory::newest_step(run.path()), 0);
   EXPECT_EQ(save(run, 9), folder / "run/checkpoints/step-00000009");
   save(run, 10);
   EXPECT_EQ(run.checkpoints().size(), 2u);
@@ -45,6 +47,9 @@ TEST(RunDirectory, KeepsTheLastTwoCheckpointsAndLinksTheNewest) {
   EXPECT_EQ(read_file(kept[1] + "/COMPLETE"), "step 100000000\n");
   EXPECT_EQ(entries(folder / "run/checkpoints"), 2);
   EXPECT_EQ(read_file(folder / "run/model/weights"), read_file(kept[1] + "/model/weights"));
+  EXPECT_EQ(RunDirectory::newest_step(run.path()), 100000000);
+  fs::remove(kept[1] + "/COMPLETE");
+  EXPECT_EQ(RunDirectory::newest_step(run.path()), 10);
 }
 
 TEST(RunDirectory, KeepsAsManyAsItIsToldAndThoseOfEveryNthStepForGood) {

@@ -190,13 +190,22 @@ bool Telemetry::wants_expert_load(int64_t step) const {
 
 void Telemetry::scored(int64_t step, const HeldOut::Result& held_out) {
   const Json score{{"held_out", held_out_json(held_out)}};
-  metrics_.extend(step_end_, score);
-  step_end_ += int64_t(score.dump().size()) - 1;
-  report_disk();
+  extend_last_step(score);
   Json line{{"step", step}};
   line.update(score);
   show_on_board(line);
   show_score(step, held_out);
+}
+
+void Telemetry::write_last_stall() {
+  if (stall_ > 0) extend_last_step({{"checkpoint_stall_after_seconds", stall_}});
+  stall_ = 0;
+}
+
+void Telemetry::extend_last_step(const Json& fields) {
+  metrics_.extend(step_end_, fields);
+  step_end_ += int64_t(fields.dump().size()) - 1;
+  report_disk();
 }
 
 double Telemetry::seconds() const { return before_ + seconds_since(start_); }

@@ -10,9 +10,10 @@
 //   first step began), tokens_per_second (of this step), data_seconds (that the step waited for its data),
 //   with an average of the weights average_wait_seconds (that the step waited for it), parts {name: tokens
 //   trained so far} when the data has several, checkpoint_stall_seconds (that training waited for checkpoints
-//   before this step, if it did), what train/meters.h adds: mfu, energy_joules, tokens_per_joule, cost; and
-//   after an evaluation held_out {bits_per_byte, loss, tokens, bytes, mtp [{loss, acceptance}],
-//   average_bits_per_byte, sets {name: the same}, expert_load {name: [layer][expert]}} (train/held_out.h)
+//   before this step, if it did; checkpoint_stall_after_seconds: for one after the last step of a process),
+//   what train/meters.h adds: mfu, energy_joules, tokens_per_joule, cost; and after an evaluation held_out
+//   {bits_per_byte, loss, tokens, bytes, mtp [{loss, acceptance}], average_bits_per_byte, sets {name: the
+//   same}, expert_load {name: [layer][expert]}} (train/held_out.h)
 // and lines that are no steps: {"event": what happened, "step": when, ...} (train/guard.h); "expert_load" has
 // counts [layer][expert] of that step's tokens and the router's bias [layer][expert].
 // The same numbers go into TensorBoard's files, under the tags that torchtitan uses.
@@ -67,6 +68,7 @@ class Telemetry {
   void require_written();  // Error, if metrics.jsonl still lacks something
   // Seconds that the steps waited for checkpoints since the last line; go into the next one.
   void add_stall(double seconds) { stall_ += seconds; }
+  void write_last_stall();             // after which no step comes: into the line of the last one
   void note(const std::string& line);  // a line of its own, at once
   void finish();                       // the last state of the progress line
 
@@ -83,6 +85,7 @@ class Telemetry {
   void write(const Json& line);
   void show_on_board(const Json& line);
   void restart_board();
+  void extend_last_step(const Json& fields);
   void report_disk();
   double rate(int64_t step) const;
   double left(int64_t tokens) const;

@@ -76,8 +76,7 @@ void TrainingLoop::hear_of_checkpoints(CheckpointWriter::Wait wait) {
     failed_ = outcome;
     parts_.telemetry->note(
         fmt::format("WARNING: step {}: the checkpoint could not be written: {}\n         {}; training goes "
-                    "on, and the next "
-                    "one is tried as planned; {}",
+                    "on, and the next one is tried as planned; {}",
                     outcome->step, outcome->error,
                     outcome->hint.empty() ? "it left nothing behind" : outcome->hint, newest()));
     parts_.telemetry->event(
@@ -111,6 +110,7 @@ void TrainingLoop::save() {
 void TrainingLoop::save_and_wait() {
   save();
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
+  parts_.telemetry->write_last_stall();
   if (saved_step_ == result_.steps) return;
   throw Error(fmt::format("the checkpoint of step {} could not be written: {}; {}", result_.steps,
                           failed_ ? failed_->error : "", newest()))
@@ -156,8 +156,7 @@ TrainingLoop::After TrainingLoop::act(const Verdict& verdict, int64_t step) {
     throw Error(fmt::format("step {}: {}; of the checkpoints {}", step, verdict.what, newest()))
         .hint(
             "the same command goes on from there; with --guard.on_spike rewind, say, it leaves the rows out "
-            "that "
-            "led there");
+            "that led there");
   if (verdict.action != Action::rewind) return After::go_on;
   rewind(verdict, step);
   return After::rewound;

@@ -24,6 +24,7 @@
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/cuda/product.h"
+#include "backend/cuda/some_rows.h"
 #include "backend/ops/check.h"
 
 namespace cachalot::cuda {
@@ -320,6 +321,7 @@ void CudaBackend::gemm(const Gemm& g) {
       !hopper::fp8_gemm({.a = g.a, .b = g.b, .d = g.c, .add = g.accumulate == Accumulate::add},
                         {context_->major, context_->multiprocessors}, stream_))
     return;
+  if (!rows_fixed_ && some_rows(queue_, products_of(g))) return;
   if (skinny_products(queue_, products_of(g), rows_fixed_)) return;
   if (rows_fixed_) return plain(g);
   if (k == 0 || !starts_on_16_bytes(g.a) || !starts_on_16_bytes(g.b) || !starts_on_16_bytes(g.c) ||
@@ -440,6 +442,7 @@ void CudaBackend::head_gemm(const HeadGemm& g) {
                    .b_row_step = g.w_stride,
                    .c_col_step = g.y_stride,
                    .read_ahead = g.read_ahead};
+  if (!rows_fixed_ && (some_rows(queue_, p) || absorb_rows(queue_, g, nullptr, faults_))) return;
   if (x_width % 8 == 0 && skinny_products(queue_, p, rows_fixed_)) return;
   if (rows_fixed_) return plain_products(stream_, context_->multiprocessors, p);
   const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),

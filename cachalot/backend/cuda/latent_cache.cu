@@ -14,40 +14,22 @@
 #include "backend/cuda/latent_row.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
+#include "backend/cuda/some_rows.h"
 #include "backend/ops/check.h"
-#include "backend/ops/compose.h"
 
 namespace cachalot::cuda {
 
 namespace {
 
-constexpr int kThreads = kAppendThreads, kPairsABlock = 2 * kThreads;
+constexpr int kThreads = kAppendThreads;
 
 // Grid: tokens, 1 + blocks of queries' pairs.
 __global__ void __launch_bounds__(kThreads)
     append_kernel(const __grid_constant__ LatentAppend a, const Faults faults) {
   let_next_start();
-  const int64_t t = blockIdx.x, half = a.rope / 2;
-  if (blockIdx.y == 0) return append_row(a, faults, t);
-  wait_for_earlier();
-  const int64_t position = static_cast<const int32_t*>(a.positions.data)[t];
-  const int64_t first = int64_t(blockIdx.y - 1) * kPairsABlock + threadIdx.x;
-  float even[2], odd[2];
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const int64_t i = min(first + k * kThreads, a.heads * half - 1),
-                  c = i / half * a.q_stride + a.q_offset + 2 * (i % half);
-    even[k] = load_number(a.q, t, c), odd[k] = load_number(a.q, t, c + 1);
-  }
-  if (!faults.fine(FaultOf::rope, position, a.cos.rows)) return;
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const int64_t i = first + k * kThreads, c = i / half * a.q_stride + a.q_offset + 2 * (i % half);
-    if (i >= a.heads * half) break;
-    Turn(a, position, i % half)(even[k], odd[k]);
-    store_number(a.q, t, c, even[k]);
-    store_number(a.q, t, c + 1, odd[k]);
-  }
+  const int64_t t = blockIdx.x;
+  if (blockIdx.y == 0) append_row(a, faults, t);
+  else turn_queries(a, faults, t, int(blockIdx.y) - 1);
 }
 
 // Block: a token.
@@ -77,13 +59,12 @@ void CudaBackend::latent_append(const LatentAppend& a) {
   require_no_f64("latent_append", {&a.x, &a.q});
   select();
   if (a.x.rows == 0) return;
-  if (a.latent > 4 * kMostQuads * kThreads || a.rope > 2 * kThreads)
+  if (!append_fits(a))
     throw Error("latent_append on CUDA: a latent of " + std::to_string(a.latent) + " numbers and a key of " +
                 std::to_string(a.rope) + "; the kernel takes up to " +
                 std::to_string(4 * kMostQuads * kThreads) + " and " + std::to_string(2 * kThreads))
         .hint("use the device cpu for this model");
-  const int64_t pairs = a.q ? a.heads * (a.rope / 2) : 0;
-  const dim3 grid(unsigned(a.x.rows), unsigned(1 + (pairs + kPairsABlock - 1) / kPairsABlock));
+  const dim3 grid(unsigned(a.x.rows), unsigned(append_blocks(a)));
   launch(queue_, append_kernel, grid, kThreads, 0, a, faults_);
   launched("latent_append");
 }
@@ -95,7 +76,10 @@ void CudaBackend::latent_query(const LatentQuery& q) {
   if (q.project.x.rows > 0 && !rows_fixed_ && kHopperDecoding.runs_on(context_->major) &&
       hopper::query_few(queue_, q, faults_))
     return;
-  compose(*this, q);
+  norm_gemm(q.project);
+  if (!rows_fixed_ && absorb_rows(queue_, q.absorb, &q.append, faults_)) return;
+  latent_append(q.append);
+  head_gemm(q.absorb);
 }
 
 void CudaBackend::latent_gather(const LatentGather& g) {

@@ -1,10 +1,14 @@
 // Contract: backend/ops/norm_gemm.h. Few rows: every warp normalises the rows for itself (they come from the
 // cache, the arithmetic is nothing) and multiplies its row of weights, which was on its way while the kernel
-// before still ran. Blocks along y take four rows each.
+// before still ran. Blocks along y take four rows each. More rows of bf16:
+// some_rows.h, hopper/norm_tiles.cu.
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
 #include "backend/cuda/few_rows.cuh"
+#include "backend/cuda/hopper/decoding.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
+#include "backend/cuda/some_rows.h"
 #include "backend/ops/check.h"
 #include "backend/ops/compose.h"
 
@@ -86,6 +90,9 @@ void CudaBackend::norm_gemm(const NormGemm& g) {
   check(g);
   require_no_f64("norm_gemm", {&g.x, &g.c, &g.c2});
   select();
+  if (g.w.rows > 0 && !rows_fixed_ &&
+      (some_rows(queue_, g) || (kHopperDecoding.runs_on(context_->major) && hopper::norm_tiles(queue_, g))))
+    return;
   if (g.x.rows == 0 || g.w.rows == 0 || !few_rows(queue_, g, rows_fixed_)) compose(*this, g);
 }
 

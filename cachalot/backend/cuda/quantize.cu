@@ -430,11 +430,6 @@ __global__ void pad_kernel(const int32_t* offsets, int32_t* padded, int experts)
   if (lane == 0) padded[experts] = before;
 }
 
-// Rows of codes begin on 8 bytes.
-bool codes_are_wide(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.data) % 8 == 0 && (t.rows <= 1 || t.ld % 8 == 0);
-}
-
 // body(T{}, wide) by the format of x.
 template <class Body> void with_source(const Tensor& x, const Body& body) {
   if (x.dtype == DType::e4m3) with_width(codes_are_wide(x), [&](auto wide) { body(e4m3{}, wide); });

@@ -154,8 +154,11 @@ __device__ inline Eight numbers_of(uint2 codes) {
   return e;
 }
 
-// Codes [at, at + 8) of a row of `cols`; beyond its end zeros, and nothing is written. `wide`: rows begin on 8
-// bytes.
+// Whether rows of codes begin on 8 bytes: the operations' own do, what others made need not.
+inline bool codes_are_wide(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data) % 8 == 0 && (t.rows <= 1 || t.ld % 8 == 0);
+}
+// Codes [at, at + 8) of a row of `cols`; beyond its end zeros, and nothing is written. `wide`: codes_are_wide.
 __device__ inline uint2 load_codes(const Tensor& t, int64_t r, int64_t at, bool wide) {
   const uint8_t* from = static_cast<const uint8_t*>(t.data) + r * t.ld + at;
   if (wide && at + kEight <= t.cols) return *reinterpret_cast<const uint2*>(from);

@@ -209,11 +209,6 @@ Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
   return t ? t.slice_rows(first, count) : Tensor{};
 }
 
-// Every row of codes begins on 8 bytes: of what others made, too.
-bool codes_are_wide(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.data) % 8 == 0 && (t.rows <= 1 || t.ld % 8 == 0);
-}
-
 }  // namespace
 
 void CudaBackend::quantized_swiglu(const SwigluForward& g) {

@@ -1,9 +1,11 @@
 // Contract: backend/ops/rmsnorm.h. A row stays in the registers of its threads: forward moves x and y once,
-// backward dy, x, residual and dx once, two rows on their way beside the one that is worked on. The gain's
-// gradient sums the rows of a chunk in registers, then the chunks in order, in double; chunks are cut by the
-// number of rows.
+// backward dy, x, residual and dx once, two rows on their way beside the one that is worked on, or, without a
+// residual on Hopper, three (hopper/rmsnorm_rows.h). The gain's gradient sums the rows of a chunk in
+// registers, then the chunks in order, in double; chunks are cut by the number of rows.
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/families.h"
+#include "backend/cuda/hopper/rmsnorm_rows.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/quantize_rmsnorm.h"
 #include "backend/cuda/reduce.cuh"
@@ -184,23 +186,64 @@ template <class T, bool wide, int each, bool with_residual> __global__ void __la
     if (begin_of(i) < d) store_eight<wide>(to, begin_of(i), d, sums[i]);
 }
 
-// dgain[c] = or += the chunks in order. Block (32 columns, 16 ranges of chunks).
-__global__ void join_chunks(const float* sums, int64_t chunks, int64_t cols, bool add, float* dgain) {
+// As many chunks of rows as blocks run at once on a card of 132 multiprocessors, six for a thread: more threads
+// with fewer each are done sooner.
+constexpr int kMostChunks = 132, kRanges = 22, kOfRange = (kMostChunks + kRanges - 1) / kRanges;
+
+// dgain[c] = or += the chunks in order. Block (32 columns, kRanges ranges of chunks).
+__global__ void join_chunks(const float* sums, int chunks, int64_t cols, bool add, float* dgain) {
   start();
-  __shared__ double parts[16][33];
+  __shared__ double parts[kRanges][33];
   const int64_t c = int64_t(blockIdx.x) * 32 + threadIdx.x;
-  const int64_t span = (chunks + 15) / 16, begin = threadIdx.y * span, end = min(begin + span, chunks);
+  const int begin = int(threadIdx.y) * kOfRange;
+  float its[kOfRange];
+#pragma unroll
+  for (int k = 0; k < kOfRange; ++k)
+    its[k] = c < cols && begin + k < chunks ? sums[(begin + k) * cols + c] : 0.0f;
   double sum = 0;
-  if (c < cols) {
-#pragma unroll 8
-    for (int64_t k = begin; k < end; ++k) sum += double(sums[k * cols + c]);
-  }
+#pragma unroll
+  for (int k = 0; k < kOfRange; ++k) sum += double(its[k]);
   parts[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y > 0 || c >= cols) return;
   sum = add ? double(dgain[c]) : 0.0;
-  for (int y = 0; y < 16; ++y) sum += parts[y][threadIdx.x];
+  for (int y = 0; y < kRanges; ++y) sum += parts[y][threadIdx.x];
   dgain[c] = float(sum);
+}
+
+// dx and the sums of chunks of rows; returns how many chunks there are.
+int64_t portable_backward(const Queue& queue, const RmsNormBackward& n, float* sums) {
+  const int64_t rows = n.x.rows, d = n.x.cols;
+  if (rows == 0) return 0;
+  const int each = eights(d) <= kMostBackward ? 1 : 2;
+  const dim3 block = row_block(d, each, kMostBackward);
+  const int64_t rows_a_chunk = std::max<int64_t>((rows + kMostChunks - 1) / kMostChunks, block.y);
+  const int64_t chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
+  const size_t joined = block.y > 1 ? sizeof(float) * block.x * block.y * size_t(each) * kEight : 0;
+  with_act(n.x.dtype, [&](auto act) {
+    using T = decltype(act);
+    const BackwardArgs<T> args{.dy = n.dy.matrix<const T>(),
+                               .x = n.x.matrix<const T>(),
+                               .residual = n.residual ? n.residual.matrix<const T>() : Matrix<const T>{},
+                               .dx = n.dx.matrix<T>(),
+                               .gain = n.gain.vector<const float>().data,
+                               .scales = n.r.vector<const float>().data,
+                               .sums = sums,
+                               .rows_a_chunk = rows_a_chunk};
+    const auto run = [&](auto of_thread, auto residual, auto w) {
+      const auto kernel = backward_kernel<T, w.value, of_thread.value, residual.value>;
+      must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(joined)),
+           "rmsnorm_backward");
+      launch(queue, kernel, unsigned(chunks), block, joined, args);
+    };
+    with_width(are_wide({&n.x, &n.dy, &n.residual, &n.dx, &n.gain}), [&](auto w) {
+      with_width(bool(n.residual), [&](auto residual) {
+        if (each == 1) run(std::integral_constant<int, 1>{}, residual, w);
+        else run(std::integral_constant<int, 2>{}, residual, w);
+      });
+    });
+  });
+  return chunks;
 }
 
 }  // namespace
@@ -227,44 +270,16 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
 void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
   check(n);
   require_no_f64("rmsnorm_backward", {&n.x, &n.dx});
-  const int64_t rows = n.x.rows, d = n.x.cols;
-  const int each = eights(d) <= kMostBackward ? 1 : 2;
-  const dim3 block = row_block(d, each, kMostBackward);
-  CHECK(block.x <= kMostBackward, "rmsnorm_backward: rows of up to 14336 on cuda, got " + n.x.describe());
+  CHECK(eights(n.x.cols) <= 2 * kMostBackward,
+        "rmsnorm_backward: rows of up to 14336 on cuda, got " + n.x.describe());
+  CHECK(kMostChunks * n.x.cols * 4 <= kWorkspace);
   select();
-  // As many chunks of rows as blocks run at once on a card of 132 multiprocessors.
-  constexpr int64_t kMostChunks = 132;
-  const int64_t rows_a_chunk = std::max<int64_t>((rows + kMostChunks - 1) / kMostChunks, block.y);
-  const int64_t chunks = (rows + rows_a_chunk - 1) / rows_a_chunk;
   auto* sums = static_cast<float*>(workspace_);
-  CHECK(chunks * d * 4 <= kWorkspace);
-  const size_t joined = block.y > 1 ? sizeof(float) * block.x * block.y * size_t(each) * kEight : 0;
-  if (rows > 0)
-    with_act(n.x.dtype, [&](auto act) {
-      using T = decltype(act);
-      const BackwardArgs<T> args{.dy = n.dy.matrix<const T>(),
-                                 .x = n.x.matrix<const T>(),
-                                 .residual = n.residual ? n.residual.matrix<const T>() : Matrix<const T>{},
-                                 .dx = n.dx.matrix<T>(),
-                                 .gain = n.gain.vector<const float>().data,
-                                 .scales = n.r.vector<const float>().data,
-                                 .sums = sums,
-                                 .rows_a_chunk = rows_a_chunk};
-      const auto run = [&](auto of_thread, auto residual, auto w) {
-        const auto kernel = backward_kernel<T, w.value, of_thread.value, residual.value>;
-        must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(joined)),
-             "rmsnorm_backward");
-        launch(queue_, kernel, unsigned(chunks), block, joined, args);
-      };
-      with_width(are_wide({&n.x, &n.dy, &n.residual, &n.dx, &n.gain}), [&](auto w) {
-        with_width(bool(n.residual), [&](auto residual) {
-          if (each == 1) run(std::integral_constant<int, 1>{}, residual, w);
-          else run(std::integral_constant<int, 2>{}, residual, w);
-        });
-      });
-    });
-  launch(queue_, join_chunks, unsigned((d + 31) / 32), dim3(32, 16), 0, sums, chunks, d,
-         n.accumulate_gain == Accumulate::add, n.dgain.vector<float>().data);
+  const int64_t chunks = kHopperProducts.runs_on(context_->major) && hopper::takes_rows(n)
+                             ? hopper::rmsnorm_rows(queue_, n, kMostChunks, sums)
+                             : portable_backward(queue_, n, sums);
+  launch(queue_, join_chunks, unsigned((n.x.cols + 31) / 32), dim3(32, kRanges), 0, sums, int(chunks),
+         n.x.cols, n.accumulate_gain == Accumulate::add, n.dgain.vector<float>().data);
   launched("rmsnorm_backward");
 }
 

@@ -82,87 +82,162 @@ __global__ void __launch_bounds__(kSortThreads)
 }
 
 constexpr int kAddThreads = 256;
-constexpr int kAddParts = 4;  // slabs of columns of a block; eights of a thread
-constexpr int64_t kAddSlab = int64_t(kEight) * kAddThreads;
+constexpr int kFour = 4;   // numbers of a thread, neighbours beside neighbours
+constexpr int kFours = 4;  // of a thread
+constexpr int64_t kAddSpan = int64_t(kAddThreads) * kFours * kFour;  // columns of a block
+constexpr int kFew = 3, kMany = 16;                                  // times that a row comes
+constexpr int kStageBytes = 64 * kAddThreads;                        // of shared memory, twice
+static_assert(kAddSpan / kMany == kAddThreads && kAddSpan / (kFew + 1) == kFour * kAddThreads);
 
-// Block (place in the order, kAddParts slabs of columns). A row that comes one to three times, as most do, is
-// its first place's. Of a row that comes more often each of the first four places takes a slab. `fresh`: y
-// holds zeros.
-template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, 2)
-    scatter_add_kernel(Matrix<const T> x, const Place* sorted, Matrix<float> y, bool fresh) {
-  constexpr int kAddAtOnce = sizeof(T) == 2 ? 16 : 8;  // rows under way at once, where there are many
-  constexpr int kFew = kAddParts - 1;
-  __shared__ int32_t list[kAddThreads];
-  start();
-  const int64_t n = x.rows, d = x.cols, place = blockIdx.x, group = int64_t(blockIdx.y) * kAddParts;
-  const int32_t row = sorted[place].row;
-  const auto is_row = [&](int64_t i) { return 0 <= i && i < n && sorted[i].row == row; };
-  const auto order = [&](int64_t i) { return int64_t(sorted[i < n ? i : n - 1].t); };
-  // The row's lie side by side: how many come before this one and behind it, as far as anyone needs to know.
-  int before = 0, behind = 0;
+struct alignas(8) FourOf16 {
+  uint32_t w[2];
+};
+template <class T> struct PackedFour;
+template <> struct PackedFour<float> { using Type = float4; };
+template <> struct PackedFour<bf16> { using Type = FourOf16; };
+
+__device__ inline float4 unpack_four(const float4& p) { return p; }
+__device__ inline float4 unpack_four(const FourOf16& p) {
+  return {__uint_as_float(p.w[0] << 16), __uint_as_float(p.w[0] & 0xFFFF0000u), __uint_as_float(p.w[1] << 16),
+          __uint_as_float(p.w[1] & 0xFFFF0000u)};
+}
+template <class P> __device__ inline void add_four(float4& sum, const P& packed) {
+  const float4 p = unpack_four(packed);
+  sum = {sum.x + p.x, sum.y + p.y, sum.z + p.z, sum.w + p.w};
+}
+template <bool wide, class T>
+__device__ inline typename PackedFour<T>::Type load_four(const T* row, int64_t at, int64_t cols) {
+  typename PackedFour<T>::Type p;
+  if constexpr (wide) {
+    p = *reinterpret_cast<const typename PackedFour<T>::Type*>(row + at);
+  } else {
+    auto* numbers = reinterpret_cast<T*>(&p);
 #pragma unroll
-  for (int k = 1; k <= kAddParts; ++k) {
-    before += int(before == k - 1 && is_row(place - k));
-    behind += int(behind == k - 1 && is_row(place + k));
+    for (int i = 0; i < kFour; ++i) numbers[i] = at + i < cols ? row[at + i] : T{};
   }
-  if (row < 0 || row == kNoRow || before == kAddParts) return;
-  const int64_t first = place - before;
-  const auto add = [](Eight& sum, const Packed<T>& packed) {
-    const Eight e = unpack(packed);
+  return p;
+}
+template <bool wide>
+__device__ inline void store_four(float* row, int64_t at, int64_t cols, const float4& p) {
+  if constexpr (wide) {
+    *reinterpret_cast<float4*>(row + at) = p;
+  } else {
+    if (at < cols) row[at] = p.x;
+    if (at + 1 < cols) row[at + 1] = p.y;
+    if (at + 2 < cols) row[at + 2] = p.z;
+    if (at + 3 < cols) row[at + 3] = p.w;
+  }
+}
+
+// Adds the x of all that begin at `first` and have this row to a column a thread, from `begin` on. Memory
+// under load answers late: while one stage of rows is added the next is on its way into shared memory.
+template <class T, bool wide>
+__device__ inline void add_many(Matrix<const T> x, const Place* sorted, int64_t first, int32_t row,
+                                float* out, int64_t begin, bool fresh, T (*stages)[kStageBytes / sizeof(T)]) {
+  constexpr int kRows = kStageBytes / (kAddThreads * int(sizeof(T))),
+                kPieces = kAddThreads * int(sizeof(T)) / 16,  // of a row
+      kRowsAtOnce = kAddThreads / kPieces, kOfPiece = 16 / int(sizeof(T));
+  const int64_t column = begin + threadIdx.x, d = x.cols;
+  const int piece = int(threadIdx.x) % kPieces * kOfPiece;
+  const auto ask = [&](int64_t from, T* stage) {
 #pragma unroll
-    for (int j = 0; j < kEight; ++j) sum.v[j] += e.v[j];
+    for (int k = int(threadIdx.x) / kPieces; k < kRows; k += kRowsAtOnce) {
+      const int64_t i = from + k;
+      const Place its = i < x.rows ? sorted[i] : Place{kNoRow, 0};
+      if (its.row != row || begin + piece >= d) continue;
+      const T* source = x.data + int64_t(its.t) * x.ld + begin + piece;
+      T* to = stage + k * kAddThreads + piece;
+      if constexpr (wide) {
+        const auto address = unsigned(__cvta_generic_to_shared(to));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+      } else {
+        for (int j = 0; j < kOfPiece; ++j)
+          if (begin + piece + j < d) to[j] = source[j];
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
   };
+  ask(first, stages[0]);
+  ask(first + kRows, stages[1]);
+  float sum = !fresh && column < d ? out[column] : 0.0f;
+  for (int turn = 0;; turn = 1 - turn, first += kRows) {
+    const int64_t i = first + threadIdx.x;
+    const bool real = threadIdx.x < kRows && i < x.rows && sorted[i].row == row;
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    const int count = __syncthreads_count(real);
+    if (column < d) {
+#pragma unroll 8
+      for (int k = 0; k < count; ++k) sum += float(stages[turn][k * kAddThreads + threadIdx.x]);
+    }
+    if (count < kRows) break;
+    __syncthreads();
+    ask(first + 2 * kRows, stages[turn]);
+  }
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  if (column < d) out[column] = sum;
+}
+
+// Block (place in the order, kAddSpan columns). A row that comes one to three times, as most do, is its first
+// place's. Of a row that comes more often each of the first four places takes a quarter of these columns, of
+// one that comes very often each of the first sixteen its part. `fresh`: y holds zeros.
+template <class T, bool wide> __global__ void __launch_bounds__(kAddThreads, sizeof(T) == 2 ? 4 : 3)
+    scatter_add_kernel(Matrix<const T> x, const Place* sorted, Matrix<float> y, bool fresh) {
+  __shared__ alignas(16) T stages[2][kStageBytes / sizeof(T)];
+  start();
+  const int64_t n = x.rows, d = x.cols, place = blockIdx.x, begin = int64_t(blockIdx.y) * kAddSpan;
+  const int lane = int(threadIdx.x) % 32;
+  const int64_t around = place - kMany + lane;  // no neighbour farther away matters
+  const Place its = 0 <= around && around < n ? sorted[around] : Place{-1, 0};
+  const int32_t row = __shfl_sync(kAll, its.row, kMany);
+  const unsigned same = __ballot_sync(kAll, its.row == row);
+  if (row < 0 || row == kNoRow) return;
+  const int before = __popc(same & ((1u << kMany) - 1)), count = __popc(same);
+  const int owners = count <= kFew ? 1 : count < kMany ? kFew + 1 : kMany;
+  if (before >= owners) return;
   float* out = y.data + row * y.ld;
-  if (before + behind < kFew) {  // all of them are known: one to three
-    if (before > 0) return;
-    const auto column = [&](int i) { return (group + i) * kAddSlab + kEight * int64_t(threadIdx.x); };
-    Eight sums[kAddParts] = {};
-    Packed<T> batch[kFew][kAddParts] = {};
+  const auto source = [&](int k) {  // of those that have this row
+    return x.data + int64_t(__shfl_sync(kAll, its.t, kMany - before + k)) * x.ld;
+  };
+  if (owners == kMany)
+    return add_many<T, wide>(x, sorted, place - before, row, out, begin + before * (kAddSpan / kMany), fresh,
+                             stages);
+  if (owners > 1) {
+    const int64_t column = begin + before * (kAddSpan / owners) + kFour * int64_t(threadIdx.x);
+    typename PackedFour<T>::Type batch[kMany - 1];
+    float4 sum = {};
+    if (column < d && !fresh) sum = load_four<wide>(out, column, d);
 #pragma unroll
-    for (int i = 0; i < kAddParts; ++i)
-      if (column(i) < d && !fresh) sums[i] = load_eight<wide>(out, column(i), d);
-#pragma unroll
-    for (int k = 0; k < kFew; ++k) {
-      if (k > behind) break;
-      const T* from = x.data + order(first + k) * x.ld;
-#pragma unroll
-      for (int i = 0; i < kAddParts; ++i)
-        if (column(i) < d) batch[k][i] = load<wide>(from, column(i), d);
+    for (int k = 0; k < kMany - 1; ++k) {
+      if (k >= count) break;
+      const T* from = source(k);
+      if (column < d) batch[k] = load_four<wide>(from, column, d);
     }
 #pragma unroll
-    for (int i = 0; i < kAddParts; ++i) {
-      if (column(i) >= d) break;
-#pragma unroll
-      for (int k = 0; k < kFew; ++k)
-        if (k <= behind) add(sums[i], batch[k][i]);
-      store_eight<wide>(out, column(i), d, sums[i]);
-    }
+    for (int k = 0; k < kMany - 1; ++k)
+      if (k < count) add_four(sum, batch[k]);
+    if (column < d) store_four<wide>(out, column, d, sum);
     return;
   }
-  const int64_t at = (group + before) * kAddSlab + kEight * int64_t(threadIdx.x);
-  const bool mine = at < d;
-  Eight sum = {};
-  if (mine && !fresh) sum = load_eight<wide>(out, at, d);
-  for (int64_t window = first;; window += kAddThreads) {
-    const int64_t i = window + threadIdx.x;
-    const bool hit = is_row(i);
-    if (hit) list[threadIdx.x] = int32_t(order(i));
-    const int count = __syncthreads_count(hit);  // the first ones of the window
-    for (int begin = 0; mine && begin < count; begin += kAddAtOnce) {
-      Packed<T> batch[kAddAtOnce];
+  const auto column = [&](int k) { return begin + kFour * (int64_t(k) * kAddThreads + threadIdx.x); };
+  float4 sums[kFours];
 #pragma unroll
-      for (int k = 0; k < kAddAtOnce; ++k) {
-        batch[k] = {};
-        if (begin + k < count) batch[k] = load<wide>(x.data + list[begin + k] * x.ld, at, d);
-      }
-#pragma unroll
-      for (int k = 0; k < kAddAtOnce; ++k)
-        if (begin + k < count) add(sum, batch[k]);
-    }
-    if (count < kAddThreads) break;
-    __syncthreads();
+  for (int k = 0; k < kFours; ++k) {
+    sums[k] = {};
+    if (column(k) < d && !fresh) sums[k] = load_four<wide>(out, column(k), d);
   }
-  if (mine) store_eight<wide>(out, at, d, sum);
+  for (int j = 0; j < count; ++j) {
+    const T* from = source(j);
+    typename PackedFour<T>::Type batch[kFours];
+#pragma unroll
+    for (int k = 0; k < kFours; ++k)
+      if (column(k) < d) batch[k] = load_four<wide>(from, column(k), d);
+#pragma unroll
+    for (int k = 0; k < kFours; ++k)
+      if (column(k) < d) add_four(sums[k], batch[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kFours; ++k)
+    if (column(k) < d) store_four<wide>(out, column(k), d, sums[k]);
 }
 
 }  // namespace
@@ -213,18 +288,18 @@ void CudaBackend::scatter_add_rows(const ScatterAddRows& s) {
   if (overwrite && s.y.size() > 0)
     must(cudaMemsetAsync(s.y.data, 0, size_t(s.y.size()) * sizeof(float), stream_), "scatter_add_rows");
   if (s.x.size() == 0) return;
-  auto* sorted = static_cast<Place*>(workspace_);
   const bool wide = are_wide({&s.x, &s.y});
+  auto* sorted = static_cast<Place*>(workspace_);
+  const auto across = unsigned((s.x.cols + kAddSpan - 1) / kAddSpan);
   for (int64_t first = 0; first < s.x.rows; first += kMostSorted) {
     const Tensor x = s.x.slice_rows(first, std::min<int64_t>(kMostSorted, s.x.rows - first));
     launch(queue_, sort_kernel, unsigned((x.rows + 31) / 32), kSortThreads, 0,
            s.rows.vector<const int32_t>().data + first, int(x.rows), s.y.rows, sorted, faults_);
-    const dim3 grid(unsigned(x.rows), unsigned((x.cols + kAddParts * kAddSlab - 1) / (kAddParts * kAddSlab)));
     with_act(x.dtype, [&](auto act) {
       using T = decltype(act);
       with_width(wide, [&](auto w) {
-        launch(queue_, scatter_add_kernel<T, w.value>, grid, kAddThreads, 0, x.matrix<const T>(), sorted,
-               s.y.matrix<float>(), overwrite && first == 0);
+        launch(queue_, scatter_add_kernel<T, w.value>, dim3(unsigned(x.rows), across), kAddThreads, 0,
+               x.matrix<const T>(), sorted, s.y.matrix<float>(), overwrite && first == 0);
       });
     });
   }

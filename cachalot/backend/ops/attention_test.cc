@@ -1,5 +1,7 @@
 #include "backend/ops/attention.h"
 
+#include <array>
+
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -129,6 +131,12 @@ TEST(Attention, ManyHeadsShareOneRopeKey) {  // more heads than groups of the ba
   }
 }
 
+TEST(Attention, ManyHeadsOfTheRealModel) {  // more than sums are kept for between blocks
+  const Case c{
+      .lengths = {{66, 130}, {3, 3}}, .heads = 26, .nope = 128, .rope = 64, .value = 128, .act = DType::bf16};
+  expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
+}
+
 TEST(Attention, TheWidthsOfTheRealModel) {
   const Case c{.lengths = {{20, 20}, {3, 11}}, .heads = 2, .nope = 128, .rope = 64, .value = 128};
   expect_like_ref([&](Bench& b) { return run(b, c); }, c.text());
@@ -208,31 +216,96 @@ TEST(Attention, NoQuerySeesLaterTokensOrOtherSequences) {
 }
 
 // Prefill in one piece, in chunks or token by token: the same bits.
+void expect_same_bits_in_pieces(const Case& c) {
+  const int32_t tokens = c.lengths[0].queries;
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench b(*tested.device);
+    const Tensor q = b.t.normal(c.act, tokens, c.heads * (c.nope + c.rope)),
+                 kv = b.t.normal(c.act, tokens, c.heads * (c.nope + c.value)),
+                 k_rope = b.t.normal(c.act, tokens, c.rope),
+                 all = b.t.garbage(c.act, tokens, c.heads * c.value),
+                 lse = b.t.garbage(DType::f32, tokens, c.heads);
+    on(b.s).attention_forward(
+        {.shape = shape_of(b, c), .q = q, .kv = kv, .k_rope = k_rope, .o = all, .lse = lse});
+    for (const Lengths l : {Lengths{1, tokens}, {1, 1}, {3, 131}, {20, 128}, {70, 149}}) {
+      Case part = c;
+      part.lengths = {l};
+      const Tensor o = b.t.garbage(c.act, l.queries, all.cols),
+                   some_lse = b.t.garbage(DType::f32, l.queries, c.heads);
+      on(b.s).attention_forward({.shape = shape_of(b, part),
+                                 .q = q.slice_rows(l.keys - l.queries, l.queries),
+                                 .kv = kv.slice_rows(0, l.keys),
+                                 .k_rope = k_rope.slice_rows(0, l.keys),
+                                 .o = o,
+                                 .lse = some_lse});
+      EXPECT_TRUE(read_bits(b.s, o) == read_bits(b.s, all.slice_rows(l.keys - l.queries, l.queries)))
+          << tested.name << ", " << l.queries << " on " << l.keys << ", " << c.text();
+      EXPECT_TRUE(read_bits(b.s, some_lse) == read_bits(b.s, lse.slice_rows(l.keys - l.queries, l.queries)));
+    }
+  }
+}
+
 TEST(Attention, AQueryHasTheSameBitsWhateverStandsBesideIt) {
-  const int32_t tokens = 150;
-  for (const TestedDevice& tested : tested_devices())
-    for (const DType act : {DType::f32, DType::bf16}) {
-      Bench b(*tested.device);
-      const Case c{.lengths = {{tokens, tokens}}, .act = act};
-      const Tensor q = b.t.normal(act, tokens, 2 * 9), kv = b.t.normal(act, tokens, 2 * 8),
-                   k_rope = b.t.normal(act, tokens, 4), all = b.t.garbage(act, tokens, 6),
-                   lse = b.t.garbage(DType::f32, tokens, 2);
-      on(b.s).attention_forward(
-          {.shape = shape_of(b, c), .q = q, .kv = kv, .k_rope = k_rope, .o = all, .lse = lse});
-      for (const Lengths l : {Lengths{1, 150}, {1, 1}, {3, 131}, {20, 128}}) {
-        const Case part{.lengths = {l}, .act = act};
-        const Tensor o = b.t.garbage(act, l.queries, 6), some_lse = b.t.garbage(DType::f32, l.queries, 2);
-        on(b.s).attention_forward({.shape = shape_of(b, part),
-                                   .q = q.slice_rows(l.keys - l.queries, l.queries),
-                                   .kv = kv.slice_rows(0, l.keys),
-                                   .k_rope = k_rope.slice_rows(0, l.keys),
-                                   .o = o,
-                                   .lse = some_lse});
-        EXPECT_TRUE(read_bits(b.s, o) == read_bits(b.s, all.slice_rows(l.keys - l.queries, l.queries)))
-            << tested.name << ", " << l.queries << " on " << l.keys;
-        EXPECT_TRUE(read_bits(b.s, some_lse) ==
-                    read_bits(b.s, lse.slice_rows(l.keys - l.queries, l.queries)));
+  for (const DType act : {DType::f32, DType::bf16})
+    expect_same_bits_in_pieces({.lengths = {{150, 150}}, .act = act});
+  expect_same_bits_in_pieces(
+      {.lengths = {{290, 290}}, .nope = 128, .rope = 64, .value = 128, .act = DType::bf16});
+}
+
+// Blocks of rows reach behind a sequence's end: NaN of the next sequence stays there, in every output, with the
+// bits of the others unmoved.
+TEST(Attention, NanOfASequenceStaysInIt) {
+  for (const auto& [nope, rope, value] :
+       {std::array<int64_t, 3>{128, 64, 128}, {5, 4, 3}})  // of tensor cores, of plain kernels
+    for (const TestedDevice& tested : tested_devices()) {
+      const ScopedTrace trace(__FILE__, __LINE__, fmt::format("{}, {} + {}", tested.name, nope, rope));
+      const Case c{.lengths = {{70, 100}, {40, 40}, {131, 150}},
+                   .nope = nope,
+                   .rope = rope,
+                   .value = value,
+                   .act = DType::bf16};
+      struct Rows {
+        int64_t first, count;
+      };
+      const Rows of_queries[] = {{0, 70}, {70, 40}, {110, 131}},
+                 of_keys[] = {{0, 100}, {100, 40}, {140, 150}};
+      std::vector<std::vector<std::string>>
+          bits;  // of the clean run, of the other one: of each output's rows
+      for (const bool poisoned : {false, true}) {
+        Bench b(*tested.device);
+        const AttentionShape shape = shape_of(b, c);
+        const int64_t width = c.heads * (nope + rope), wide = c.heads * (nope + value), out = c.heads * value;
+        const Tensor q = b.t.normal(c.act, 241, width), kv = b.t.normal(c.act, 290, wide),
+                     k_rope = b.t.normal(c.act, 290, rope), d_o = b.t.normal(c.act, 241, out),
+                     o = b.t.garbage(c.act, 241, out), lse = b.t.garbage(DType::f32, 241, c.heads),
+                     dq = b.t.garbage(c.act, 241, width), dkv = b.t.garbage(c.act, 290, wide),
+                     dk_rope = b.t.garbage(c.act, 290, rope);
+        if (poisoned) {
+          const std::vector<uint16_t> nan(size_t(40 * std::max(width, wide)), 0x7FC0);
+          for (const Tensor& t : {q, d_o}) on(b.s).upload(nan.data(), t.slice_rows(70, 40));
+          for (const Tensor& t : {kv, k_rope}) on(b.s).upload(nan.data(), t.slice_rows(100, 40));
+        }
+        on(b.s).attention_forward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse});
+        on(b.s).attention_backward({.shape = shape,
+                                    .q = q,
+                                    .kv = kv,
+                                    .k_rope = k_rope,
+                                    .o = o,
+                                    .lse = lse,
+                                    .d_o = d_o,
+                                    .dq = dq,
+                                    .dkv = dkv,
+                                    .dk_rope = dk_rope});
+        std::vector<std::string>& mine = bits.emplace_back();
+        for (const int s : {0, 2}) {
+          for (const Tensor& t : {o, lse, dq})
+            mine.push_back(read_bits(b.s, t.slice_rows(of_queries[s].first, of_queries[s].count)));
+          for (const Tensor& t : {dkv, dk_rope})
+            mine.push_back(read_bits(b.s, t.slice_rows(of_keys[s].first, of_keys[s].count)));
+        }
+        for (const double x : read(b.s, o.slice_rows(70, 40))) EXPECT_EQ(std::isnan(x), poisoned);
       }
+      for (size_t i = 0; i < bits[0].size(); ++i) EXPECT_TRUE(bits[0][i] == bits[1][i]) << "rows " << i;
     }
 }
 

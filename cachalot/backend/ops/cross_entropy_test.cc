@@ -1,5 +1,8 @@
 #include "backend/ops/cross_entropy.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -72,6 +75,50 @@ TEST(CrossEntropy, TheGradientGoesWhereItIsWanted) {
             return {dlogits, loss};
           },
           fmt::format("{} columns, gradient in {}", vocabulary, name_of(format)));
+}
+
+// Rows of the gradient may be longer than the vocabulary; what lies behind them stays.
+TEST(CrossEntropy, TheGradientKeepsToItsColumns) {
+  for (const DType format : {DType::bf16, DType::f32})
+    for (const auto& [vocabulary, padding] : {std::pair<int64_t, int64_t>{1000, 4}, {1000, 3}, {16392, 20}})
+      expect_like_ref(
+          [&](Bench& b) -> Outputs {
+            const Tensor logits = b.t.normal(DType::f32, 3, vocabulary, 2.0),
+                         dlogits = b.t.garbage(format, 3, vocabulary, padding),
+                         loss = b.t.garbage(DType::f32, 1, 3);
+            on(b.s).cross_entropy({.logits = logits,
+                                   .targets = b.t.indices({5, -1, int32_t(vocabulary - 1)}),
+                                   .loss = loss,
+                                   .gradient = true,
+                                   .dlogits = dlogits});
+            return {dlogits, loss};
+          },
+          fmt::format("{} columns and {}, {}", vocabulary, padding, name_of(format)));
+}
+
+// A NaN shows in the loss and the gradient of its row, wherever in the row it stands, and nowhere else.
+TEST(CrossEntropy, NanStaysInItsRow) {
+  for (const int64_t vocabulary : {7, 1000, 20000, 131076})
+    for (const int64_t at : {int64_t(0), vocabulary / 2, vocabulary - 1})
+      for (const TestedDevice& tested : tested_devices()) {
+        const ScopedTrace trace(__FILE__, __LINE__, fmt::format("{}, {} of {}", tested.name, at, vocabulary));
+        Bench b(*tested.device);
+        const Tensor logits = b.t.normal(DType::f32, 3, vocabulary), loss = b.t.garbage(DType::f32, 1, 3),
+                     same = b.t.garbage(DType::f32, 1, 3);
+        const float nan = std::nanf("");
+        on(b.s).upload(&nan, logits.slice_rows(1, 1).slice_cols(at, 1));
+        const Tensor targets = b.t.indices({2, 3, 4});
+        on(b.s).cross_entropy({.logits = logits, .targets = targets, .loss = same});
+        on(b.s).cross_entropy({.logits = logits, .targets = targets, .loss = loss, .gradient = true});
+        for (int64_t r = 0; r < 3; ++r) {
+          EXPECT_EQ(std::isnan(read(b.s, loss)[size_t(r)]), r == 1);
+          EXPECT_EQ(std::isnan(read(b.s, same)[size_t(r)]), r == 1);
+          const std::vector<double> gradient = read(b.s, logits.slice_rows(r, 1));
+          EXPECT_EQ(std::isnan(gradient[size_t(at)]), r == 1);
+          EXPECT_EQ(std::any_of(gradient.begin(), gradient.end(), [](double x) { return std::isnan(x); }),
+                    r == 1);
+        }
+      }
 }
 
 // A confident model: all of the gradient is in what the target's probability lacks to 1.

@@ -66,7 +66,10 @@ TEST(ExpertMlp, MeetsTheMetric) {
 }
 
 TEST(ExpertMlp, ChoicesOutOfRangeAreRefused) {
-  expect_refused([](Bench& b) { run(b, {.experts = 2, .chosen = 3, .act = DType::f32}); }, "permute_plan");
+  for (const Case& c :
+       {Case{.experts = 2, .chosen = 3, .act = DType::f32}, Case{.experts = 2, .chosen = 3},
+        Case{.tokens = 8, .hidden = 64, .shared = 64, .experts = 2, .chosen = 3}})  // one, few and more rows
+    expect_refused([&](Bench& b) { run(b, c); }, "permute_plan");
 }
 
 }  // namespace

@@ -101,6 +101,26 @@ TEST(Gemm, AlignedShapesInEveryFormat) {
           }
 }
 
+// Decoding of some sequences: rows that fill tiles of eight and do not, columns and K that end inside a tile.
+TEST(Gemm, SomeRowsOfBf16) {
+  int number = 0;
+  for (const int64_t m : {2, 7, 8, 9, 17, 32, 33})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{40, 8}, {24, 264}, {72, 1032}, {16, 2048}}) {
+      ++number;
+      const Case c{.m = m,
+                   .n = n,
+                   .k = k,
+                   .trans_a = false,
+                   .trans_b = true,
+                   .a = DType::bf16,
+                   .b = DType::bf16,
+                   .c = number % 2 ? DType::f32 : DType::bf16,
+                   .accumulate = number % 3 ? Accumulate::overwrite : Accumulate::add,
+                   .padding = number % 5 ? 0 : 8};
+      expect_like_ref([&](Bench& bench) { return run(bench, c); }, c.text());
+    }
+}
+
 TEST(Gemm, ScaledWeightsMayStandOnTheLeft) {
   for (const bool trans : {false, true}) {
     const Case c{.m = 140, .n = 9, .k = 150, .trans_a = trans, .a = DType::e4m3};

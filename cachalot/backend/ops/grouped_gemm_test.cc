@@ -132,6 +132,33 @@ TEST(GroupedWeightGrad, AlignedRowsInBf16) {
           fmt::format("{} rows", offsets.back()));
 }
 
+// A rank that nobody sent a token: nothing to write, but gradients begin at zero.
+TEST(GroupedGemm, NoRowsAtAll) {
+  const std::vector<int32_t> offsets(kExperts + 1, 0);
+  for (const DType act : {DType::f32, DType::bf16})
+    for (const bool input_grad : {false, true}) {
+      expect_like_ref([&](Bench& b) -> Outputs {
+        const Tensor x = b.t.normal(act, 0, 16), w = b.t.normal(act, kExperts * 16, 16),
+                     y = b.t.garbage(act, 0, 16);
+        on(b.s).grouped_gemm({.x = x,
+                              .w = w,
+                              .y = y,
+                              .offsets = b.t.indices(offsets),
+                              .experts = kExperts,
+                              .input_grad = input_grad});
+        return {y, weight_grad(b, y, x, offsets, Accumulate::overwrite),
+                weight_grad(b, y, x, offsets, Accumulate::add)};
+      });
+    }
+  expect_like_ref([&](Bench& b) -> Outputs {  // transposes of no columns
+    const Tensor dy = b.t.normal_row_tiles(16, 0), x = b.t.normal_row_tiles(32, 0),
+                 dw = b.t.garbage(DType::f32, kExperts * 16, 32);
+    on(b.s).grouped_weight_grad(
+        {.dy = dy, .x = x, .dw = dw, .offsets = b.t.indices(offsets), .experts = kExperts});
+    return {dw};
+  });
+}
+
 // NaN in rows that belong to nobody must not be read.
 TEST(GroupedWeightGrad, RowsOfNobodyAreNotRead) {
   expect_like_ref([](Bench& b) -> Outputs {

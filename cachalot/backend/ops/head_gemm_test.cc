@@ -60,15 +60,17 @@ TEST(HeadGemm, QueriesIntoTheLatentAndValuesOutOfIt) {
 
 TEST(HeadGemm, AlignedHeadsInBf16) {
   for (const int64_t latent : {64, 256})
-    for (const int64_t tokens : {1, 20})
-      expect_like_ref(
-          [&](Bench& b) {
-            const Heads h{.nope = 32, .value = 16, .latent = latent, .rope = 8, .heads = 3, .tokens = tokens};
-            return absorb(b, h, b.t.normal(DType::bf16, h.rows(), latent),
-                          b.t.normal(DType::bf16, tokens, h.heads * (h.nope + h.rope)),
-                          b.t.normal(DType::bf16, tokens, h.heads * latent));
-          },
-          fmt::format("{} tokens, latent {}", tokens, latent));
+    for (const int64_t tokens : {1, 5, 8, 20})
+      for (const int64_t nope : {32, 64})
+        expect_like_ref(
+            [&](Bench& b) {
+              const Heads h{
+                  .nope = nope, .value = 16, .latent = latent, .rope = 8, .heads = 3, .tokens = tokens};
+              return absorb(b, h, b.t.normal(DType::bf16, h.rows(), latent),
+                            b.t.normal(DType::bf16, tokens, h.heads * (h.nope + h.rope)),
+                            b.t.normal(DType::bf16, tokens, h.heads * latent));
+            },
+            fmt::format("{} tokens, {} to a latent of {}", tokens, nope, latent));
 }
 
 TEST(HeadGemm, ColumnsBetweenTheHeadsKeepTheirValues) {

@@ -20,7 +20,9 @@ constexpr int64_t latent_bytes(int64_t latent, int64_t rope) {
 // What a decoding step's layers share: how the tokens of all sequences are divided among the parts of a device.
 // It follows from lengths and heads, so it is made once a step, on the device; a recorded graph stays valid
 // while sequences grow. What `plan` holds is the backend's own affair; one that divides by shape alone (ref, cpu)
-// leaves it as it is, and then nobody reads it.
+// leaves it as it is, and then nobody reads it. Attention with a plan may read ahead of the operations before it
+// what is older than the step: the plan, page_table, kv_lens, q_starts, and the cache but for the rows of the step's
+// own tokens. None that is still under way, or comes between, writes them.
 //   kv_lens, q_starts: as below | plan i32 [1, latent_plan_size(S)]
 // `piece` > 0: contexts are cut after multiples of so many tokens (a multiple of 128) and nowhere else, so that a
 // row's bits depend on its own tokens only. 0: where the whole batch's lengths make the parts even.
@@ -42,7 +44,8 @@ constexpr int64_t latent_plan_size(int64_t sequences) { return 8192 + 8 * sequen
 //   q_starts i32 [1, S+1]; a sequence has n = q_starts[s+1] - q_starts[s] query rows (its last n tokens):
 //            query i sees tokens 0 ... kv_lens[s] - n + i
 //   o_latent [T, H C] act:   softmax_j(scale (q_latent . latent_j + q_rope . rope_j)) latent_j
-//   plan: what latent_plan made of the same lengths, starts, heads and `piece`; absent: as if it were made here
+//   plan: what latent_plan made of the same table, lengths, starts, heads and `piece`; absent: as if it were made
+//            here
 // Cache rows that nobody sees may hold NaN.
 struct LatentAttention {
   Tensor q_latent, q_rope, cache, page_table, kv_lens, q_starts, o_latent;
@@ -61,7 +64,8 @@ struct LatentAttention {
 // way the rotary slices of the queries are turned in place.
 //   x [T, C + P] act | gain [1, C] stat | positions, cos, sin: as in ops/rope.h, of width P | slots i32 [1, T]
 //   q [T, *] act, optional: columns [h q_stride + q_offset, + P) of heads h < heads
-// Slots are unique.
+// Slots are unique. Positions, slots and tables are read ahead of earlier operations of the stream: none that is
+// under way may write them.
 struct LatentAppend {
   Tensor x, gain, positions, cos, sin, slots, cache;
   int64_t latent = 0, rope = 0;  // C, P

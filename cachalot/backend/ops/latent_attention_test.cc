@@ -14,12 +14,13 @@ struct Case {
   std::vector<Lengths> lengths;
   int64_t heads = 2, latent = 9, rope = 4, page_size = 4;
   DType act = DType::f32;
-  int64_t padding = 0, gap = 3;  // gap: columns between the heads of q_rope
+  int64_t padding = 0, gap = 3;       // gap: columns between the heads of q_rope
+  int64_t piece = 0, table_cols = 0;  // the page table has at least so many columns
 };
 
 // Pages are handed out backwards and with gaps; what no sequence owns stays NaN.
 Outputs run(Bench& b, const Case& c) {
-  int64_t most = 1, pages = 1;
+  int64_t most = std::max<int64_t>(c.table_cols, 1), pages = 1;
   std::vector<int32_t> starts{0}, lens;
   for (const Lengths& l : c.lengths) {
     starts.push_back(starts.back() + l.queries);
@@ -56,7 +57,8 @@ Outputs run(Bench& b, const Case& c) {
                             .q_rope_stride = stride,
                             .page_size = c.page_size,
                             .sequences = sequences,
-                            .scale = 0.3});
+                            .scale = 0.3,
+                            .piece = c.piece});
   return {o};
 }
 
@@ -103,8 +105,8 @@ TEST(LatentAttention, LongContextsWithTheWidthsOfTheRealModel) {
   }
 }
 
-// No padding, pages of 64, V3's stride of q: what the kernels for one generation of cards take. Few rows, many
-// rows, tiles of 64 rows that are not full, sequences that several blocks share, one that nobody asks.
+// No padding, pages of 64, V3's stride of q: what the kernels for one generation of cards take. Few rows,
+// many rows, tiles of 64 rows that are not full, sequences that several blocks share, one that nobody asks.
 TEST(LatentAttention, PackedAsTheRealModelHasThem) {
   for (const int64_t heads : {8, 40, 128}) {
     const Case c{.lengths = {{1, 700}, {3, 129}, {1, 1}, {0, 9}, {2, 64}},
@@ -115,6 +117,73 @@ TEST(LatentAttention, PackedAsTheRealModelHasThem) {
                  .act = DType::bf16,
                  .gap = 128};
     expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("{} heads", heads));
+  }
+}
+
+// More sequences than a GPU works on at once, of one or two blocks of tokens: what a block of threads loads
+// for its next sequence must not overtake what others still read of this one.
+TEST(LatentAttention, ShortSequencesBehindEachOther) {
+  Case c{.heads = 65, .latent = 512, .rope = 64, .page_size = 64, .act = DType::bf16, .gap = 128};
+  for (int32_t i = 0; i < 72; ++i) c.lengths.push_back({1, 1 + i * 29 % 79});
+  expect_like_ref([&](Bench& b) { return run(b, c); });
+}
+
+// Few heads of many sequences, which memory bounds: one that several blocks share, two that nobody asks, one
+// of them empty, two queries on both sides of the end of a block (with 16 heads a second tile of 16 rows).
+TEST(LatentAttention, ManySequencesOfFewHeads) {
+  for (const int64_t heads : {3, 16}) {
+    Case c{.heads = heads, .latent = 512, .rope = 64, .page_size = heads == 3 ? 128 : 64, .act = DType::bf16};
+    for (int32_t i = 0; i < 24; ++i) c.lengths.push_back({1, 1 + i * i % 97});
+    c.lengths[3] = {1, 1411}, c.lengths[7] = {0, 0}, c.lengths[8] = {0, 70}, c.lengths[20] = {2, 65};
+    c.gap = 128;
+    expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("{} heads", heads));
+  }
+}
+
+// Where `piece` fixes the cuts, a sequence has the same bits alone and in any batch, whoever works on it.
+TEST(LatentAttention, FixedPiecesGiveTheSameBitsAloneAndInABatch) {
+  for (const int64_t heads : {8, 40, 128})
+    for (const TestedDevice& tested : tested_devices()) {
+      const Case alone{.lengths = {{1, 700}},
+                       .heads = heads,
+                       .latent = 512,
+                       .rope = 64,
+                       .page_size = 64,
+                       .act = DType::bf16,
+                       .gap = 128,
+                       .piece = 128};
+      Case batch = alone;
+      batch.lengths = {{1, 700}, {3, 129}, {1, 1}, {0, 9}, {2, 1111}};
+      Bench one(*tested.device), many(*tested.device);
+      const std::string bits = read_bits(one.s, run(one, alone)[0]);
+      EXPECT_TRUE(read_bits(many.s, run(many, batch)[0]).substr(0, bits.size()) == bits)
+          << tested.name << ", " << heads << " heads";
+    }
+}
+
+// Pieces of so many sequences, in pages for 8192 tokens, are more than a GPU's scratch memory holds: it may
+// refuse them, but not give a row other bits than it has alone.
+TEST(LatentAttention, FixedPiecesThatDoNotFitAreRefusedAndNotSummedInAnotherOrder) {
+  for (const TestedDevice& tested : tested_devices()) {
+    const Case alone{.lengths = {{1, 700}},
+                     .heads = 8,
+                     .latent = 512,
+                     .rope = 64,
+                     .page_size = 64,
+                     .act = DType::bf16,
+                     .gap = 128,
+                     .piece = 128,
+                     .table_cols = 128};
+    Case batch = alone;
+    batch.lengths.resize(64, {1, 3});
+    Bench one(*tested.device), many(*tested.device);
+    const std::string bits = read_bits(one.s, run(one, alone)[0]);
+    try {
+      EXPECT_TRUE(read_bits(many.s, run(many, batch)[0]).substr(0, bits.size()) == bits) << tested.name;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("fixed pieces of 64 sequences"), std::string::npos) << e.what();
+      EXPECT_FALSE(e.hint().empty());
+    }
   }
 }
 

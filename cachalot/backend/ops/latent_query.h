@@ -4,7 +4,7 @@
 //   append    latent_append: the cache rows; turns the rotary slices of the same q
 //   absorb    head_gemm, not trans_w: q_latent from the other columns of q  [T, H C]
 // Written are the cache rows, the rotary slices of q and absorb.y; project.y, project.r and the other columns of q are
-// working memory, contents afterwards unspecified.
+// working memory, contents afterwards unspecified. Weights, absorb.w too, and gains are read ahead (norm_gemm.h).
 #pragma once
 
 #include "backend/ops/head_gemm.h"

@@ -130,5 +130,16 @@ TEST(LatentQuery, GivesWhatItsPartsGive) {
     }
 }
 
+TEST(LatentQuery, APositionBehindTheTableIsRefused) {
+  for (const Case& c : {Case{2, 512, 2, 128, 64, 512}, Case{2, 64, 2, 16, 8, 32}})
+    expect_refused(
+        [&](Bench& b) {
+          LatentQuery q = make(b, c);
+          q.append.positions = b.t.indices({0, 9});
+          on(b.s).latent_query(q);
+        },
+        "position");
+}
+
 }  // namespace
 }  // namespace cachalot

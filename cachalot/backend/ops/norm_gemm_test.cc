@@ -28,13 +28,16 @@ NormGemm run(Bench& b, const Case& c) {
   return g;
 }
 
-// Few and many rows, widths that end inside a lane's piece, one product and two.
-std::vector<Case> cases() {
+// Few rows have kernels of their own, more are normalised and multiplied.
+const std::vector<int64_t> kFewRows{0, 1, 3, 5, 8}, kMoreRows{9, 32, 70};
+
+// Widths that end inside a lane's piece, one product and two.
+std::vector<Case> cases(const std::vector<int64_t>& rows_of) {
   std::vector<Case> list;
-  for (const int64_t rows : {0, 1, 3, 8, 9, 70})
+  for (const int64_t rows : rows_of)
     for (const auto& [width, first, second] :
-         {std::tuple(1024, 20, 12), std::tuple(512, 24, 0), std::tuple(264, 7, 3), std::tuple(1500, 16, 0),
-          std::tuple(2056, 5, 0), std::tuple(9, 3, 2)})
+         {std::tuple(1024, 20, 12), std::tuple(512, 24, 0), std::tuple(264, 7, 3), std::tuple(1024, 72, 40),
+          std::tuple(1500, 16, 0), std::tuple(2056, 5, 0), std::tuple(9, 3, 2)})
       for (const auto& [act, weight, out] :
            {std::tuple(DType::bf16, DType::bf16, DType::bf16),
             std::tuple(DType::bf16, DType::f32, DType::f32), std::tuple(DType::f32, DType::f32, DType::f32)})
@@ -47,8 +50,8 @@ std::string name_of(const Case& c) {
                      cachalot::name_of(c.act), cachalot::name_of(c.weight));
 }
 
-TEST(NormGemm, MeetsTheMetric) {
-  for (const Case& c : cases())
+void expect_metric(const std::vector<int64_t>& rows) {
+  for (const Case& c : cases(rows))
     expect_like_ref(
         [&](Bench& b) -> Outputs {
           const NormGemm g = run(b, c);
@@ -58,10 +61,13 @@ TEST(NormGemm, MeetsTheMetric) {
         name_of(c));
 }
 
+TEST(NormGemm, FewRowsMeetTheMetric) { expect_metric(kFewRows); }
+TEST(NormGemm, MoreRowsMeetTheMetric) { expect_metric(kMoreRows); }
+
 // What is multiplied is y as it was rounded and written.
-TEST(NormGemm, TheProductsAreOfTheNumbersWritten) {
+void expect_products_of_what_is_written(const std::vector<int64_t>& rows) {
   for (const TestedDevice& tested : tested_devices())
-    for (const Case& c : cases()) {
+    for (const Case& c : cases(rows)) {
       Bench b(*tested.device);
       const NormGemm g = run(b, c);
       const auto expect = [&](const Tensor& w, const Tensor& made) {
@@ -75,6 +81,9 @@ TEST(NormGemm, TheProductsAreOfTheNumbersWritten) {
       if (c.second > 0) expect(g.w2, g.c2);
     }
 }
+
+TEST(NormGemm, FewRowsMultiplyTheNumbersWritten) { expect_products_of_what_is_written(kFewRows); }
+TEST(NormGemm, MoreRowsMultiplyTheNumbersWritten) { expect_products_of_what_is_written(kMoreRows); }
 
 }  // namespace
 }  // namespace cachalot

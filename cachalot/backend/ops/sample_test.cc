@@ -16,9 +16,12 @@ std::vector<int32_t> range(int64_t n) {
   return r;
 }
 
-TEST(Sample, DrawsWhatRefDraws) {
-  for (const auto& [rows, vocabulary] :
-       std::vector<std::pair<int64_t, int64_t>>{{0, 5}, {7, 1}, {100, 2}, {100, 33}, {9, 1000}, {1, 20000}})
+struct Logits {
+  int64_t rows, vocabulary;
+};
+
+void expect_draws_of_ref(const std::vector<Logits>& sizes) {
+  for (const auto& [rows, vocabulary] : sizes)
     for (const double temperature : {0.0, 0.1, 1.0, 2.5})
       for (const int64_t top_k : {0, 1, 5, 5000})
         for (const double top_p : {1.0, 0.9, 0.3, 1e-9})
@@ -37,6 +40,11 @@ TEST(Sample, DrawsWhatRefDraws) {
               fmt::format("{} x {}, temperature {}, top_k {}, top_p {}", rows, vocabulary, temperature, top_k,
                           top_p));
 }
+
+TEST(Sample, DrawsWhatRefDraws) { expect_draws_of_ref({{0, 5}, {7, 1}, {100, 2}}); }
+TEST(Sample, DrawsWhatRefDrawsFromMoreLogits) { expect_draws_of_ref({{100, 33}, {9, 1000}}); }
+// On Hopper a cluster of blocks draws from it.
+TEST(Sample, DrawsWhatRefDrawsFromALongRow) { expect_draws_of_ref({{1, 20000}}); }
 
 // Many ties, both zeros, infinities and NaN among more candidates than are sorted by comparing.
 TEST(Sample, DrawsWhatRefDrawsFromManyTiedAndSpecialLogits) {

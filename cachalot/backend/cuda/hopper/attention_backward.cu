@@ -61,7 +61,7 @@ struct BackwardArguments {
   uint32_t* ticket;
 };
 
-struct BackwardTile : Tile {
+struct BackwardTile : AttentionTile {
   int32_t blocks;       // the number of its sequence's first block of dq's sums
   uint32_t generation;  // how often those blocks were used before
 };
@@ -87,17 +87,17 @@ struct BackwardShared {
 struct Steps {
   int32_t begin, end;
 };
-__device__ __forceinline__ Steps steps_of(const Tile& t) {
+__device__ __forceinline__ Steps steps_of(const AttentionTile& t) {
   return {max(0, t.first - (t.keys - t.queries)) / kQueries, (t.queries + kQueries - 1) / kQueries};
 }
 // How many tiles of keys see block `step` of queries; the first to add is the last of them.
-__device__ __forceinline__ int32_t adders_of(const Tile& t, int32_t step) {
+__device__ __forceinline__ int32_t adders_of(const AttentionTile& t, int32_t step) {
   return (t.visible(min(step * kQueries + kQueries, t.queries) - 1) - 1) / kKeys + 1;
 }
-__device__ __forceinline__ int32_t query_block(const Tile& t, int32_t step) {
+__device__ __forceinline__ int32_t query_block(const AttentionTile& t, int32_t step) {
   return (t.q >> 6) + t.sequence + step;
 }
-__device__ __forceinline__ int32_t key_block(const Tile& t) {
+__device__ __forceinline__ int32_t key_block(const AttentionTile& t) {
   return (t.k >> 7) + t.sequence + t.first / kKeys;
 }
 
@@ -106,16 +106,16 @@ __device__ __forceinline__ int32_t key_block(const Tile& t) {
 __global__ void __launch_bounds__(256)
     row_sums_kernel(const __grid_constant__ BackwardArguments a, const bf16* o, int64_t o_ld, const bf16* d_o,
                     int64_t d_o_ld, const float* lse, float* rows) {
-  __shared__ Tile shared;
+  __shared__ AttentionTile shared;
   if (threadIdx.x < 32) {
     const int32_t tiles = count_tiles(a.sequences, true, kQueries);
-    Tile t;
+    AttentionTile t;
     t.head = -1;
     if (int32_t(blockIdx.x) < tiles) t = find_tile(a.sequences, true, kQueries, int32_t(blockIdx.x), 0);
     if (threadIdx.x == 0) shared = t;
   }
   __syncthreads();
-  const Tile t = shared;
+  const AttentionTile t = shared;
   const int32_t head = int32_t(blockIdx.y) * 8 + int32_t(threadIdx.x / 32);
   if (t.head < 0 || head >= a.heads) return;
   const int lane = threadIdx.x % 32, part = lane % 16;
@@ -159,7 +159,7 @@ __device__ inline void backward_copies(BackwardShared& shared, const BackwardArg
     BackwardTile t;
     t.head = -1;
     if (ticket < uint32_t(total)) {
-      static_cast<Tile&>(t) =
+      static_cast<AttentionTile&>(t) =
           find_tile(a.sequences, false, kKeys, tiles - 1 - int32_t(ticket % uint32_t(tiles)),
                     int32_t(ticket / uint32_t(tiles)));
       t.blocks = t.head % a.ring * a.query_blocks + query_block(t, 0);
@@ -565,7 +565,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 
 // Where things lie in the caller's memory; ring 0: too little of it.
 struct BackwardMemory {
-  int64_t flags, rows, rope, queries, bytes;  // offsets; how much is used
+  int64_t rows, rope, queries;  // offsets; the flags come first
   int32_t ring, query_blocks, key_blocks;
 };
 inline BackwardMemory lay_out(const AttentionBackward& a, int64_t bytes) {
@@ -580,7 +580,6 @@ inline BackwardMemory lay_out(const AttentionBackward& a, int64_t bytes) {
   m.queries = m.rope + key_blocks * kKeys * kRope * 4;
   const int64_t head = query_blocks * kQueries * kWide * 4;
   m.ring = int32_t(std::clamp<int64_t>((bytes - m.queries) / head, 0, std::min(kMostHeads, a.shape.heads)));
-  m.bytes = m.queries + m.ring * head;
   return m;
 }
 
@@ -627,8 +626,6 @@ void launch_backward(const AttentionCall& call, const AttentionBackward& a, uint
 }
 
 }  // namespace
-
-int64_t memory_of(const AttentionBackward& a) { return lay_out(a, INT64_MAX / 2).bytes; }
 
 bool attention_backward(const AttentionCall& call, const AttentionBackward& a, void* memory, int64_t bytes) {
   if (!takes(a.shape) || a.q.rows == 0 || a.kv.rows == 0 || a.shape.sequences == 0) return false;

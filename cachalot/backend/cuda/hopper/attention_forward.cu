@@ -45,7 +45,7 @@ template <class Cut> struct ForwardShared {
   alignas(1024) uint8_t v[Cut::kVStages][kValue / kBox][Cut::kKeys * 128];
   Barrier q_full, q_empty, k_full[Cut::kKStages], k_empty[Cut::kKStages], v_full[Cut::kVStages],
       v_empty[Cut::kVStages], tile_full[2], tile_empty[2];
-  Tile tile[2];
+  AttentionTile tile[2];
 };
 
 struct ForwardArguments {
@@ -75,7 +75,7 @@ template <class Cut> __device__ inline void forward_copies(ForwardShared<Cut>& s
     ticket = __shfl_sync(~0u, ticket, 0);
     // Each block draws one ticket too many; the last of them leaves the counter as it was.
     if (leader && ticket == uint32_t(total) + gridDim.x - 1) *a.ticket = 0;
-    Tile t;
+    AttentionTile t;
     t.head = -1;
     if (ticket < uint32_t(total))
       t = find_tile(a.sequences, true, Cut::kRows, tiles - 1 - int32_t(ticket % uint32_t(tiles)),
@@ -197,7 +197,7 @@ __device__ inline void forward_products(ForwardShared<Cut>& shared, const Forwar
   if (group == 1) pass_by(1, 256);  // the first turn is group 0's
   for (uint32_t round = 0;; ++round) {
     wait(&shared.tile_full[slot.stage], slot.parity);
-    const Tile t = shared.tile[slot.stage];
+    const AttentionTile t = shared.tile[slot.stage];
     arrive(&shared.tile_empty[slot.stage]);
     slot.advance();
     if (t.head < 0) break;

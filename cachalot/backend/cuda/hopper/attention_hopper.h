@@ -26,9 +26,8 @@ struct AttentionCall {
 // that do not start on 16 bytes.
 bool attention_forward(const AttentionCall& call, const AttentionForward& a);
 
-// `memory`: memory_of(a) bytes, on 1,024 bytes, or as many as there are: what is kept between blocks is then
-// kept for fewer heads at a time. False also when there are too few bytes for one head.
-int64_t memory_of(const AttentionBackward& a);
+// `memory`: `bytes` of it, on 1,024: of as many heads as they hold something is kept between blocks. False also
+// when there are too few bytes for one head.
 bool attention_backward(const AttentionCall& call, const AttentionBackward& a, void* memory, int64_t bytes);
 
 }  // namespace cachalot::cuda::hopper

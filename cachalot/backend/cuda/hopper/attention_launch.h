@@ -2,12 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include "backend/cuda/hopper/attention_hopper.h"
 #include "backend/cuda/hopper/attention_tiles.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/hopper/tensor_map.h"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -17,10 +16,6 @@ inline bool takes(const AttentionShape& shape) {
 // What the copy engine reads and 16-byte stores write.
 inline bool takes(const Tensor& t) {
   return t.dtype == DType::bf16 && t.ld % 8 == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
-}
-
-inline void launched(cudaError_t code, const char* kernel) {
-  if (code != cudaSuccess) throw Error(std::string(kernel) + ": " + cudaGetErrorString(code));
 }
 
 // Boxes of `rows` rows and 64 or 32 columns, swizzled over the whole row.

@@ -22,15 +22,16 @@ struct Sequences {
 
 // A block of rows of one sequence and head. Rows are counted in the whole batch for q and k, in the sequence
 // for first.
-struct Tile {    // no initialisers: it stands in shared memory
-  int32_t head;  // -1: there are no more
+struct AttentionTile {  // no initialisers: it stands in shared memory
+  int32_t head;         // -1: there are no more
   int32_t sequence, q, queries, k, keys, first;
   __device__ int32_t visible(int32_t i) const { return keys - queries + i + 1; }  // keys that query i sees
 };
 
 // Lane's sequence base + lane: its rows, and how many blocks of `size` rows (of queries or of keys) it has;
 // none when its rows are not inside q and k.
-__device__ inline int32_t blocks_of(const Sequences& all, int32_t s, bool of_queries, int32_t size, Tile& t) {
+__device__ inline int32_t blocks_of(const Sequences& all, int32_t s, bool of_queries, int32_t size,
+                                    AttentionTile& t) {
   t.sequence = s, t.q = t.queries = t.k = t.keys = 0;
   if (s >= all.count) return 0;
   t.q = all.q_starts[s], t.queries = all.q_starts[s + 1] - t.q;
@@ -46,19 +47,19 @@ __device__ inline int32_t blocks_of(const Sequences& all, int32_t s, bool of_que
 // Blocks of one head. By one whole warp.
 __device__ inline int32_t count_tiles(const Sequences& all, bool of_queries, int32_t size) {
   int32_t sum = 0;
-  Tile t;
+  AttentionTile t;
   for (int32_t base = 0; base < all.count; base += 32)
     sum += blocks_of(all, base + int32_t(threadIdx.x % 32), of_queries, size, t);
   return __reduce_add_sync(~0u, sum);
 }
 
 // Block `index` of one head, 0 <= index < count_tiles. By one whole warp.
-__device__ inline Tile find_tile(const Sequences& all, bool of_queries, int32_t size, int32_t index,
-                                 int32_t head) {
+__device__ inline AttentionTile find_tile(const Sequences& all, bool of_queries, int32_t size, int32_t index,
+                                          int32_t head) {
   const int lane = threadIdx.x % 32;
   int32_t before = 0;
   for (int32_t base = 0;; base += 32) {
-    Tile t;
+    AttentionTile t;
     const int32_t blocks = blocks_of(all, base + lane, of_queries, size, t);
     int32_t sum = blocks;
 #pragma unroll
@@ -69,7 +70,7 @@ __device__ inline Tile find_tile(const Sequences& all, bool of_queries, int32_t 
     const unsigned found = __ballot_sync(~0u, before + sum > index);
     if (found || base + 32 >= all.count) {
       const int at = found ? __ffs(int(found)) - 1 : 31;
-      Tile r;
+      AttentionTile r;
       r.head = found ? head : -1;
       r.sequence = __shfl_sync(~0u, t.sequence, at);
       r.q = __shfl_sync(~0u, t.q, at);

@@ -33,21 +33,9 @@ __device__ __forceinline__ void arrive(Barrier* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
-// At the barrier at the same place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void arrive_at(Barrier* b, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-      "}" ::"r"(shared_address(b)),
-      "r"(rank)
-      : "memory");
-}
-
-// The same by a thread that only read what the barrier guards: it publishes nothing, and so does not wait
-// (about a microsecond) until its writes are seen by the whole GPU, which is what a release to a cluster
-// costs.
+// At the barrier at the same place in the shared memory of block `rank` of the cluster, by a thread that only
+// read what the barrier guards: it publishes nothing, and so does not wait (about a microsecond) until its
+// writes are seen by the whole GPU, which is what a release to a cluster costs.
 __device__ __forceinline__ void arrive_at_after_reading(Barrier* b, uint32_t rank) {
   asm volatile(
       "{\n"
@@ -111,19 +99,6 @@ template <int Stages> struct Ring {
   }
 };
 
-// One lane of a converged warp, always the same one.
-__device__ __forceinline__ bool elect_one() {
-  uint32_t elected;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "elect.sync _|p, 0xffffffff;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}"
-      : "=r"(elected));
-  return elected != 0;
-}
-
 // Registers of the calling warpgroup (a multiple of 8): a producer gives up what the mathematicians need. The
 // kernel must be __launch_bounds__(threads, 1).
 template <int Count> __device__ __forceinline__ void keep_registers() {
@@ -139,18 +114,9 @@ __device__ __forceinline__ uint32_t rank_in_cluster() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-__device__ __forceinline__ uint32_t cluster_size() {
-  uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-}
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void cluster_sync() { cluster_arrive(), cluster_wait(); }
 
 // All blocks are here; nothing is published (see arrive_at_after_reading) but initialised barriers, after
 // barrier_init_done.

@@ -39,7 +39,7 @@ const char* bf16_grouped_gemm(const Bf16GroupedGemm& g, const Card& card, cudaSt
     return "not bf16";
   for (const Tensor* t : {&g.x, &g.w, &g.y})
     if (const char* why = refused(*t)) return why;
-  if (g.experts < 1 || g.experts > kMaxExperts || g.x.rows == 0 || g.x.cols == 0)
+  if (g.experts < 1 || g.experts > kMaxExperts || g.x.rows == 0 || g.x.cols == 0 || g.y.cols == 0)
     return "nothing to multiply";
   const Bf16Problem p{.m = g.x.rows,
                       .n = g.y.cols,
@@ -65,7 +65,8 @@ const char* bf16_weight_grad(const Bf16WeightGrad& g, const Card& card, cudaStre
   if (!is(g.dy, DType::bf16) || !is(g.x, DType::bf16) || !is(g.dw, DType::f32)) return "not bf16 into f32";
   for (const Tensor* t : {&g.dy, &g.x, &g.dw})
     if (const char* why = refused(*t)) return why;
-  if (g.experts < 1 || g.experts > kMaxExperts || g.x.rows == 0) return "nothing to multiply";
+  if (g.experts < 1 || g.experts > kMaxExperts || g.x.rows == 0 || g.x.cols == 0 || g.dy.cols == 0)
+    return "nothing to multiply";
   launch<WeightGrad>({.m = g.dy.cols,
                       .n = g.x.cols,
                       .k = g.x.rows,

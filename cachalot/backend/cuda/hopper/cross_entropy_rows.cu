@@ -12,11 +12,10 @@
 #include "backend/cuda/hopper/cross_entropy_rows.h"
 
 #include <algorithm>
-#include <string>
 
-#include "backend/cuda/hopper/barrier.cuh"
+#include "backend/cuda/hopper/launched.h"
+#include "backend/cuda/hopper/tma.cuh"
 #include "backend/cuda/reduce.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -87,11 +86,7 @@ struct OfThread {
     const int bytes = 4 * max(0, min(kWarpPart, length(a, begin) - at));
     arrive_expecting(here, uint32_t(bytes));
     if (bytes > 0)
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-              shared_address(ring + at)),
-          "l"(a.logits.data + row * a.logits.ld + begin + at), "r"(bytes), "r"(shared_address(here))
-          : "memory");
+      load_bytes(a.logits.data + row * a.logits.ld + begin + at, here, ring + at, uint32_t(bytes));
   }
   __device__ void take(int n, const float* ring, Barrier* here, uint32_t parity) {
     wait(here, parity);
@@ -169,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2) slices_kernel(const __grid_consta
   if (lane == 0) {
     barrier_init(&here[warp], 1);
     barrier_init_done();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    shared_writes_visible();
   }
   __syncwarp();
   start();
@@ -222,7 +217,7 @@ template <class To> __global__ void __launch_bounds__(kThreads, 2)
     for (Barrier& b : s.told) barrier_init(&b, 1);
     for (Barrier& b : s.here) barrier_init(&b, 1);
     barrier_init_done();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    shared_writes_visible();
   }
   __syncthreads();
   cluster_meet();
@@ -255,8 +250,7 @@ template <class To> __global__ void __launch_bounds__(kThreads, 2)
                __int_as_float(__double2hiint(its.others)));
         wait_cluster(&s.told[turn], parity);
       }
-      const Joined j =
-          join_slices(a, a.slices > 1 ? s.mail[turn][min(lane, a.slices - 1)] : its, target);
+      const Joined j = join_slices(a, a.slices > 1 ? s.mail[turn][min(lane, a.slices - 1)] : its, target);
       if (lane == 0) {
         s.end = {.largest = j.largest,
                  .factor = float(a.scale / j.sum),
@@ -341,6 +335,7 @@ void cross_entropy_rows(const Queue& queue, int multiprocessors, void* workspace
     constexpr int kRowsABlock = 4;
     launch(queue, loss_kernel, unsigned((rows + kRowsABlock - 1) / kRowsABlock), 32 * kRowsABlock, 0, args,
            found);
+    code = cudaGetLastError();
   } else {
     int room = 0;  // clusters at a time: multiprocessors come in groups that clusters do not span
     if (code == cudaSuccess) {
@@ -352,7 +347,7 @@ void cross_entropy_rows(const Queue& queue, int multiprocessors, void* workspace
       code = cudaLaunchKernelEx(&all.config, kernel, args);
     }
   }
-  if (code != cudaSuccess) throw Error(std::string("CUDA: cross_entropy: ") + cudaGetErrorString(code));
+  launched(code, "cross_entropy");
 }
 
 }  // namespace cachalot::cuda::hopper

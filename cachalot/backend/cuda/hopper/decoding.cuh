@@ -3,11 +3,9 @@
 
 #include <cuda_runtime.h>
 
-#include <string>
-
 #include "backend/cuda/hopper/barrier.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/launch.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -35,8 +33,7 @@ template <class... Parameters, class... Args> void launch_clusters(const Queue& 
   config.stream = queue.stream;
   config.attrs = attributes;
   config.numAttrs = queue.overlap ? 2 : 1;
-  const cudaError_t code = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...);
-  if (code != cudaSuccess) throw Error(std::string(op) + ": CUDA says \"" + cudaGetErrorString(code) + "\"");
+  launched(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), op);
 }
 
 }  // namespace cachalot::cuda::hopper

@@ -11,6 +11,8 @@ namespace cachalot::cuda::hopper {
 
 // False, and nothing is done: not of that kind.
 bool query_few(const Queue& queue, const LatentQuery& q, const Faults& faults);
+// Products behind a norm, of 33 to 256 rows.
+bool norm_tiles(const Queue& queue, const NormGemm& g);
 bool route_few(const Queue& queue, const Route& r, const Faults& faults);
 
 }  // namespace cachalot::cuda::hopper

@@ -15,7 +15,7 @@
 
 namespace cachalot::cuda::hopper {
 
-constexpr int64_t kMaxExperts = 1023;  // one less: a number is kept free
+constexpr int64_t kMaxExperts = 1023;  // a note has 1,024 numbers for them: one says that there are no more
 
 struct Card {
   int major = 0, multiprocessors = 0;

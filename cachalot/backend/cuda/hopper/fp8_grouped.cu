@@ -8,8 +8,8 @@ const char* fp8_grouped_gemm(const Fp8GroupedGemm& g, const Card& card, cudaStre
   if (const char* why = refused_operand(g.b, ScaleTile::block)) return why;
   if (const char* why = refused_output(g.d)) return why;
   if (const char* why = refused_blocks(g.b, g.d.cols, g.experts)) return why;
-  if (g.experts >= kMaxExperts) return "too many experts";
-  if (g.a.rows == 0 || g.a.cols == 0) return "nothing to multiply";
+  if (g.experts > kMaxExperts) return "too many experts";
+  if (g.a.rows == 0 || g.a.cols == 0 || g.d.cols == 0) return "nothing to multiply";
   Fp8Problem p = problem_of(g.a, g.b, g.d);
   p.n = g.d.cols, p.parts = g.experts, p.offsets = g.offsets, p.faults = g.faults;
   // The host knows all experts' rows together: the model takes them as equal.
@@ -26,8 +26,8 @@ const char* fp8_masked_gemm(const Fp8MaskedGemm& g, const Card& card, cudaStream
   if (const char* why = refused_output(g.d)) return why;
   if (const char* why = refused_blocks(g.b, g.d.cols, g.experts)) return why;
   if (g.d.dtype != DType::bf16) return "the output is not bf16";
-  if (g.experts >= kMaxExperts) return "too many experts";
-  if (g.a.rows == 0 || g.a.cols == 0) return "nothing to multiply";
+  if (g.experts > kMaxExperts) return "too many experts";
+  if (g.a.rows == 0 || g.a.cols == 0 || g.d.cols == 0) return "nothing to multiply";
   Fp8Problem p = problem_of(g.a, g.b, g.d);
   p.n = g.d.cols, p.parts = g.experts, p.offsets = g.counts, p.max_rows = g.max_rows;
   const int64_t rows = g.expected_rows ? g.expected_rows : 64;

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <set>
+
+#include "backend/cuda/hopper/tested_shapes.h"
 
 namespace cachalot::cuda::hopper {
 namespace {
@@ -93,6 +96,37 @@ TEST(Fp8Tiles, LongSumsOfFewTilesAreCutAmongBlocks) {
     const int chosen = choose(kFp8DenseWeightGrad, {.m = m, .n = n, .k = k}, kH200);
     EXPECT_EQ(kFp8DenseWeightGrad[chosen].kernel.splits, splits) << m << " x " << n << " x " << k;
   }
+}
+
+// A kernel that no shape of products_test.cc takes would be compared with nothing. (Masked rows: nobody's.)
+TEST(Fp8Tiles, EveryKernelIsTakenByATestedShape) {
+  const auto missing = [](std::span<const Fp8Choice> choices, const std::vector<Fp8Shape>& shapes) {
+    std::set<int> left;
+    for (int i = 0; i < int(choices.size()); ++i) left.insert(i);
+    for (const Fp8Shape& s : shapes) left.erase(choose(choices, s, kH200));
+    return left;
+  };
+  const auto all = [](std::span<const TestedShape> tested) {
+    std::vector<Fp8Shape> shapes;
+    for (const auto& [m, n, k] : tested) shapes.push_back({.m = m, .n = n, .k = k});
+    return shapes;
+  };
+  std::vector<Fp8Shape> grouped, gradients;  // as fp8_grouped.cu and fp8_weight_grad.cu ask
+  for (const TestedExperts& c : kTestedExperts)
+    grouped.push_back(
+        {.m = (c.rows() + c.experts() - 1) / c.experts(), .n = c.n, .k = c.k, .experts = c.experts()});
+  for (const TestedGradients& c : kTestedGradients)
+    gradients.push_back({.m = c.m,
+                         .n = c.n,
+                         .k = (c.offsets.back() + c.experts() - 1) / c.experts(),
+                         .experts = c.experts()});
+  const std::set<int> none;
+  EXPECT_EQ(missing(kFp8Dense, all(kTestedDense)), none);
+  EXPECT_EQ(missing(kFp8DenseF32, all(kTestedDense)), none);
+  EXPECT_EQ(missing(kFp8DenseAdd, all(kTestedAdd)), none);
+  EXPECT_EQ(missing(kFp8DenseWeightGrad, all(kTestedGradient)), none);
+  EXPECT_EQ(missing(kFp8Grouped, grouped), none);
+  EXPECT_EQ(missing(kFp8WeightGrad, gradients), none);
 }
 
 TEST(Fp8Tiles, MoreWorkNeverTakesLess) {

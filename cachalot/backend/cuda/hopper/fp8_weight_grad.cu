@@ -8,8 +8,8 @@ const char* fp8_weight_grad(const Fp8WeightGrad& g, const Card& card, cudaStream
   if (const char* why = refused_operand(g.x, ScaleTile::row)) return why;
   if (const char* why = refused_output(g.dw)) return why;
   if (g.dw.dtype != DType::f32) return "the gradient is not f32";
-  if (g.experts >= kMaxExperts) return "too many experts";
-  if (g.dy.rows == 0) return "nothing to multiply";
+  if (g.experts > kMaxExperts) return "too many experts";
+  if (g.dy.rows == 0 || g.x.rows == 0 || g.dy.cols == 0) return "nothing to multiply";
   Fp8Problem p = problem_of(g.dy, g.x, g.dw);
   p.parts = g.experts, p.offsets = g.offsets, p.add = g.add;
   p.faults = g.faults, p.fault_of = FaultOf::grouped_weight_grad;

@@ -27,8 +27,22 @@ bool takes(const LatentAttention& a) {
 
 LatentFormat format_of(DType cache) { return cache == DType::e4m3 ? LatentFormat::fp8 : LatentFormat::bf16; }
 
-// Fixed pieces are the large kernel's: the one for few rows has its own order of sums.
-bool by_few(const LatentDecode& d) { return d.step.unit == 0 && few_suits(d); }
+// Which kernel (one H200, us in a graph behind another kernel; "large" is latent_decode and its merge):
+//   8 heads, 1 sequence       of 513, 2048 tokens: few 9, 12; narrow 11, 14; large 14, 19
+//   8 heads, 8 sequences      of 513, 2048 tokens: few 9, 13; narrow 11, 16; large 15, 35
+//   8 heads, 16 sequences     of 513, 2048 tokens: few 18, 25; narrow 13, 18; large 16, 21
+//   8 heads, 128 sequences    of 513, 4096 tokens: narrow 27, 140; large 32, 154
+//   16 heads, 128 sequences   of 513, 4096 tokens: narrow 28, 142; large 32, 154
+//   the same, FP8 cache       narrow 22, 94; large 36, 164
+//   32 heads, 128 sequences   of 4096 tokens: narrow 296, large 155
+// Fixed pieces are the large one's: the others have orders of sums of their own.
+enum class Kernel { few, narrow, large };
+Kernel kernel_of(const LatentDecode& d) {
+  if (d.step.unit > 0) return Kernel::large;
+  const bool narrow = narrow_suits(d);
+  if (few_suits(d) && (d.step.rows <= 8 || !narrow)) return Kernel::few;
+  return narrow ? Kernel::narrow : Kernel::large;
+}
 
 }  // namespace
 
@@ -53,8 +67,10 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
                  .format = format_of(a.cache.dtype),
                  .cache = a.cache.data,
                  .o_latent = static_cast<bf16*>(a.o_latent.data),
-                 .scale = float(a.scale)};
-  if (by_few(d)) {
+                 .scale = float(a.scale),
+                 .read_ahead = a.plan.data != nullptr};
+  const Kernel kernel = kernel_of(d);
+  if (kernel == Kernel::few) {
     latent_decode_few(call.queue, d);
     return true;
   }
@@ -76,7 +92,8 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
     make_latent_plan(call.queue, d.step, plan);
     d.plan = plan;
   }
-  latent_decode(call.queue, d);
+  if (kernel == Kernel::narrow) latent_decode_narrow(call.queue, d);
+  else latent_decode(call.queue, d);
   return true;
 }
 
@@ -94,7 +111,9 @@ void latent_plan(const LatentCall& call, const LatentPlan& p) {
                                 .multiprocessors = call.multiprocessors,
                                 .faults = call.faults},
                        .format = format_of(p.cache)};
-  if (by_few(d) || p.sequences > kMostSequences || p.page_size % kBlockTokens != 0) return;
+  if (kernel_of(d) == Kernel::few || p.sequences > kMostSequences || p.page_size % kBlockTokens != 0 ||
+      p.page_table.cols == 0)
+    return;
   CHECK(plan_words(d.step) <= p.plan.cols, "latent_plan: the plan outgrew its memory");
   make_latent_plan(call.queue, d.step, static_cast<int32_t*>(p.plan.data));
 }

@@ -13,10 +13,9 @@
 // Rows (token i, head h) of a sequence are laid out as i H + h and cut into tiles of 64; tokens into
 // blocks of 64 (a page). The output of a tile, 64 x 512 f32, is half of a multiprocessor's registers, so
 // one block a multiprocessor owns a tile and walks over tokens. A step's plan says which: `tiles`
-// neighbouring blocks walk the same tokens for the tiles of a sequence (two of them fetch halves for
-// both), and sequences are cut where the work of the `parts` such groups is even. Pieces of a cut
-// sequence leave their outputs and log-sum-exps in memory; of two pieces the first picks up the second,
-// more are merged in order by a second kernel.
+// neighbouring blocks walk the same tokens for the tiles of a sequence, and sequences are cut where the
+// work of the `parts` such groups is even. Pieces of a cut sequence leave their outputs and log-sum-exps
+// in memory; of two pieces the first picks up the second, more are merged in order by a second kernel.
 //
 // The plan depends on lengths only: it is made once a step, on the device, and all layers share it.
 // Nothing here depends on the host knowing lengths, so a recorded graph stays valid while sequences grow.
@@ -25,11 +24,12 @@
 // row's bits then depend on its own tokens only, not on what stands beside it in the batch.
 //
 // One H200, cold second-level cache, events around decode and merge, median of 20; sequences of 4096
-// tokens, b = 128 (reading their cache alone takes 143 us by plain loads that go over it together, 155 us
+// tokens, b = 128 (reading their cache alone takes 143 us by plain loads that go over it together, 147 us
 // by the copy engine a sequence a block):
-//   128 heads 249 us, 587 TFLOP/s; with 2 queries 462 to 496 us, 589 to 632 TFLOP/s
-//   64 heads 178 us; 16 heads 174 us
-//   FP8 cache: 128 heads 338 us, 16 heads 173 us. One sequence of 65,536 tokens, 128 heads: 53 us
+//   128 heads 230 us, 636 TFLOP/s; with 2 queries 428 us, 683 TFLOP/s (throttled: 460)
+//   64 heads 162 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 155 us
+//   (latent_decode_narrow; in a graph 142 us, 4.3 TB/s)
+//   FP8 cache: 128 heads 338 us, 16 heads 107 us. One sequence of 65,536 tokens, 128 heads: 50 us
 //
 //   DeepSeek-V2 report section 2.1 (MLA). FlashMLA's "seesaw" splits the output between two warpgroups too.
 #pragma once
@@ -85,8 +85,14 @@ struct LatentDecode {
   float* lse = nullptr;         // [T H] natural log of the softmax' denominator; nullptr: not wanted
   float scale = 0;
   void* pieces = nullptr;  // piece_bytes(step)
+  // What is older than the step (index vectors, plan, rows of the cache) may be read ahead of kernels before.
+  bool read_ahead = false;
 };
 void latent_decode(const Queue& queue, const LatentDecode& d);
+
+// At most 16 rows a sequence on average, cut evenly: bound by memory. The same plan and pieces, one kernel.
+bool narrow_suits(const LatentDecode& d);
+void latent_decode_narrow(const Queue& queue, const LatentDecode& d);
 
 // Few query tokens, contexts of a few thousand tokens, BF16 cache: one launch, without plan and pieces,
 // in a few microseconds.

@@ -4,7 +4,8 @@
 // A cluster of 8 blocks owns one query token and up to 16 of its heads; its blocks walk over the sequence's
 // blocks of 64 tokens in turn, with the portable tensor-core instructions of 16 rows. At the end block r gets
 // columns 64 r ... of everybody's output pushed into its shared memory, and adds them in order. What a row
-// gives depends on its own tokens only.
+// gives depends on its own tokens only. With `read_ahead` tables and older tokens are asked for before the
+// kernel ahead, which makes the queries and the newest token, has ended.
 //
 // Time at 512 tokens: two or three dependent reads (lengths, page, tokens), 72 KB into each of eight
 // multiprocessors, two products of a fraction of a microsecond, one exchange.
@@ -43,6 +44,7 @@ struct Args {
   bf16* o;
   float* lse;
   float scale;
+  bool read_ahead;
 };
 
 // Grid: (8, groups of 16 heads, T), clusters of 8.
@@ -62,14 +64,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   cluster_arrive_relaxed();
-  start();
-  if (threadIdx.x == 32) {  // rows behind the token's heads are of nobody's interest
-    arrive_expecting(&shared.q_full, kChunks * kQueryChunkBytes);
-    const int row = token * heads + head;
-    for (int c = 0; c < kChunks - 1; ++c)
-      load(&latents, &shared.q_full, shared.q + c * kQueryChunkBytes, c * 64, row);
-    load(&ropes, &shared.q_full, shared.q + (kChunks - 1) * kQueryChunkBytes, 0, row);
-  }
+  let_next_start();
+  if (!a.read_ahead) wait_for_earlier();
   // Which sequence, its length, and the page of this block's first tokens: every warp for itself.
   const int page_blocks = int(a.step.page_size) / kBlockTokens, pages = int(a.step.table_cols);
   int sequence = 0;
@@ -77,13 +73,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     sequence = -1;
     for (int base = 0; base < a.step.sequences && sequence < 0; base += 32) {
       const int s = base + lane;
-      const unsigned found = __ballot_sync(
-          ~0u, s < a.step.sequences && a.step.q_starts[s] <= token && token < a.step.q_starts[s + 1]);
+      const unsigned found =
+          __ballot_sync(~0u, s < a.step.sequences && __ldcg(a.step.q_starts + s) <= token &&
+                                 token < __ldcg(a.step.q_starts + s + 1));
       if (found) sequence = base + __ffs(found) - 1;
     }
   }
   const int32_t* table = a.step.page_table + max(sequence, 0) * a.step.table_ld;
-  int page = table[min(rank / page_blocks, pages - 1)];  // asked for before it is known to be one
+  int page = __ldcg(table + min(rank / page_blocks, pages - 1));  // asked for before it is known to be one
   SequenceShape shape{};
   if (sequence >= 0) {
     shape = shape_of(a.step, sequence);
@@ -92,15 +89,29 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int seen = shape.queries > 0 ? max(shape.tokens - shape.queries + token - shape.first_row + 1, 0) : 0,
             blocks = (seen + kBlockTokens - 1) / kBlockTokens;
   const auto ask = [&](int block, int stage) {  // one thread
-    if (block != rank) page = table[block / page_blocks];
+    if (block != rank) page = __ldcg(table + block / page_blocks);
     int64_t slot = int64_t(page) * a.step.page_size + block % page_blocks * kBlockTokens;
     if (!a.step.faults.fine(FaultOf::latent_attention, slot, a.step.slots - kBlockTokens + 1)) slot = 0;
     arrive_expecting(&shared.full[stage], kChunks * kChunkBytes);
     for (int c = 0; c < kChunks; ++c)
       load(&cache, &shared.full[stage], shared.tokens[stage] + c * kChunkBytes, c * 64, int(slot));
   };
+  // Tokens that are older than the step; none that a row of it does not see.
+  const int older = seen > 0 ? shape.tokens - shape.queries : 0;
+  int asked = 0;
   if (threadIdx.x == 0)
-    for (int i = 0; i < kStages && rank + i * kCluster < blocks; ++i) ask(rank + i * kCluster, i);
+    for (; asked < kStages && (rank + asked * kCluster + 1) * kBlockTokens <= older; ++asked)
+      ask(rank + asked * kCluster, asked);
+  wait_for_earlier();
+  if (threadIdx.x == 0)
+    for (; asked < kStages && rank + asked * kCluster < blocks; ++asked) ask(rank + asked * kCluster, asked);
+  if (threadIdx.x == 32) {  // rows behind the token's heads are of nobody's interest
+    arrive_expecting(&shared.q_full, kChunks * kQueryChunkBytes);
+    const int row = token * heads + head;
+    for (int c = 0; c < kChunks - 1; ++c)
+      load(&latents, &shared.q_full, shared.q + c * kQueryChunkBytes, c * 64, row);
+    load(&ropes, &shared.q_full, shared.q + (kChunks - 1) * kQueryChunkBytes, 0, row);
+  }
 
   // Addresses of ldmatrix rows; the 16-byte piece j of row r lies at j ^ r % 8, and r % 8 is lane % 8
   // everywhere.
@@ -181,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         multiply_add(o[n + 1], p, b[2], b[3]);
       }
     }
-    __syncthreads();  // the stage has been read
+    shared_writes_visible();  // an arrival does not wait for ldmatrix
+    __syncthreads();          // the stage has been read
     if (threadIdx.x == 0 && block + kStages * kCluster < blocks) ask(block + kStages * kCluster, stage);
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
@@ -247,7 +259,7 @@ void latent_decode_few(const Queue& queue, const LatentDecode& d) {
                                       .box = {64, kHeads}});
   const TensorMap cache = tensor_map(
       {.data = d.cache, .size = {kWidth, s.slots}, .stride = {0, 2 * kWidth}, .box = {64, kBlockTokens}});
-  const Args a{.step = s, .o = d.o_latent, .lse = d.lse, .scale = d.scale};
+  const Args a{.step = s, .o = d.o_latent, .lse = d.lse, .scale = d.scale, .read_ahead = d.read_ahead};
   const auto must = [](cudaError_t code) {
     if (code != cudaSuccess)
       throw Error(std::string("latent attention: CUDA says \"") + cudaGetErrorString(code) + "\"");

@@ -1,7 +1,7 @@
 // An FP8 cache's codes become bf16 numbers in shared memory, where they are.
 #pragma once
 
-#include "backend/cuda/hopper/latent_feed.cuh"
+#include "backend/cuda/hopper/latent_unit.cuh"
 
 namespace cachalot::cuda::hopper {
 
@@ -21,7 +21,11 @@ __device__ __forceinline__ uint4 expand(uint32_t low, uint32_t high, uint32_t sc
       expand_pair(__byte_perm(high, 0, 0x4140), scale), expand_pair(__byte_perm(high, 0, 0x4342), scale));
 }
 
-// A stage as the copy engine filled it (latent_feed.cuh), by a warpgroup. Chunk c of numbers is written
+// Where a block's codes lie in its stage: eight pieces [64 tokens][64] in the upper half; scales [64][4] f32
+// at the beginning.
+constexpr int kCodesAt = 4 * kChunkBytes, kPieceBytes = 64 * 64;
+
+// A stage as the copy engine filled it, by a warpgroup. Chunk c of numbers is written
 // over pieces 2 c - 8 and 2 c - 7 of codes, which everybody must have read by then.
 __device__ __forceinline__ void expand_block(uint8_t* tile) {
   const int thread = threadIdx.x % 128, row = thread / 4,

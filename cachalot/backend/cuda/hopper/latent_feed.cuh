@@ -1,172 +1,184 @@
 // The shared memory of a block that decodes, and who fills it.
 //
-// A turn is a round of one of three stages: a unit's queries, then its blocks of tokens. A stage has the
-// eight latent chunks [64 rows][64 numbers], 128-byte swizzled; the rotary chunk has two places of its
-// own, which take P once the scores are done. One thread of the left and one of the right warpgroup ask
-// the copy engine, beside their mathematics, for the turn after next but one as soon as places are free.
+// Tokens come in halves of a block: four chunks [64 tokens][64 numbers], 128-byte swizzled, in a ring. An
+// even block's left half (columns 0 ... 255) comes before its right one, an odd block's after it: the half
+// that its owner will multiply P with comes first and is free first. The rotary chunks of even and of odd
+// blocks have a place each, which takes P once the scores are done. A unit begins with its queries: most of
+// their chunks have a place of their own, the others pass through the ring on their way to registers.
 #pragma once
 
 #include "backend/cuda/hopper/latent_unit.cuh"
 
 namespace cachalot::cuda::hopper {
 
-constexpr int kStages = 3, kDecodeThreads = 384, kLatentChunks = 8,
-              kLatentBytes = kLatentChunks * kChunkBytes;
-constexpr int kQueryChunks = 7;  // of Q in registers; the other two in shared memory
-constexpr int kGroups = 4, kGroupBytes = 2 * kChunkBytes;  // chunks arrive in twos
+constexpr int kHalfChunks = 4, kHalfBytes = kHalfChunks * kChunkBytes, kPairBytes = 2 * kChunkBytes;
 
-// How an FP8 cache's tokens arrive in a stage: their scales [64][4] f32 at its beginning, eight pieces of
-// codes [64 tokens][64] in its upper half.
-constexpr int kCodesAt = 4 * kChunkBytes, kPieceBytes = 64 * 64, kScaleBytes = 64 * 16;
+constexpr int kSlots = 5, kQueryRegisters = 3;  // chunks of Q, the last ones
 
 // What the copy engine is asked for, with its boxes.
 struct Maps {
-  TensorMap latents, ropes;  // [2][64 rows][64], [64][64]
-  TensorMap tokens, scales;  // bf16: [2][64 tokens][64]. fp8: codes [8][64][64] and [64][4]
-  TensorMap rotary;          // bf16: [32][64]. fp8: [64][64]
+  TensorMap latents, ropes;  // of queries: [2][64 rows][64], [64][64]
+  TensorMap tokens, rotary;  // [2][64 tokens][64], [64][64]
 };
 
-// What a feeding thread keeps: in shared memory, for its warpgroup has no register to spare.
-struct Feed {
-  Units units;
-  Unit u;
-  int block, page_block, rotary_row;  // block u.begin - 1: the queries
-  int32_t page;
-  bool more, rotary_more, rotary_of_queries;
-  const int32_t* table;
+// What a softmax leaves for the other warpgroup: a row's reference, and by what sums and outputs shrink.
+struct Moved {
+  float largest, shrink;
 };
 
 struct DecodeShared {
-  uint8_t tokens[kStages][kLatentBytes];
+  uint8_t halves[kSlots][kHalfBytes];
   uint8_t rotary[2][kChunkBytes];
-  uint8_t q[2][kChunkBytes];  // chunks 7 and 8
-  float shrink[kStages][kTileRows];
-  float2 ends[2][kTileRows];  // largest score and sum behind a unit's last block, by turn
-  Unit unit[3];               // of the scores, left, right; here for the same reason
-  Units units[3];
-  Feed feed[2];
-  Barrier full[kStages][kGroups], rotary_full[2];
-  Barrier ready[kStages];   // P, shrink, ends
-  Barrier scored[kStages];  // the scores' products are through
-  Barrier left_free[kStages], right_free[kStages];
+  uint8_t q[kChunks - kQueryRegisters][kChunkBytes];
+  Moved moved[2][kTileRows];
+  float sums[2][2][kTileRows];  // of the two warpgroups, in even and odd units
+  Unit unit[4];                 // the one that is fed, and up to two before it that are still worked on
+  Units units;
+  Barrier free[kSlots];
+  Barrier full[kSlots][2];  // full: two chunks each
+  Barrier rotary_full[2], rotary_free[2];
+  Barrier ready[2];        // P, moved
+  Barrier summed[2][2];    // sums
+  Barrier q_full, q_free;  // a unit and its queries; the last scores are done
 };
 static_assert(sizeof(DecodeShared) <= 232448);
 
-// Where a role stands: a turn's stage and parity, and the place of its rotary chunk.
-struct Turn {
-  uint32_t stage = 0, parity = 0, count = 0;
-  __device__ __forceinline__ void advance() {
-    ++count;
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-  __device__ __forceinline__ uint32_t slot() const { return count & 1; }
-  __device__ __forceinline__ uint32_t slot_parity() const { return count >> 1 & 1; }
+// Where half number n of all lies, and the parity of that round.
+struct HalfPlace {
+  uint32_t slot, parity;
+  __device__ __forceinline__ explicit HalfPlace(uint32_t n) : slot(n % kSlots), parity(n / kSlots & 1) {}
 };
 
-// A word from memory to shared memory, on its way until fetched().
-__device__ __forceinline__ void fetch_word(int32_t* to, const int32_t* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-__device__ __forceinline__ void fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// Asks the copy engine for a turn's chunks. One thread of the left warpgroup asks for chunks 0-3, one of
-// the right for 4-7 and the rotary ones (of an FP8 cache for everything). Of a sharing pair each fetches
-// half for both. The rotary chunk follows a turn later: it has two places only, and the place of two
-// turns before must be free.
-template <LatentFormat F, bool kRight> struct Feeder {
-  static constexpr bool kAll = F == LatentFormat::fp8;
-  static constexpr int kFrom = kRight && !kAll ? 2 : 0, kTo = kRight ? kGroups : 2;
-  const LatentArgs& a;
-  const Maps& maps;
-  DecodeShared& shared;
-  bool share;
-
-  __device__ __forceinline__ Feed& feed() const { return shared.feed[kRight]; }
-  __device__ __forceinline__ void next_unit() const {
-    Feed& f = feed();
-    do f.more = f.units.next(a, share, f.u);
-    while (f.more && f.u.begin >= f.u.end);
-    if (!f.more) return;
-    f.block = f.u.begin - 1;
-    const int blocks_of_page = int(a.step.page_size) / kBlockTokens;
-    f.table = a.step.page_table + f.u.sequence * a.step.table_ld + f.u.begin / blocks_of_page;
-    f.page_block = f.u.begin % blocks_of_page;
-    fetch_word(&f.page, f.table);
+__device__ __forceinline__ void init_barriers(DecodeShared& shared) {
+  for (int s = 0; s < kSlots; ++s) {
+    for (Barrier& b : shared.full[s]) barrier_init(&b, 1);
+    barrier_init(&shared.free[s],
+                 8);  // the queries' by both warpgroups, a block's twice by the last to need it
   }
-  // Of the turn after the last one asked for.
-  __device__ __forceinline__ void ask_latents(uint32_t stage) const {
-    Feed& f = feed();
-    const bool more = f.more;
-    f.rotary_more = more;
-    if (!more) return;
-    const int block = f.block;
-    uint8_t* const tile = shared.tokens[stage];
-    Barrier* const full = shared.full[stage];
-    const bool queries = block < f.u.begin;
-    f.rotary_of_queries = queries;
-    if (queries) {
-      const int row = int(f.u.shape.first_row * a.step.heads) + f.u.tile * kTileRows;
-      f.rotary_row = row;
-      if (kAll) arrive_expecting(full, kLatentBytes);
+  for (int s = 0; s < 2; ++s) {
+    barrier_init(&shared.rotary_full[s], 1), barrier_init(&shared.rotary_free[s], 8);
+    barrier_init(&shared.ready[s], 4);
+    for (Barrier& b : shared.summed[s]) barrier_init(&b, 4);
+  }
+  barrier_init(&shared.q_full, 1), barrier_init(&shared.q_free, 8);
+  barrier_init_done();
+}
+
+// The next unit, for all who work on it; sequence < 0: there is none.
+__device__ __forceinline__ Unit publish_unit(const LatentArgs& a, DecodeShared& shared, uint32_t count) {
+  Unit u;
+  if (!shared.units.next(a, u)) u.sequence = -1, u.begin = u.end = 0;
+  shared.unit[count % 4] = u;
+  return u;
+}
+
+// A unit's queries; those for registers to half number n of the ring.
+__device__ __forceinline__ void ask_queries(const LatentArgs& a, const Maps& maps, DecodeShared& shared,
+                                            const Unit& u, uint32_t count, uint32_t n) {
+  wait(&shared.q_free, count & 1 ^ 1);
+  if (u.begin >= u.end) {
+    arrive(&shared.q_full);
+    return;
+  }
+  const HalfPlace at(n);
+  wait(&shared.free[at.slot], at.parity ^ 1);
+  const int row = int(u.shape.first_row * a.step.heads) + u.tile * kTileRows;
+  constexpr int kPlaced = (kChunks - kQueryRegisters) / 2;  // pairs of chunks with a place of their own
+  arrive_expecting(&shared.q_full, kPlaced * kPairBytes);
 #pragma unroll
-      for (int g = kFrom; g < kTo; ++g) {
-        if (!kAll) arrive_expecting(full + g, kGroupBytes);
-        load(&maps.latents, kAll ? full : full + g, tile + g * kGroupBytes, 0, row, 2 * g);
-      }
-    } else {
-      fetched();
-      const int page_block = f.page_block, blocks_of_page = int(a.step.page_size) / kBlockTokens;
-      int64_t first = int64_t(f.page) * a.step.page_size + page_block * kBlockTokens;
-      if (!a.step.faults.fine(FaultOf::latent_attention, first, a.step.slots - kBlockTokens + 1)) first = 0;
-      const int slot = int(first);
-      f.rotary_row = slot;
-      if constexpr (kAll) {
-        arrive_expecting(full, 8 * kPieceBytes + kScaleBytes);
-        load(&maps.tokens, full, tile + kCodesAt, 0, slot, 0, Reuse::first_out);
-        load(&maps.scales, full, tile, 0, slot, Reuse::first_out);
-      } else {
+  for (int g = 0; g < kPlaced; ++g) load(&maps.latents, &shared.q_full, shared.q[2 * g], 0, row, 2 * g);
+  Barrier* full = shared.full[at.slot];
+  uint8_t* to = shared.halves[at.slot];
 #pragma unroll
-        for (int g = kFrom; g < kTo; ++g) arrive_expecting(full + g, kGroupBytes);
-        if (share) {
-          const int g = kFrom + int(rank_in_cluster());
-          load_to_all(&maps.tokens, full + g, tile + g * kGroupBytes, 3, 0, slot, 2 * g, Reuse::first_out);
-        } else {
+  for (int g = kPlaced; g < kRotary / 2; ++g, ++full, to += kPairBytes) {
+    arrive_expecting(full, kPairBytes);
+    load(&maps.latents, full, to, 0, row, 2 * g);
+  }
+  arrive_expecting(full, kChunkBytes);
+  load(&maps.ropes, full, to, 0, row);
+}
+
+// Where a unit's blocks lie: pages, read two ahead.
+struct Pages {
+  const LatentStep& s;
+  const int32_t* table;
+  int blocks_of_page, in_page, page, after, more;  // more: pages behind this one
+
+  __device__ __forceinline__ Pages(const LatentStep& s, const Unit& u)
+      : s(s), blocks_of_page(int(s.page_size) / kBlockTokens) {
+    const int first = u.begin / blocks_of_page;
+    table = s.page_table + u.sequence * s.table_ld + first;
+    in_page = u.begin % blocks_of_page;
+    more = (u.end - 1) / blocks_of_page - first;
+    page = u.page >= 0 ? u.page : *table;
+    if (more > 0) after = table[1];
+  }
+  // The slot of the block's first token.
+  __device__ __forceinline__ int next() {
+    const int64_t first = int64_t(page) * s.page_size + in_page * kBlockTokens;
+    if (++in_page == blocks_of_page) {
+      in_page = 0, ++table, page = after;
+      if (--more > 0) after = table[1];
+    }
+    return s.faults.fine(FaultOf::latent_attention, first, s.slots - kBlockTokens + 1) ? int(first) : 0;
+  }
+};
+
+// Boxes of the cache, without a hint: with one, whichever, they read slower.
+__device__ __forceinline__ void load_tokens(const TensorMap* map, Barrier* done, void* to, int32_t c0,
+                                            int32_t c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(done)), "r"(c0), "r"(c1)
+      : "memory");
+}
+__device__ __forceinline__ void load_tokens(const TensorMap* map, Barrier* done, void* to, int32_t c0,
+                                            int32_t c1, int32_t c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(done)), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+__device__ __forceinline__ void ask_rotary(const Maps& maps, DecodeShared& shared, int odd, uint32_t parity,
+                                           int slot) {
+  wait(&shared.rotary_free[odd], parity ^ 1);
+  arrive_expecting(&shared.rotary_full[odd], kChunkBytes);
+  load_tokens(&maps.rotary, &shared.rotary_full[odd], shared.rotary[odd], kRotary * 64, slot);
+}
+
+// One thread asks the copy engine for a BF16 cache's tokens.
+__device__ __forceinline__ void feed(const LatentArgs& a, const Maps& maps, DecodeShared& shared) {
+  uint32_t n = 0, turns = 0;  // halves so far; rounds of the rotary places: their parities, a bit each
+  shared.units = Units();
+#pragma unroll 1
+  for (uint32_t count = 0;; ++count) {
+    const Unit u = publish_unit(a, shared, count);
+    ask_queries(a, maps, shared, u, count, n);
+    if (u.sequence < 0) return;
+    if (u.begin >= u.end) continue;
+    ++n;
+    Pages pages(a.step, u);
+#pragma unroll 1
+    for (int block = u.begin; block < u.end; ++block) {
+      const int odd = (block - u.begin) & 1, slot = pages.next();
 #pragma unroll
-          for (int g = kFrom; g < kTo; ++g)
-            load(&maps.tokens, full + g, tile + g * kGroupBytes, 0, slot, 2 * g, Reuse::first_out);
+      for (int i = 0; i < 2; ++i, ++n) {
+        const HalfPlace at(n);
+        Barrier* const full = shared.full[at.slot];
+        wait(&shared.free[at.slot], at.parity ^ 1);
+#pragma unroll
+        for (int g = 0; g < 2; ++g) {
+          arrive_expecting(full + g, kPairBytes);
+          load_tokens(&maps.tokens, full + g, shared.halves[at.slot] + g * kPairBytes, 0, slot,
+                      kHalfChunks * (i ^ odd) + 2 * g);
         }
       }
-      if (page_block + 1 == blocks_of_page) {
-        f.page_block = 0;
-        const int32_t* const table = f.table + 1;
-        f.table = table;
-        if (block + 1 < f.u.end) fetch_word(&f.page, table);
-      } else {
-        f.page_block = page_block + 1;
-      }
-    }
-    f.block = block + 1;
-    if (block + 1 == f.u.end) next_unit();
-  }
-  // Of the last turn whose latents were asked for.
-  __device__ __forceinline__ void ask_rotary(uint32_t slot) const {
-    const Feed& f = feed();
-    if (!kRight || !f.rotary_more) return;
-    Barrier* const done = &shared.rotary_full[slot];
-    uint8_t* const to = shared.rotary[slot];
-    const int row = f.rotary_row;
-    arrive_expecting(done, kChunkBytes);
-    if (f.rotary_of_queries) load(&maps.ropes, done, to, 0, row);
-    else if (kAll) load(&maps.rotary, done, to, 0, row, Reuse::first_out);
-    else if (share) {
-      const int rank = int(rank_in_cluster());
-      load_to_all(&maps.rotary, done, to + rank * (kChunkBytes / 2), 3, kRotary * 64,
-                  row + rank * (kBlockTokens / 2), Reuse::first_out);
-    } else {
-      load(&maps.rotary, done, to, kRotary * 64, row, Reuse::first_out);
-      load(&maps.rotary, done, to + kChunkBytes / 2, kRotary * 64, row + kBlockTokens / 2, Reuse::first_out);
+      ask_rotary(maps, shared, odd, turns >> odd & 1, slot);
+      turns ^= 1u << odd;
     }
   }
-};
+}
 
 }  // namespace cachalot::cuda::hopper

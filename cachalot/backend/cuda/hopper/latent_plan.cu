@@ -45,7 +45,7 @@ struct Boundary {
 };
 
 __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const PlanView plan) {
-  start();
+  wait_for_earlier();
   extern __shared__ int32_t memory[];
   __shared__ int most_tiles, merge_count, most_pieces, active, longest, shortest;
   __shared__ Boundary boundary[kMostParts + 1];
@@ -113,13 +113,17 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
   if (p < parts) {
     const Boundary b = boundary[p], e = boundary[p + 1];
     const int inside = b.block > 0 ? p - first_cut[b.sequence] + 1 : 0;
-    plan.part(p) = {.begin_sequence = b.sequence,
-                    .begin_block = b.block,
-                    .end_sequence = e.block > 0 ? e.sequence : e.sequence - 1,
-                    .end_block = e.block > 0      ? e.block
-                                 : e.sequence > 0 ? blocks[e.sequence - 1]
-                                                  : 0,
-                    .first_piece = unit > 0 ? b.block / unit : inside};
+    const int first = min(b.sequence, sequences - 1), page_blocks = int(s.page_size) / kBlockTokens;
+    plan.part(p) = {
+        .begin_sequence = b.sequence,
+        .begin_block = b.block,
+        .end_sequence = e.block > 0 ? e.sequence : e.sequence - 1,
+        .end_block = e.block > 0      ? e.block
+                     : e.sequence > 0 ? blocks[e.sequence - 1]
+                                      : 0,
+        .first_piece = unit > 0 ? b.block / unit : inside,
+        .shape = shape_of(s, first),
+        .page = s.page_table[first * s.table_ld + min(b.block / page_blocks, int(s.table_cols) - 1)]};
   }
   for (int i = threadIdx.x; i < sequences; i += kThreads) {
     const int pieces = unit > 0 ? (blocks[i] + unit - 1) / unit : cuts[i] + 1;
@@ -130,15 +134,20 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
   __syncthreads();
   prefix_sums(line, sequences);
   for (int i = threadIdx.x; i <= sequences; i += kThreads) plan.piece_slots()[i] = line[i];
+  for (int i = threadIdx.x; i < sequences; i += kThreads) plan.arrived(sequences)[i] = 0;
   // Evenly cut sequences leave at most two slots a block.
   for (int i = threadIdx.x; i < 4 * s.multiprocessors; i += kThreads) plan.flags(sequences)[i] = 0;
   if (threadIdx.x == 0) plan.head() = {most_tiles, parts, unit > 0 ? unit : kUncut, merge_count, most_pieces};
+  // Whoever comes later in the stream may read the plan before its own wait.
+  __threadfence();
+  __syncthreads();
+  let_next_start();
 }
 
 }  // namespace
 
 int64_t plan_words(const LatentStep& s) {
-  return kHeadWords + kMostParts * kPartWords + 2 * s.sequences + 1 + 4 * s.multiprocessors;
+  return kHeadWords + kMostParts * kPartWords + 3 * s.sequences + 1 + 4 * s.multiprocessors;
 }
 
 int64_t piece_bytes(const LatentStep& s) {

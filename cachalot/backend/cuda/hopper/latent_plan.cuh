@@ -7,20 +7,31 @@
 
 namespace cachalot::cuda::hopper {
 
+// A sequence as a block sees it.
+struct SequenceShape {
+  int32_t first_row, queries, tokens;  // rows of T
+  __device__ int tiles(int heads) const { return (queries * heads + kTileRows - 1) / kTileRows; }
+  __device__ int blocks() const { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+};
+
 // Blocks [begin_block, ...) of begin_sequence to [..., end_block) of end_sequence, both included; nothing
 // when end_sequence < begin_sequence. The first sequence continues with its piece number first_piece.
+// Its shape and the page of its first block are here too: a kernel then reads what it begins with at once,
+// not one thing after the other.
 struct Part {
   int32_t begin_sequence, begin_block, end_sequence, end_block, first_piece;
+  SequenceShape shape;
+  int32_t page;
 };
 
 struct PlanHead {
   int32_t tiles, parts, unit_blocks, merge_count, most_pieces;
 };
 
-constexpr int kMostParts = 256, kHeadWords = 8, kPartWords = 5;
+constexpr int kMostParts = 256, kHeadWords = 8, kPartWords = 9;
 constexpr int32_t kUncut = 1 << 30;  // unit_blocks of a plan that cuts evenly
 
-// [head | parts | piece_slots [S+1] | merged_sequences [S] | flags]. The slots:
+// [head | parts | piece_slots [S+1] | merged_sequences [S] | arrived [S] | flags]. The slots:
 // piece i of tile t of sequence s, with `tiles` tiles, lies at the memory of
 // 64 rows number piece_slots[s] + i tiles + t. piece_slots[s+1] - piece_slots[s]: tiles times pieces; 0 for a
 // sequence of one piece, which is written to its place at once.
@@ -30,26 +41,35 @@ struct PlanView {
   __host__ __device__ Part& part(int p) const {
     return *reinterpret_cast<Part*>(words + kHeadWords + p * kPartWords);
   }
+  // The same as kernels read it, past the first-level cache: they may, ahead of what is under way.
+  __device__ PlanHead read_head() const { return read<PlanHead>(0); }
+  __device__ Part read_part(int p) const { return read<Part>(kHeadWords + p * kPartWords); }
+  template <class T> __device__ T read(int at) const {
+    union {
+      T value;
+      int32_t words[sizeof(T) / 4];
+    } x;
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 4); ++i) x.words[i] = __ldcg(words + at + i);
+    return x.value;
+  }
   __host__ __device__ int32_t* piece_slots() const { return words + kHeadWords + kMostParts * kPartWords; }
   // Sequences that are left to merge_kernel, merge_count of them, in any order.
   __host__ __device__ int32_t* merged_sequences(int64_t sequences) const {
     return piece_slots() + sequences + 1;
   }
-  // Two a slot, zero between kernels: the left and the right half of a piece lie in memory.
-  __host__ __device__ int32_t* flags(int64_t sequences) const {
+  // Pieces of a sequence that lie in memory; zero between kernels.
+  __host__ __device__ int32_t* arrived(int64_t sequences) const {
     return merged_sequences(sequences) + sequences;
   }
+  // Two a slot, zero between kernels: the left and the right half of a piece lie in memory.
+  __host__ __device__ int32_t* flags(int64_t sequences) const { return arrived(sequences) + sequences; }
 };
 
-// A sequence as a block sees it.
-struct SequenceShape {
-  int32_t first_row, queries, tokens;  // rows of T
-  __device__ int tiles(int heads) const { return (queries * heads + kTileRows - 1) / kTileRows; }
-  __device__ int blocks() const { return (tokens + kBlockTokens - 1) / kBlockTokens; }
-};
 // Without queries, and with lengths that make no sense, `queries` is 0: nobody works on it.
 __device__ inline SequenceShape shape_of(const LatentStep& s, int sequence) {
-  const int begin = s.q_starts[sequence], end = s.q_starts[sequence + 1], tokens = s.kv_lens[sequence];
+  const int begin = __ldcg(s.q_starts + sequence), end = __ldcg(s.q_starts + sequence + 1),
+            tokens = __ldcg(s.kv_lens + sequence);
   const bool fine =
       0 <= begin && begin <= end && end <= s.rows && 0 <= tokens && tokens <= s.table_cols * s.page_size;
   return {begin, fine ? end - begin : 0, tokens};

@@ -29,43 +29,48 @@ struct LatentArgs {
 // Behind decode_kernel (latent_decode.cu), which left them.
 void merge_pieces(const Queue& queue, const LatentArgs& a);
 
-enum NamedBarrier : uint32_t { kScoresOnly = 1, kLeftOnly, kRightOnly };  // warpgroups for themselves
+// Warpgroups for themselves.
+enum NamedBarrier : uint32_t { kScoresOnly = 1, kLeftOnly, kRightOnly };
 
 // One piece of work: blocks [begin, end) of a sequence for this block's tile.
 struct Unit {
   int sequence, begin, end, piece, tile;
+  int page;  // of the first block; -1: to be looked up
   SequenceShape shape;
 };
 
-// Everything that the plan gives this block, a unit at a time; the same for all roles, and for a sharing
-// pair (its second tile may then be empty).
+// Everything that the plan gives this block, a unit at a time.
 struct Units {
-  int item, tile = 0, begin = 0, last = 0, piece = 0, sequence = 1;
+  int item, tile = 0, begin = 0, last = 0, piece = 0, sequence = 1, page = -1, unit_blocks = 0;
   Part part{};
   SequenceShape shape{};
 
   __device__ __forceinline__ Units() : item(int(blockIdx.x) - int(gridDim.x)) {}
-  __device__ __forceinline__ bool next(const LatentArgs& a, bool share, Unit& u) {
+  __device__ __forceinline__ bool next(const LatentArgs& a, Unit& u) {
     while (begin >= last) {
       if (++sequence > part.end_sequence) {
         item += gridDim.x;
-        const PlanHead head = a.plan.head();
+        const PlanHead head = a.plan.read_head();
+        part = a.plan.read_part(min(item, kMostParts - 1));  // together with the head: mostly it is this one
         if (item >= head.parts * head.tiles) return false;
         tile = item % head.tiles;
-        part = a.plan.part(item / head.tiles);
+        if (head.tiles > 1) part = a.plan.read_part(item / head.tiles);
+        unit_blocks = head.unit_blocks;
         sequence = part.begin_sequence - 1;
         continue;
       }
-      shape = shape_of(a.step, sequence);
-      if (tile - (share ? tile % 2 : 0) >= shape.tiles(int(a.step.heads))) continue;
+      const bool first = sequence == part.begin_sequence;
+      shape = first ? part.shape : shape_of(a.step, sequence);
+      page = first ? part.page : -1;
+      if (tile >= shape.tiles(int(a.step.heads))) continue;
       last = sequence == part.end_sequence ? part.end_block : shape.blocks();
       begin = sequence == part.begin_sequence ? part.begin_block : 0;
       piece = sequence == part.begin_sequence ? part.first_piece : 0;
       if (begin >= last) break;  // no tokens: a unit all the same
     }
-    const int unit = a.plan.head().unit_blocks, end = last - begin > unit ? begin + unit : max(last, begin);
-    u = {sequence, begin, end, piece++, tile, shape};
-    begin = end;
+    const int end = last - begin > unit_blocks ? begin + unit_blocks : max(last, begin);
+    u = {sequence, begin, end, piece++, tile, page, shape};
+    begin = end, page = -1;
     return true;
   }
 };
@@ -108,25 +113,34 @@ __device__ __forceinline__ void hide(float (&s)[32], const SequenceShape& shape,
 }
 
 // The cache rows behind a sequence's last token may hold NaN, which 0 x NaN would carry into the output.
-// By a warpgroup; the 512 latent columns and the rotary ones.
-__device__ __forceinline__ void clear_rows(uint8_t* latents, uint8_t* rotary, int first) {
+// `count` chunks; by a warpgroup.
+__device__ __forceinline__ void clear_rows(uint8_t* chunks, int count, int first) {
   const int rest = (kBlockTokens - first) * 8;  // of 16 bytes, in each chunk
 #pragma unroll 1
-  for (int i = threadIdx.x % 128; i < kChunks * rest; i += 128) {
-    uint8_t* const chunk = i / rest == kRotary ? rotary : latents + i / rest * kChunkBytes;
-    *reinterpret_cast<uint4*>(chunk + first * 128 + i % rest * 16) = uint4{};
-  }
+  for (int i = threadIdx.x % 128; i < count * rest; i += 128)
+    *reinterpret_cast<uint4*>(chunks + i / rest * kChunkBytes + first * 128 + i % rest * 16) = uint4{};
 }
 
-__device__ __forceinline__ void give_back(Barrier* b, int lane) {
+// A warp's arrival, which counts `times`.
+__device__ __forceinline__ void give_back(Barrier* b, int lane, int times = 1) {
   __syncwarp();
-  if (lane == 0) arrive(b);
+  if (lane < times) arrive(b);
 }
-// To both blocks of a sharing pair: each writes into both. Twice to this one where there is none.
-__device__ __forceinline__ void give_back(Barrier* b, int lane, bool share) {
-  __syncwarp();
-  if (lane == 0 || (lane == 1 && !share)) arrive(b);
-  if (lane == 1 && share) arrive_at_after_reading(b, rank_in_cluster() ^ 1);
+
+// Lanes 4 j ... 4 j + 3 hold four 16-byte words by columns: x[i] of lane q is part q of word i. Afterwards
+// lane q holds word q whole.
+__device__ __forceinline__ void gather_words(uint32_t (&x)[4], int lane) {
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & step) continue;
+      const uint32_t give = upper ? x[i] : x[i + step], got = __shfl_xor_sync(~0u, give, step);
+      if (upper) x[i] = got;
+      else x[i + step] = got;
+    }
+  }
 }
 
 // One word in memory as a signal between blocks.
@@ -154,7 +168,6 @@ template <bool kRight> __device__ __forceinline__ void write_unit(const LatentAr
   const int slot = slots[0] + u.piece * tiles + tile, pieces = (slots[1] - slots[0]) / tiles;
   const bool two = pieces == 2 && a.plan.head().unit_blocks == kUncut,
              to_place = pieces == 0 || (two && u.piece == 0);
-  if (tile >= tiles) return;  // a sharing pair's empty tile
   float scale[2], lse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -189,16 +202,22 @@ template <bool kRight> __device__ __forceinline__ void write_unit(const LatentAr
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int in_sequence = tile * kTileRows + row + 8 * half;
-    if (in_sequence >= count) continue;
+    const bool fits = in_sequence < count;
     const int64_t at = int64_t(u.shape.first_row) * heads + in_sequence;
     if (to_place) {
-      bf16* to = a.o + at * kLatentWidth + kColumn + lane % 4 * 2;
+      bf16* to = a.o + at * kLatentWidth + kColumn + lane % 4 * 8;
 #pragma unroll
-      for (int i = 0; i < 32; ++i)
-        *reinterpret_cast<uint32_t*>(to + 8 * i) =
-            bf16_pair(o[4 * i + 2 * half] * scale[half], o[4 * i + 2 * half + 1] * scale[half]);
-      if (a.lse && !kRight && lane % 4 == 0) a.lse[at] = lse[half];
-    } else {
+      for (int i = 0; i < 32; i += 4) {
+        uint32_t x[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          x[j] =
+              bf16_pair(o[4 * (i + j) + 2 * half] * scale[half], o[4 * (i + j) + 2 * half + 1] * scale[half]);
+        gather_words(x, lane);
+        if (fits) *reinterpret_cast<uint4*>(to + 8 * i) = make_uint4(x[0], x[1], x[2], x[3]);
+      }
+      if (fits && a.lse && !kRight && lane % 4 == 0) a.lse[at] = lse[half];
+    } else if (fits) {
       const int64_t piece_row = int64_t(slot) * kTileRows + row + 8 * half;
       float* to = a.piece_o + piece_row * kLatentWidth + kColumn + lane % 4 * 2;
 #pragma unroll

@@ -4,11 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <string>
 
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/hopper/store_tile.cuh"
 #include "backend/cuda/hopper/tensor_map.h"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -54,8 +53,7 @@ template <class Operands> struct Clusters {
     config.stream = stream;
     config.attrs = attributes;
     config.numAttrs = size > 1 ? 2 : 1;
-    const cudaError_t code = use(config);
-    if (code != cudaSuccess) throw Error(std::string("Hopper product: ") + cudaGetErrorString(code));
+    launched(use(config), "a product");
   }
   void operator()(int64_t clusters, const Operands& operands, cudaStream_t stream) const {
     with(clusters, stream,

@@ -3,12 +3,14 @@
 // nothing to prove.
 #include <array>
 
+#include "backend/cuda/hopper/tested_shapes.h"
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
 namespace {
 
 using namespace testing;
+using namespace cuda::hopper;
 
 class HopperProducts : public Test {
  protected:
@@ -33,16 +35,9 @@ class HopperProducts : public Test {
 };
 
 TEST_F(HopperProducts, Fp8TilesOfEverySizeWithRaggedEdges) {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 2112, 7168},
-                                {61, 144, 2064},
-                                {64, 4096, 512},
-                                {65, 272, 1040},
-                                {128, 512, 7168},
-                                {129, 2112, 400},
-                                {333, 592, 1040},
-                                {1000, 256, 128},
-                                {2100, 272, 144}})
-    for (const DType out : {DType::bf16, DType::f32})
+  for (const auto& [m, n, k] : kTestedDense)
+    for (const DType out : {DType::bf16, DType::f32}) {
+      if (out == DType::f32 && n * k > 1 << 22) continue;  // one kernel for all: the smaller ones do
       expect_like_cpu(
           [&](Bench& b) {
             const Tensor x = b.t.normal_row_tiles(m, k), w = b.t.normal_e4m3(n, k),
@@ -51,29 +46,12 @@ TEST_F(HopperProducts, Fp8TilesOfEverySizeWithRaggedEdges) {
             return y;
           },
           fmt::format("{} x {} x {} {}", m, n, k, name_of(out)));
-}
-
-// The tiles that fp8_tiles.h keeps for many rows, at their edges.
-TEST_F(HopperProducts, Fp8ManyRows) {
-  for (const auto& [m, n, k] :
-       {std::array<int64_t, 3>{2001, 3088, 144}, {3001, 2064, 144}, {3801, 1040, 656}, {333, 5648, 400}})
-    expect_like_cpu(
-        [&](Bench& b) {
-          const Tensor x = b.t.normal_row_tiles(m, k), w = b.t.normal_e4m3(n, k),
-                       y = b.t.garbage(DType::bf16, m, n);
-          on(b.s).gemm({.a = x, .b = w, .c = y, .trans_b = true});
-          return y;
-        },
-        fmt::format("{} x {} x {}", m, n, k));
+    }
 }
 
 // An input gradient beside another: C keeps what it held, and the sum is rounded once.
 TEST_F(HopperProducts, Fp8AddsToWhatIsThere) {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 144, 400},
-                                {61, 512, 7168},
-                                {129, 2112, 1040},
-                                {333, 592, 128},
-                                {2001, 3088, 144}})
+  for (const auto& [m, n, k] : kTestedAdd)
     for (const DType out : {DType::bf16, DType::f32})
       expect_like_cpu(
           [&](Bench& b) {
@@ -96,6 +74,26 @@ TEST_F(HopperProducts, Fp8WeightsOfSeveralPartsKeepTheirScales) {  // gate above
         fmt::format("parts of {}", part));
 }
 
+// Views: rows of a weight from a block's first on, columns of both operands and of D.
+TEST_F(HopperProducts, Fp8SlicesKeepTheirScales) {
+  for (const auto& [first, n] : {std::array<int64_t, 2>{0, 240}, {128, 256}, {384, 256}})
+    expect_like_cpu(
+        [&](Bench& b) {
+          const Tensor x = b.t.normal_row_tiles(132, 1024), w = b.t.normal_e4m3(640, 1024),
+                       y = b.t.garbage(DType::bf16, 128, n + 64), made = y.slice_cols(32, n),
+                       alone = b.t.garbage(DType::bf16, 128, n);
+          on(b.s).gemm({.a = x.slice_rows(4, 128).slice_cols(first, 528),
+                        .b = w.slice_rows(first, n).slice_cols(first, 528),
+                        .c = made,
+                        .trans_b = true});
+          on(b.s).cast({.x = made, .y = alone});
+          for (const Tensor& beside : {y.slice_cols(0, 32), y.slice_cols(32 + n, 32)})
+            for (const double number : read(b.s, beside)) EXPECT_TRUE(std::isnan(number)) << "beside D";
+          return alone;
+        },
+        fmt::format("from {}", first));
+}
+
 const std::vector<int32_t> kOffsets[] = {
     {0, 77, 77, 78, 400, 411}, {0, 0, 129, 129, 386, 411}, {0, 1, 2, 3, 4, 5}};
 
@@ -116,22 +114,17 @@ TEST_F(HopperProducts, ExpertsOfAnySize) {
 }
 
 TEST_F(HopperProducts, ExpertsWithManyRows) {
-  struct Case {
-    std::vector<int32_t> offsets;
-    int64_t n, k;
-  };
-  for (const Case& c : {Case{{0, 3000, 6100, 6100, 12003, 15005}, 272, 144},
-                        Case{{0, 400, 401, 999, 1300, 1665}, 5648, 144}, Case{{0, 2001, 5000}, 272, 4112}})
+  for (const TestedExperts& c : kTestedExperts)
     expect_like_cpu(
         [&](Bench& b) {
-          const int64_t rows = c.offsets.back(), experts = int64_t(c.offsets.size()) - 1;
-          const Tensor x = b.t.normal_row_tiles(rows, c.k), w = b.t.normal_e4m3(experts * c.n, c.k, c.n),
-                       y = b.t.garbage(DType::bf16, rows, c.n);
+          const Tensor x = b.t.normal_row_tiles(c.rows(), c.k),
+                       w = b.t.normal_e4m3(c.experts() * c.n, c.k, c.n),
+                       y = b.t.garbage(DType::bf16, c.rows(), c.n);
           on(b.s).grouped_gemm(
-              {.x = x, .w = w, .y = y, .offsets = b.t.indices(c.offsets), .experts = experts});
+              {.x = x, .w = w, .y = y, .offsets = b.t.indices(c.offsets), .experts = c.experts()});
           return y;
         },
-        fmt::format("{} experts, {} rows, {} x {}", c.offsets.size() - 1, c.offsets.back(), c.n, c.k));
+        fmt::format("{} experts, {} rows, {} x {}", c.experts(), c.rows(), c.n, c.k));
 }
 
 TEST_F(HopperProducts, InputGradientsOfExperts) {
@@ -148,31 +141,29 @@ TEST_F(HopperProducts, InputGradientsOfExperts) {
         fmt::format("offsets {} ...", offsets[1]));
 }
 
-TEST_F(HopperProducts, WideWeightGradientsOfExperts) {
+TEST_F(HopperProducts, WideAndDeepWeightGradientsOfExperts) {
   for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
-    for (const auto& [o, i] : {std::array<int64_t, 2>{2512, 528}, {3008, 272}})
+    for (const TestedGradients& c : kTestedGradients)
       expect_like_cpu(
           [&](Bench& b) {
-            const Tensor dy = b.t.normal_row_tiles(o, 384), x = b.t.normal_row_tiles(i, 384),
-                         dw = b.t.normal(DType::f32, 2 * o, i);
+            const Tensor dy = b.t.normal_row_tiles(c.m, c.offsets.back()),
+                         x = b.t.normal_row_tiles(c.n, c.offsets.back()),
+                         dw = b.t.normal(DType::f32, c.experts() * c.m, c.n);
             on(b.s).grouped_weight_grad({.dy = dy,
                                          .x = x,
                                          .dw = dw,
-                                         .offsets = b.t.indices({0, 128, 384}),
-                                         .experts = 2,
+                                         .offsets = b.t.indices(c.offsets),
+                                         .experts = c.experts(),
                                          .accumulate = mode});
             return dw;
           },
-          fmt::format("{} x {} {}", o, i, mode == Accumulate::add ? "add" : "overwrite"));
+          fmt::format("{} x {} {}", c.m, c.n, mode == Accumulate::add ? "add" : "overwrite"));
 }
 
 // Long sums of few tiles: K is cut among the blocks of a cluster.
 TEST_F(HopperProducts, WeightGradientsOfManyRows) {
   for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
-    for (const auto& [o, i, rows] : {std::array<int64_t, 3>{272, 336, 8192},
-                                     {1024, 384, 4112},
-                                     {512, 1040, 6000},
-                                     {1040, 1024, 16384}})
+    for (const auto& [o, i, rows] : kTestedGradient)
       expect_like_cpu(
           [&](Bench& b) {
             const Tensor dy = b.t.normal_row_tiles(o, rows), x = b.t.normal_row_tiles(i, rows),
@@ -181,6 +172,25 @@ TEST_F(HopperProducts, WeightGradientsOfManyRows) {
             return dw;
           },
           fmt::format("{} x {} x {} {}", o, i, rows, mode == Accumulate::add ? "add" : "overwrite"));
+}
+
+// One expert alone, with room for far more columns than it has: blocks of a cluster whose share of K is empty.
+TEST_F(HopperProducts, WeightGradientsOfOneExpertWithRoomToSpare) {
+  for (const Accumulate mode : {Accumulate::overwrite, Accumulate::add})
+    for (const int32_t columns : {0, 128, 384, 4096})
+      expect_like_cpu(
+          [&](Bench& b) {
+            const Tensor dy = b.t.normal_row_tiles(272, 8192), x = b.t.normal_row_tiles(336, 8192),
+                         dw = b.t.normal(DType::f32, 272, 336);
+            on(b.s).grouped_weight_grad({.dy = dy,
+                                         .x = x,
+                                         .dw = dw,
+                                         .offsets = b.t.indices({0, columns}),
+                                         .experts = 1,
+                                         .accumulate = mode});
+            return dw;
+          },
+          fmt::format("{} columns {}", columns, mode == Accumulate::add ? "add" : "overwrite"));
 }
 
 TEST_F(HopperProducts, WeightGradientsOfExperts) {

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
   Packed<bf16> x[kPieces];
   load_pieces(static_cast<const bf16*>(q.project.x.data) + t * q.project.x.ld, k, x);
   const bool fine = !turns || faults.fine(FaultOf::rope, position, q.append.cos.rows);
-  const Turn turn(q.append, fine ? position : 0, kMyRotary / 2 * rank + warp % 4);
+  const Turn turn(q.append, turns && fine ? position : 0, kMyRotary / 2 * rank + warp % 4);
   float r;
   normalise(x, gain, k, q.project.eps, r);
   float made[kRows];

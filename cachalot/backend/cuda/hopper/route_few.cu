@@ -1,6 +1,8 @@
-// Contract: backend/ops/route.h, few rows and up to 64 experts. A cluster of 8 blocks owns up to four rows: a warp an
-// expert, whose row of the router is in registers before the kernel before has ended; the logits are pushed to the
-// first block, where a warp a row chooses. Sums in the order of norm_gemm.cu: the same bits.
+// Contract: backend/ops/route.h, few rows and up to 64 experts. A cluster of 8 blocks owns up to four rows: in
+// every block a warp a row normalises it, then a warp an expert, whose row of the router is in registers before the
+// kernel before has ended, multiplies all of them; the logits are pushed to the first block, where a warp a row
+// chooses. Registers for two blocks a multiprocessor: 128 rows run at a time. Sums in the order of norm_gemm.cu: the
+// same bits.
 #include "backend/cuda/few_rows.cuh"
 #include "backend/cuda/gate.cuh"
 #include "backend/cuda/hopper/barrier.cuh"
@@ -16,9 +18,10 @@ constexpr int kWarps = 8, kCluster = kDecodingCluster, kExperts = kWarps * kClus
 constexpr int64_t kMostRows = 256;
 
 // Grid: blocks of a cluster, groups of rows.
-template <int pieces> __global__ void __launch_bounds__(32 * kWarps)
+template <int pieces> __global__ void __launch_bounds__(32 * kWarps, 2)
     route_kernel(const __grid_constant__ NormGemm g, const GateArgs gate) {
   __shared__ float logits[kRowsACluster][kExperts];
+  __shared__ Packed<bf16> normed[kRowsACluster][32 * pieces];
   __shared__ GateMemory<kEach> memory[kRowsACluster];
   __shared__ Barrier all;
   let_next_start();
@@ -30,7 +33,7 @@ template <int pieces> __global__ void __launch_bounds__(32 * kWarps)
   Packed<float> w[pieces], gain[pieces];
   float bias[kEach] = {};
   if (real) load_pieces(static_cast<const float*>(g.w.data) + expert * g.w.ld, k, w);
-  load_pieces(static_cast<const float*>(g.gain.data), k, gain);
+  if (warp < rows) load_pieces(static_cast<const float*>(g.gain.data), k, gain);
   if (rank == 0) load_few(gate.bias, kEach * lane, gate.experts, bias);
   if (rank == 0 && threadIdx.x == 0) {
     barrier_init(&all, 1);
@@ -40,31 +43,37 @@ template <int pieces> __global__ void __launch_bounds__(32 * kWarps)
   __syncthreads();
   cluster_arrive_relaxed();
   wait_for_earlier();
-  const auto row = [&](int i) { return static_cast<const bf16*>(g.x.data) + (begin + i) * g.x.ld; };
-  // The last row of warps has the fewest others to wait for: it writes y.
-  const bool writes = rank == kCluster - 1 && warp == kWarps - 1;
-  Packed<bf16> next[pieces];
-  load_pieces(row(0), k, next);
-  cluster_wait();
-  for (int i = 0; i < rows; ++i) {
+  if (warp < rows) {  // a warp a row
     Packed<bf16> x[pieces];
-#pragma unroll
-    for (int p = 0; p < pieces; ++p) x[p] = next[p];
-    if (i + 1 < rows) load_pieces(row(i + 1), k, next);
+    load_pieces(static_cast<const bf16*>(g.x.data) + (begin + warp) * g.x.ld, k, x);
     float r;
     normalise(x, gain, k, g.eps, r);
-    if (real) {
-      const float sum = warp_sum(dot(x, w));
-      if (lane == 0) push(address_in(&logits[i][expert], 0), address_in(&all, 0), sum);
-    }
-    if (writes) {
 #pragma unroll
-      for (int p = 0; p < pieces; ++p)
-        if (8 * lane + kPieceStep * p < k)
-          store<true>(static_cast<bf16*>(g.y.data) + (begin + i) * g.y.ld, 8 * lane + kPieceStep * p, k,
-                      x[p]);
+    for (int p = 0; p < pieces; ++p) {
+      normed[warp][lane + 32 * p] = x[p];
+      if (rank == kCluster - 1 && 8 * lane + kPieceStep * p < k)  // which has the fewest others to wait for
+        store<true>(static_cast<bf16*>(g.y.data) + (begin + warp) * g.y.ld, 8 * lane + kPieceStep * p, k,
+                    x[p]);
     }
   }
+  __syncthreads();
+  float sums[kRowsACluster] = {};
+  if (real)
+#pragma unroll
+    for (int i = 0; i < kRowsACluster; ++i) {
+      if (i >= rows) break;
+      Packed<bf16> x[pieces];
+#pragma unroll
+      for (int p = 0; p < pieces; ++p) x[p] = normed[i][lane + 32 * p];
+      sums[i] = dot(x, w);
+    }
+#pragma unroll
+  for (int i = 0; i < kRowsACluster; ++i) sums[i] = warp_sum(sums[i]);
+  cluster_wait();
+  if (real && lane == 0)
+#pragma unroll
+    for (int i = 0; i < kRowsACluster; ++i)
+      if (i < rows) push(address_in(&logits[i][expert], 0), address_in(&all, 0), sums[i]);
   if (rank > 0 || warp >= rows) return;
   wait_cluster(&all, 0);
   float score[kEach];

@@ -5,11 +5,10 @@
 #include "backend/cuda/hopper/sample_rows.h"
 
 #include <algorithm>
-#include <string>
 
 #include "backend/cuda/hopper/barrier.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/sample.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -247,7 +246,7 @@ void sample_rows(const Queue& queue, const Sample& q) {
   cudaError_t code = cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           int(sizeof(ClusterShared)));
   if (code == cudaSuccess) code = cudaLaunchKernelEx(&config, sample_kernel, args, width);
-  if (code != cudaSuccess) throw Error(std::string("CUDA: sample: ") + cudaGetErrorString(code));
+  launched(code, "sample");
 }
 
 }  // namespace cachalot::cuda::hopper

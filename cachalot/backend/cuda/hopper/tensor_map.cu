@@ -47,9 +47,10 @@ CUtensorMap tensor_map(const Boxes& b) {
   }
   CUtensorMap map{};
   const auto swizzle = static_cast<CUtensorMapSwizzle>(b.swizzle);  // the same order
-  const CUresult code = encode(&map, type_of(b.dtype), cuuint32_t(b.dimensions), const_cast<void*>(b.data),
-                               sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto promotion = static_cast<CUtensorMapL2promotion>(b.promotion);
+  const CUresult code =
+      encode(&map, type_of(b.dtype), cuuint32_t(b.dimensions), const_cast<void*>(b.data), sizes, strides, box,
+             every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   CHECK(code == CUDA_SUCCESS, "cuTensorMapEncodeTiled " + std::to_string(code) + ": " +
                                   std::string(name_of(b.dtype)) + " [" + std::to_string(b.size[1]) + ", " +
                                   std::to_string(b.size[0]) + "], rows of " + std::to_string(b.stride[1]) +

@@ -1,7 +1,7 @@
 // Which tile a block computes next. Blocks are persistent: the grid is as large as the machine, and block (or
 // cluster) number c takes units c, c + count, c + 2 count, ... of a list that everybody can work out alone.
 //
-// A unit is one tile of D, or two side by side that a cluster computes together (tile.cuh, "Sharing"). Units
+// A unit is one tile of D, or two side by side that a cluster computes together (fp8_gemm.cuh, "Sharing"). Units
 // of a matrix are counted in bands: `band` units high, and within a band column by column, so that the
 // blocks of a moment ask for few different rows of A and of B and find them in L2:
 //     0 2 4 |        band = 2
