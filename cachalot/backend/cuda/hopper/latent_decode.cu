@@ -76,14 +76,17 @@ template <int W> struct Math {
   __device__ __forceinline__ void ask_other(float (&o)[128], float (&s)[32], Rows& rows, uint32_t parity,
                                             const HalfPlace& at) const {
     wait(&shared.ready[W ^ 1], parity);
+    const Moved(&moved)[kTileRows] = shared.moved[W ^ 1];
     float shrink[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Moved x = shared.moved[W ^ 1][row + 8 * half];
-      rows.largest[half] = x.largest, shrink[half] = x.shrink;
-      rows.sum[half] *= x.shrink;
+      const Moved m = moved[row + 8 * half];
+      rows.largest[half] = m.largest, shrink[half] = m.shrink;
+      rows.sum[half] *= m.shrink;
     }
-    if (__any_sync(~0u, shrink[0] != 1 || shrink[1] != 1)) {
+    // A wait for products belongs to all four warps or to none, so each looks at all 64 rows, not at its 16.
+    const float x = moved[lane].shrink, y = moved[lane + 32].shrink;
+    if (__any_sync(~0u, (x != 1) | (y != 1))) {
       wgmma_wait<0>();
       pin(s);
 #pragma unroll
