@@ -739,16 +739,7 @@ bool narrow_suits(const LatentDecode& d) {
 void latent_decode_narrow(const Queue& queue, const LatentDecode& d) {
   const LatentStep& s = d.step;
   CHECK(s.unit == 0 && s.page_size % kBlockTokens == 0 && s.rows > 0 && s.sequences > 0);
-  float* const piece_o = static_cast<float*>(d.pieces);
-  const int64_t piece_rows = piece_bytes(s) / (4 * (kLatentWidth + 2));
-  const Args args{.a = {.step = s,
-                        .plan = {const_cast<int32_t*>(d.plan)},
-                        .o = d.o_latent,
-                        .lse = d.lse,
-                        .piece_o = piece_o,
-                        .piece_lse = piece_o + piece_rows * kLatentWidth,
-                        .scale = d.scale,
-                        .scale2 = d.scale * 1.4426950408889634f},
+  const Args args{.a = latent_args(d),
                   .q_latent = d.q_latent,
                   .q_rope = d.q_rope,
                   .q_rope_stride = d.q_rope_stride,

@@ -1,4 +1,4 @@
-// How the two kernels of absorbed decoding are launched: arguments, boxes of queries, lines called in.
+// How the two large kernels of absorbed decoding are launched: boxes of queries, lines called in.
 #pragma once
 
 #include "backend/cuda/hopper/latent_unit.cuh"
@@ -27,21 +27,6 @@ __device__ __forceinline__ void call_in_plan(const LatentArgs& a) {
     else if (i < plan + 2 * lengths) call_in(s.q_starts + min((i - plan - lengths) * kLine, s.sequences));
     else call_in(s.page_table + (i - plan - 2 * lengths) * s.table_ld);
   }
-}
-
-inline LatentArgs latent_args(const LatentDecode& d) {
-  float* const piece_o = static_cast<float*>(d.pieces);
-  const int64_t piece_rows = piece_bytes(d.step) / (4 * (kLatentWidth + 2));
-  return {
-      .step = d.step,
-      .plan = {const_cast<int32_t*>(d.plan)},
-      .o = d.o_latent,
-      .lse = d.lse,
-      .piece_o = piece_o,
-      .piece_lse = piece_o + piece_rows * kLatentWidth,
-      .scale = d.scale,
-      .scale2 = d.scale * 1.4426950408889634f,
-  };
 }
 
 struct QueryMaps {

@@ -26,6 +26,21 @@ struct LatentArgs {
   float scale, scale2;  // scale2: for exponentials of two
 };
 
+inline LatentArgs latent_args(const LatentDecode& d) {
+  float* const piece_o = static_cast<float*>(d.pieces);
+  const int64_t piece_rows = piece_bytes(d.step) / (4 * (kLatentWidth + 2));
+  return {
+      .step = d.step,
+      .plan = {const_cast<int32_t*>(d.plan)},
+      .o = d.o_latent,
+      .lse = d.lse,
+      .piece_o = piece_o,
+      .piece_lse = piece_o + piece_rows * kLatentWidth,
+      .scale = d.scale,
+      .scale2 = d.scale * 1.4426950408889634f,
+  };
+}
+
 // Behind decode_kernel (latent_decode.cu), which left them.
 void merge_pieces(const Queue& queue, const LatentArgs& a);
 
