@@ -3,10 +3,10 @@
 //   bf16 x f32 or scaled e4m3   the same, with the other operand as bf16 numbers: x = x1 + x2 + x3 to 24 bits
 //                               (two of them where C is bf16), one product each, added in f32; all parts in one
 //                               product where the f32 operand has few rows or columns, as the router's
-//   e4m3 x e4m3 on Hopper        hopper/fp8_gemm.h
+//   e4m3 x e4m3 on Hopper       hopper/fp8_gemm.h
 //   f32 x f32, C bf16           the tensor cores too: x1 y1 + x1 y2 + x2 y1 as one product three times as deep
 //   everything else             cuBLASLt on the FFMA units (TF32 is never used), e4m3 made f32 before
-//   few rows (decoding)         skinny_products.cu
+//   few rows (decoding)         bf16, 2 to 32 rows: some_rows.cu; else up to 8: skinny_products.cu
 //   rows that do not start on 16 bytes, f32 smaller than a tile: the plain kernel (product.h)
 // Operands that have to be converted are cut to fit the workspace.
 //

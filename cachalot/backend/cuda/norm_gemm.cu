@@ -1,7 +1,7 @@
 // Contract: backend/ops/norm_gemm.h. Few rows: every warp normalises the rows for itself (they come from the
 // cache, the arithmetic is nothing) and multiplies its row of weights, which was on its way while the kernel
-// before still ran. Blocks along y take four rows each. More rows of bf16:
-// some_rows.h, hopper/norm_tiles.cu.
+// before still ran. Blocks along y take four rows each. More rows of bf16 are taken by some_rows.h and
+// hopper/norm_tiles.cu where they can.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/few_rows.cuh"

@@ -13,7 +13,7 @@ namespace cachalot::cuda {
 
 // Each: false, and nothing is done, for other shapes.
 
-// 2 to 32 rows; A and B [N, K] bf16 on 16 bytes, K a multiple of 8; C bf16 or f32.
+// 2 to 32 rows; A and B [N, K] bf16 on 16 bytes, K a multiple of 8 up to 8192; C bf16 or f32.
 bool some_rows(const Queue& queue, const Products& p);
 // K up to 1024; of a single product 5 rows or more.
 bool some_rows(const Queue& queue, const NormGemm& g);

@@ -64,8 +64,8 @@ struct LatentAttention {
 // way the rotary slices of the queries are turned in place.
 //   x [T, C + P] act | gain [1, C] stat | positions, cos, sin: as in ops/rope.h, of width P | slots i32 [1, T]
 //   q [T, *] act, optional: columns [h q_stride + q_offset, + P) of heads h < heads
-// Slots are unique. Positions, slots and tables are read ahead of earlier operations of the stream: none that is
-// under way may write them.
+// Slots are unique. The gain, positions, slots and tables are read ahead of earlier operations of the stream: none
+// that is under way may write them.
 struct LatentAppend {
   Tensor x, gain, positions, cos, sin, slots, cache;
   int64_t latent = 0, rope = 0;  // C, P

@@ -280,8 +280,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 
 void latent_decode(const Queue& queue, const LatentDecode& d) {
   const LatentStep& s = d.step;
-  if (d.format == LatentFormat::fp8) return latent_decode_codes(queue, d);
   CHECK(s.page_size % kBlockTokens == 0 && s.rows > 0 && s.sequences > 0);
+  if (d.format == LatentFormat::fp8) return latent_decode_codes(queue, d);
   const QueryMaps q = query_maps(d);
   const int64_t width = bytes_of_token(LatentFormat::bf16);
   const TensorMap tokens = tensor_map({.data = d.cache,

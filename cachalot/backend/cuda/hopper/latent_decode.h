@@ -26,10 +26,10 @@
 // One H200, cold second-level cache, events around decode and merge, median of 20; sequences of 4096
 // tokens, b = 128 (reading their cache alone takes 143 us by plain loads that go over it together, 147 us
 // by the copy engine a sequence a block):
-//   128 heads 230 us, 636 TFLOP/s; with 2 queries 428 us, 683 TFLOP/s (throttled: 460)
-//   64 heads 162 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 155 us
+//   128 heads 232 us, 629 TFLOP/s; with 2 queries 428 to 460 us, 635 to 682 TFLOP/s from run to run
+//   64 heads 160 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 154 us
 //   (latent_decode_narrow; in a graph 142 us, 4.3 TB/s)
-//   FP8 cache: 128 heads 338 us, 16 heads 107 us. One sequence of 65,536 tokens, 128 heads: 50 us
+//   FP8 cache: 128 heads 332 us, 16 heads 106 us. One sequence of 65,536 tokens, 128 heads: 51 us
 //
 //   DeepSeek-V2 report section 2.1 (MLA). FlashMLA's "seesaw" splits the output between two warpgroups too.
 #pragma once

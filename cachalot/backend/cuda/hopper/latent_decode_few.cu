@@ -9,13 +9,11 @@
 //
 // Time at 512 tokens: two or three dependent reads (lengths, page, tokens), 72 KB into each of eight
 // multiprocessors, two products of a fraction of a microsecond, one exchange.
-#include <string>
-
 #include "backend/cuda/hopper/latent_plan.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/hopper/tensor_map.h"
 #include "backend/cuda/hopper/tma.cuh"
 #include "backend/cuda/mma.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -260,11 +258,8 @@ void latent_decode_few(const Queue& queue, const LatentDecode& d) {
   const TensorMap cache = tensor_map(
       {.data = d.cache, .size = {kWidth, s.slots}, .stride = {0, 2 * kWidth}, .box = {64, kBlockTokens}});
   const Args a{.step = s, .o = d.o_latent, .lse = d.lse, .scale = d.scale, .read_ahead = d.read_ahead};
-  const auto must = [](cudaError_t code) {
-    if (code != cudaSuccess)
-      throw Error(std::string("latent attention: CUDA says \"") + cudaGetErrorString(code) + "\"");
-  };
-  must(cudaFuncSetAttribute(few_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared))));
+  launched(cudaFuncSetAttribute(few_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared))),
+           "shared memory of absorbed attention");
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {kCluster, 1, 1};
@@ -277,7 +272,7 @@ void latent_decode_few(const Queue& queue, const LatentDecode& d) {
   config.stream = queue.stream;
   config.attrs = attributes;
   config.numAttrs = queue.overlap ? 2 : 1;
-  must(cudaLaunchKernelEx(&config, few_kernel, a, latents, ropes, cache));
+  launched(cudaLaunchKernelEx(&config, few_kernel, a, latents, ropes, cache), "absorbed attention");
 }
 
 }  // namespace cachalot::cuda::hopper

@@ -17,12 +17,10 @@
 // Pieces of cut sequences leave normalised outputs and their log-sum-exps in memory; when all of a
 // sequence's are there, the blocks that wrote them add them up, each a share, in the order of the pieces. So
 // blocks wait for each other: there is one a multiprocessor, and all run at a time.
-#include <string>
-
 #include "backend/cuda/hopper/latent_unit.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/hopper/tensor_map.h"
 #include "backend/cuda/mma.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -722,12 +720,12 @@ template <LatentFormat F> void run(const Queue& queue, const Args& args) {
                         .stride = {0, 128},
                         .box = {64, kBoxTokens * kLines},
                         .promotion = Promotion::b128});
-  const cudaError_t code = cudaFuncSetAttribute(narrow_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                int(sizeof(Shared<F>)));
-  if (code != cudaSuccess)
-    throw Error(std::string("latent attention: CUDA says \"") + cudaGetErrorString(code) + "\"");
+  launched(cudaFuncSetAttribute(narrow_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                int(sizeof(Shared<F>))),
+           "shared memory of absorbed attention");
   launch(queue, narrow_kernel<F>, unsigned(args.a.step.multiprocessors), kThreads, sizeof(Shared<F>), args,
          lines);
+  launched(cudaGetLastError(), "absorbed attention");
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // even block, or to the end of a piece where units are fixed. Boundaries are found
 // by all parts at once, in the prefix sums of the costs.
 #include "backend/cuda/hopper/latent_plan.cuh"
-#include "base/error.h"
+#include "backend/cuda/hopper/launched.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -162,6 +162,7 @@ void make_latent_plan(const Queue& queue, const LatentStep& s, int32_t* plan) {
   CHECK(s.sequences <= kMostSequences && s.unit % (2 * kBlockTokens) == 0);
   const size_t memory = size_t(4 * (5 * s.sequences + 1));
   launch(queue, plan_step, 1, kThreads, memory, s, PlanView{plan});
+  launched(cudaGetLastError(), "the plan of absorbed attention");
 }
 
 }  // namespace cachalot::cuda::hopper

@@ -41,7 +41,7 @@ inline LatentArgs latent_args(const LatentDecode& d) {
   };
 }
 
-// Behind decode_kernel (latent_decode.cu), which left them.
+// Behind latent_decode.cu or latent_decode_codes.cu, which left them.
 void merge_pieces(const Queue& queue, const LatentArgs& a);
 
 // Warpgroups for themselves.

@@ -4,12 +4,10 @@
 // place can be asked for again at the barrier that makes the row's sum.
 #include "backend/cuda/hopper/rmsnorm_rows.h"
 
-#include <string>
-
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/hopper/barrier.cuh"
+#include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/reduce.cuh"
-#include "base/error.h"
 
 namespace cachalot::cuda::hopper {
 
@@ -136,8 +134,8 @@ int64_t rmsnorm_rows(const Queue& queue, const RmsNormBackward& n, int64_t most,
   const int64_t turns = (rows + most * block.y - 1) / (most * block.y),
                 blocks = turns > 4 ? most : (rows + turns * block.y - 1) / (turns * block.y);
   const size_t bytes = size_t(block.y) * size_t(cols) * sizeof(bf16) * 2 * kStages;
-  const auto set = cudaFuncSetAttribute(rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-  CHECK(set == cudaSuccess, "rmsnorm_rows: " + std::to_string(bytes) + " bytes of shared memory");
+  launched(cudaFuncSetAttribute(rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+           "rmsnorm_backward: shared memory");
   launch(queue, rows_kernel, unsigned(blocks), block, bytes,
          Args{.dy = n.dy.matrix<const bf16>(),
               .x = n.x.matrix<const bf16>(),
