@@ -2,12 +2,13 @@
 """The peer of `cachalot bench`: the same model through PyTorch and Hugging Face transformers, on this machine.
 
 usage: scripts/bench_transformers.py [--config configs/cpu-100m.json] [--device cpu|cuda] [--threads N]
-                                     [--precision f32|bf16|autocast] [--parts train,prefill,decode]
+                                     [--precision f32|bf16|autocast] [--parts train,prefill,decode,layer]
                                      [--sequences 1,128] [--json F]
 
 Needs PyPI's torch and transformers. The model is built from the "model" section of the configuration with random
 weights; MTP layers are left out (transformers has none). Training is forward, backward, clipping and fused AdamW on
-batch x seq_len random tokens; decoding is a step of each of --sequences, behind --context random tokens. "bf16" keeps
+batch x seq_len random tokens; decoding is a step of each of --sequences, behind --context random tokens; "layer" is the
+model's last layer on batch x seq_len random rows, forward, and forward and backward with fresh gradients. "bf16" keeps
 weights and moments in BF16, "autocast" computes in BF16 over F32 weights, which is what cachalot's bf16 recipe does.
 Each number is the fastest and the median of at least three steps.
 """
@@ -91,6 +92,29 @@ def main():
 
             show(f"decode_{count}", count, measure(decode))
             state = cache = None
+    if "layer" in parts:
+        layer = m.model.layers[-1]
+        rows = torch.randn(batch, length, model["hidden_size"], device=o.device, requires_grad=True)
+        gradient = torch.randn_like(rows)
+        positions = torch.arange(length, device=o.device)[None]
+        angles = m.model.rotary_emb(rows, position_ids=positions)
+
+        def forward():
+            y = layer(rows, position_embeddings=angles, position_ids=positions, attention_mask=None)
+            return y[0] if isinstance(y, tuple) else y
+
+        def backward():
+            layer.zero_grad(set_to_none=True)
+            rows.grad = None
+            forward().backward(gradient)
+
+        def inference():
+            with torch.no_grad(): forward()
+
+        with autocast:
+            show("layer_forward", batch * length, measure(inference))
+            show("layer_backward", batch * length, measure(backward))
+        layer.zero_grad(set_to_none=True)
     if "train" in parts:
         m.train(True)
         optimizer = torch.optim.AdamW(m.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

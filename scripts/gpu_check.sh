@@ -3,7 +3,7 @@
 #   scripts/gpu_check.sh                        builds the preset cuda, then everything below
 #   scripts/gpu_check.sh --build build/cuda     takes a finished build (the folder that holds `cachalot`)
 #   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm kernels attention train decode
-#                                               layer peer_kernels peer_model sanitize
+#                                               layer peer_kernels peer_layer peer_model sanitize
 #   scripts/gpu_check.sh --out DIR              where results go (default build/gpu_check)
 # All but `sanitize` run when none is named, on the first card of CUDA_VISIBLE_DEVICES. With several cards, stages can
 # run side by side, each call with a card and a DIR of its own; scripts/gpu_tables.py puts the records together. The
@@ -23,12 +23,12 @@ while (($#)); do
     --build) build=${2:?--build needs a folder}; shift 2 ;;
     --out) out=${2:?--out needs a folder}; shift 2 ;;
     -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    tests | goldens | ops | gemm | kernels | attention | train | decode | layer | peer_kernels | peer_model | \
-      sanitize) stages+=("$1"); shift ;;
+    tests | goldens | ops | gemm | kernels | attention | train | decode | layer | peer_kernels | peer_layer | \
+      peer_model | sanitize) stages+=("$1"); shift ;;
     *) echo "gpu_check: no option or stage \"$1\" (scripts/gpu_check.sh --help)" >&2; exit 2 ;;
   esac
 done
-((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels attention train decode layer peer_model)
+((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels attention train decode layer peer_layer peer_model)
 wants() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 stop() { echo "gpu_check: $1" >&2; [[ -n ${2:-} ]] && echo "  try: $2" >&2; exit 2; }
 
@@ -129,6 +129,10 @@ run_attention() {
   done
 }
 run_peer_kernels() { python3 scripts/bench_torch.py --parts products --json "$out/parts/peer_kernels.json"; }
+run_peer_layer() {
+  python3 scripts/bench_transformers.py --config configs/v3-layer.json --device cuda --parts layer --seconds 2 \
+    --json "$out/parts/peer_layer.json"
+}
 run_peer_model() {
   python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode,train \
     --sequences 1,128 --json "$out/parts/peer_model.json"
@@ -139,7 +143,7 @@ run_sanitize() {
 }
 
 peer=""
-if wants attention || wants peer_kernels || wants peer_model; then
+if wants attention || wants peer_kernels || wants peer_layer || wants peer_model; then
   if python3 -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then peer=yes
   else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
 fi
@@ -154,6 +158,7 @@ wants train && tail=60 stage train run_train
 wants decode && tail=40 stage decode run_decode
 wants layer && tail=60 stage layer run_layer
 wants peer_kernels && [[ -n $peer ]] && tail=60 stage peer_kernels run_peer_kernels
+wants peer_layer && [[ -n $peer ]] && tail=4 stage peer_layer run_peer_layer
 wants peer_model && [[ -n $peer ]] && tail=4 stage peer_model run_peer_model
 wants sanitize && stage sanitize run_sanitize
 

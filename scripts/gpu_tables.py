@@ -153,7 +153,7 @@ def main(paths):
     layers = [(name, part, r[part]["layer"]) for name, part in parts if part in r]
     if layers:
         print("**One full-size layer** (`configs/v3-layer.json`), median (fastest)\n\n| |" +
-              "".join(f" {name} |" for name, _, _ in layers) + "\n|---|" + "---|" * len(layers))
+              "".join(f" {name} |" for name, _, _ in layers) + " peer, bf16 |\n|---|" + "---|" * (len(layers) + 1))
         for key, what in (("forward", "forward"), ("backward", "forward and backward, overwriting gradients"),
                           ("adding", "the same, adding to them")):
             cells = []
@@ -162,6 +162,8 @@ def main(paths):
                 bound = ASKED_LAYER.get((part, key))
                 cells.append(f"{ms:.1f} ms ({1e3 * t[key]['fastest_seconds']:.1f})" + (
                     f", asked {asked.cell(f'layer, {name}, {what}', ms, bound, 'ms', at_most=True)}" if bound else ""))
+            its = r.get("peer_layer", {}).get(f"layer_{key}")
+            cells.append(f"{1e3 * its['seconds']:.1f} ms ({1e3 * its['fastest_seconds']:.1f})" if its else "")
             print(f"| {what} | {' | '.join(cells)} |")
         print()
     if "kernels" in r:
@@ -249,6 +251,7 @@ def self_test():
     peer = {**machine, "peer_attention_1": {"attention": [row(forward, shape, 1.1), row(backward, shape, 1.14)]},
             "peer_kernels": {"products": [row("gemm fp8", "64 x 8 x 8", 1.0), row("gemm fp8", "64 x 8 x 8", 0.6, True),
                                           row("gemm fp8", "4096 x 8 x 8", 1.0)]},
+            "peer_layer": {"layer_forward": {"seconds": 0.02, "fastest_seconds": 0.0195}},
             "peer_model": {"torch": "1", "transformers": "2", "train": {"tokens_per_second": 100.0},
                            "decode_1": {"tokens_per_second": 50.0}}}
     with tempfile.TemporaryDirectory() as folder:
@@ -269,7 +272,7 @@ def self_test():
         "| training, fp8 | 230 tok/s (100 ms a step) | 100 | 2.30 x | 2.2 x the peer |",
         "| decode, batch 1, context 512 | 2100 tok/s (100 ms a step) | 50 | 42.00 x | 2,000 tok/s |",
         "| decode, batch 128, context 512 | 70.0k tok/s (100 ms a step) |  |  | 80,000 tok/s: **missed** |",
-        "| forward | 11.0 ms (9.0), asked 10 ms: **missed** |",
+        "| forward | 11.0 ms (9.0), asked 10 ms: **missed** | 20.0 ms (19.5) |",
         "| gemm fp8, 64 x 8 x 8 | 1000000.0 | 1 | 1 | 1.00 x |  |",
         "| gemm fp8, 64 x 8 x 8, graph | 500000.0 | 2 | 2 | 1.20 x | 1.1 x the peer |",
         f"| {forward}, {shape} | 1 (1, 1, 1) | 1 | 1.10 x | 1.1 x the peer |",
@@ -284,7 +287,7 @@ def self_test():
 if __name__ == "__main__":
     if sys.argv[1:] == ["--self-test"]:
         self_test()
-    elif len(sys.argv) < 2:
+    elif len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     else:
         main(sys.argv[1:])
