@@ -168,13 +168,13 @@ TEST(OpenDevice, RefusesUnknownNamesWithTheNearest) {
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "there is no device \"gpu\"");
-    EXPECT_NE(e.hint().find("cpu, cuda[:N], ref, fake, plan"), std::string::npos) << e.hint();
+    EXPECT_EQ(e.hint(), "did you mean cuda? known: cpu, cuda[:N], ref");  // not cpu, which is one letter away
   }
   try {
-    open_device("fakee");
+    open_device("cupa");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_NE(e.hint().find("did you mean fake?"), std::string::npos) << e.hint();
+    EXPECT_NE(e.hint().find("did you mean cuda?"), std::string::npos) << e.hint();
   }
 }
 

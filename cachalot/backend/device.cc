@@ -24,10 +24,12 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
           .hint("write cuda, or cuda:0, cuda:1, ...");
     return open_cuda_device(std::stoi(digits));
   }
-  const std::string close = nearest(name, {"cpu", "ref", "fake", "plan", "cuda"});
+  // "gpu" is nearest to "cpu", and is what many call a card; fake and plan are for tests, not for people.
+  const std::string close = name.starts_with("gpu") || name.starts_with("GPU")
+                                ? "cuda" + name.substr(3)
+                                : nearest(name, {"cpu", "ref", "cuda"});
   throw Error(fmt::format("there is no device \"{}\"", name))
-      .hint(fmt::format("{}known: cpu, cuda[:N], ref, fake, plan",
-                        close.empty() ? "" : "did you mean " + close + "? "));
+      .hint(fmt::format("{}known: cpu, cuda[:N], ref", close.empty() ? "" : "did you mean " + close + "? "));
 }
 
 }  // namespace cachalot

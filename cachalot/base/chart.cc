@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/html.h"
 #include "base/png.h"
 
 namespace cachalot {
@@ -120,30 +121,30 @@ const char* const kChartStyle = R"(
 .chart text{fill:var(--faint);font:11px system-ui,sans-serif}
 .chart .grid{stroke:var(--line);stroke-width:1}
 .chart .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12px;color:var(--faint)}
-.chart .legend i{display:inline-block;width:14px;height:3px;vertical-align:middle;margin-right:5px}
+.chart .legend i{display:inline-block;width:22px;height:3px;vertical-align:middle;margin-right:5px}
 .chart path{fill:none;stroke-width:1.6;stroke-linejoin:round}
 .chart .band{stroke:none;opacity:.18}
 .c0{stroke:#0072b2;color:#0072b2}.c1{stroke:#d55e00;color:#d55e00}.c2{stroke:#009e73;color:#009e73}
 .c3{stroke:#cc79a7;color:#cc79a7}.c4{stroke:#e69f00;color:#e69f00}.c5{stroke:#56b4e9;color:#56b4e9}
 .c6{stroke:#8c6bb1;color:#8c6bb1}.c7{stroke:#7f7f7f;color:#7f7f7f}
 .legend i{background:currentColor}
+.d1{stroke-dasharray:9 3}.d2{stroke-dasharray:4 3}.d3{stroke-dasharray:2 3}.d4{stroke-dasharray:9 3 2 3}
+.d5{stroke-dasharray:16 3}.d6{stroke-dasharray:4 3 2 3}.d7{stroke-dasharray:7 7}
+.legend .d1{background:repeating-linear-gradient(90deg,currentColor 0 9px,transparent 0 12px)}
+.legend .d2{background:repeating-linear-gradient(90deg,currentColor 0 4px,transparent 0 7px)}
+.legend .d3{background:repeating-linear-gradient(90deg,currentColor 0 2px,transparent 0 5px)}
+.legend .d4{background:linear-gradient(90deg,currentColor 9px,transparent 0 12px,currentColor 0 14px,
+transparent 0 17px,currentColor 0)}
+.legend .d5{background:linear-gradient(90deg,currentColor 16px,transparent 0 19px,currentColor 0)}
+.legend .d6{background:repeating-linear-gradient(90deg,currentColor 0 4px,transparent 0 7px,
+currentColor 0 9px,transparent 0 12px)}
+.legend .d7{background:repeating-linear-gradient(90deg,currentColor 0 7px,transparent 0 14px)}
+@media(max-width:600px){.chart svg{overflow:visible}.chart text{font-size:16px}}
 .heat img{width:100%;image-rendering:pixelated;display:block;border-radius:3px}
 .heat .names{display:grid;font-size:11px;color:var(--faint);text-align:right;padding-right:6px}
 .heat .names span{align-self:center;white-space:nowrap}
 .heat .ends{display:flex;justify-content:space-between;font-size:11px;color:var(--faint)}
 )";
-
-std::string html_escape(const std::string& text) {
-  std::string out;
-  for (const char c : text) switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out.push_back(c);
-    }
-  return out;
-}
 
 std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& series) {
   const auto has_band = [&](const ChartSeries& s) {  // of many series they would only cover each other
@@ -201,6 +202,10 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
   const auto colour_of = [&](size_t i) {
     return fmt::format("c{}", (series[i].colour < 0 ? int(i) : series[i].colour) % kColours);
   };
+  // Where few values join smooth lines, dashes tell them apart without colour: the first is whole.
+  std::vector<std::string> dash(series.size());
+  for (size_t i = 0, marked = 0; i < series.size(); ++i)
+    if (series[i].marks && marked++ > 0) dash[i] = fmt::format(" d{}", (marked - 1) % kColours);
   for (size_t i = 0; i < series.size(); ++i) {
     const Binned& b = binned[i];
     const std::string colour = colour_of(i);
@@ -220,7 +225,7 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
     if (has_band(series[i]))
       svg += fmt::format("<path class=\"band {}\" style=\"fill:currentColor\" d=\"{}{}Z\"/>", colour, upper,
                          lower);
-    svg += fmt::format("<path class=\"{}\" d=\"{}\"><title>{}</title></path>", colour, line,
+    svg += fmt::format("<path class=\"{}{}\" d=\"{}\"><title>{}</title></path>", colour, dash[i], line,
                        html_escape(series[i].name));
     if (series[i].marks)
       for (size_t j = 0; j < b.x.size(); ++j)
@@ -237,7 +242,8 @@ std::string line_chart(const ChartOptions& o, const std::vector<ChartSeries>& se
     std::set<std::string> listed;
     for (size_t i = 0; i < series.size(); ++i)
       if (listed.insert(series[i].name).second)
-        svg += fmt::format("<span><i class=\"{}\"></i>{}</span>", colour_of(i), html_escape(series[i].name));
+        svg += fmt::format("<span><i class=\"{}{}\"></i>{}</span>", colour_of(i), dash[i],
+                           html_escape(series[i].name));
     svg += "</div>";
   }
   return svg + "</figure>\n";

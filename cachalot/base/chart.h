@@ -1,4 +1,4 @@
-// Charts for pages, as SVG text: curves and heat maps. Colours come from the page's style sheet
+// Charts for pages, as SVG text: curves and heat maps. Colours and dashes come from the page's style sheet
 // (kChartStyle), light and dark. Every number shown is the caller's; text is escaped.
 #pragma once
 
@@ -6,8 +6,6 @@
 #include <vector>
 
 namespace cachalot {
-
-std::string html_escape(const std::string& text);
 
 struct ChartSeries {
   std::string name;

@@ -55,6 +55,17 @@ TEST(Chart, ABandIsSeenButForWildStepsAndManySeriesHaveNone) {
   EXPECT_EQ(count(line_chart(options, {s, s, s, s}), "class=\"band"), 0u);
 }
 
+TEST(Chart, SeriesWithMarksAreToldApartWithoutColour) {
+  const ChartSeries a{.name = "a", .x = {1, 2}, .y = {1, 2}, .marks = true};
+  const ChartSeries noisy{.name = "n", .x = {1, 2}, .y = {2, 3}};
+  const std::string svg = line_chart({.title = "t", .x_label = "", .y_label = ""}, {noisy, a, a, a});
+  EXPECT_EQ(count(svg, "<path class=\"c0\""), 1u);
+  EXPECT_EQ(count(svg, "<path class=\"c1\""), 1u) << "the first of them is whole";
+  EXPECT_EQ(count(svg, "<path class=\"c2 d1\""), 1u);
+  EXPECT_EQ(count(svg, "<path class=\"c3 d2\""), 1u);
+  EXPECT_NE(std::string(kChartStyle).find(".d2{stroke-dasharray"), std::string::npos);
+}
+
 TEST(Chart, AConstantAndALogarithmicAxisAreDrawn) {
   EXPECT_NE(
       line_chart({.title = "t", .x_label = "", .y_label = ""}, {{.name = "a", .x = {1, 2}, .y = {5, 5}}}),

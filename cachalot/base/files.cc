@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -56,21 +58,24 @@ void sync_directory(const std::string& path) {
 
 }  // namespace
 
-std::string read_file(const std::string& path) {
+void read_file(const std::string& path, const std::function<void(std::string_view)>& piece) {
   FileDescriptor fd(path, O_RDONLY, "cannot open");
-  struct stat status{};
-  if (::fstat(fd.get(), &status) != 0) throw system_error("cannot read", path, errno);
-  if (S_ISDIR(status.st_mode)) throw system_error("cannot read", path, EISDIR);
-  std::string bytes;
-  bytes.reserve(S_ISREG(status.st_mode) ? size_t(status.st_size) : 0);
-  char block[1 << 16];
+  std::vector<char> block(size_t{1} << 18);
   for (;;) {
-    const ssize_t n = ::read(fd.get(), block, sizeof block);
+    const ssize_t n = ::read(fd.get(), block.data(), block.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw system_error("cannot read", path, errno);
-    if (n == 0) return bytes;
-    bytes.append(block, size_t(n));
+    if (n < 0) throw system_error("cannot read", path, errno);  // of a folder, too
+    if (n == 0) return;
+    piece({block.data(), size_t(n)});
   }
+}
+
+std::string read_file(const std::string& path) {
+  std::string bytes;
+  std::error_code code;
+  if (const auto size = fs::file_size(path, code); !code) bytes.reserve(size);
+  read_file(path, [&](std::string_view piece) { bytes += piece; });
+  return bytes;
 }
 
 void write_file_atomic(const std::string& path, const std::function<void(const Append&)>& write) {
@@ -82,6 +87,10 @@ void write_file_atomic(const std::string& path, const std::function<void(const A
   const std::string temporary = in_place ? path : fmt::format("{}.tmp.{}", path, ::getpid());
   try {
     const int how = in_place ? O_APPEND : O_CREAT | O_TRUNC;
+    const fs::path folder = fs::path(path).parent_path();
+    if (!in_place && !folder.empty() && !fs::exists(folder, code) && code.value() == 0)
+      throw Error(fmt::format("cannot write {}: there is no folder {}", path, folder.string()))
+          .hint(fmt::format("mkdir -p {}", folder.string()));
     FileDescriptor fd(temporary, O_WRONLY | how, "cannot write");
     write([&](std::string_view bytes) {
       while (!bytes.empty()) {
@@ -109,23 +118,50 @@ void write_file_atomic(const std::string& path, std::string_view bytes) {
 
 AtomicDirectory::AtomicDirectory(std::string path) : final_(std::move(path)) {
   while (final_.size() > 1 && final_.back() == '/') final_.pop_back();
-  temporary_ = final_ + ".tmp";
   std::error_code code;
-  fs::remove_all(temporary_, code);  // left by a killed process
-  fs::create_directories(temporary_, code);
-  if (code) throw system_error("cannot create", temporary_, code.value());
+  if (fs::is_symlink(final_, code)) {  // what it leads to is replaced, on its own disk, and the link stays
+    const fs::path target = fs::canonical(final_, code);
+    if (!code) final_ = target.string();
+  }
+  temporary_ = final_ + ".tmp";
+  lock();
+  std::vector<fs::path> left;  // by a killed process
+  for (const auto& entry : fs::directory_iterator(temporary_, code)) left.push_back(entry.path());
+  for (const fs::path& path : left) fs::remove_all(path, code);
+}
+
+void AtomicDirectory::lock() {
+  for (;;) {
+    std::error_code code;
+    fs::create_directories(temporary_, code);
+    if (code) throw system_error("cannot create", temporary_, code.value());
+    lock_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (lock_ < 0 && errno == ENOENT) continue;  // renamed or removed by another process since
+    if (lock_ < 0) throw system_error("cannot create", temporary_, errno);
+    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      ::close(std::exchange(lock_, -1));
+      throw Error(fmt::format("another process is writing {}", final_))
+          .hint("wait until it is done, or choose another folder");
+    }
+    struct stat held{}, there{};
+    if (::fstat(lock_, &held) == 0 && ::stat(temporary_.c_str(), &there) == 0 && held.st_ino == there.st_ino)
+      return;
+    ::close(std::exchange(lock_, -1));
+  }
 }
 
 AtomicDirectory::~AtomicDirectory() {
   std::error_code code;
-  if (!committed_) fs::remove_all(temporary_, code);
+  if (!committed_ && lock_ >= 0) fs::remove_all(temporary_, code);
+  if (lock_ >= 0) ::close(lock_);
 }
 
 void AtomicDirectory::commit() {
   sync_directory(temporary_);
   // rename() replaces only an empty directory: the old one steps aside first and is removed last, so that at
-  // every instant one complete directory exists under final_ or final_ + ".old".
-  const std::string old = final_ + ".old";
+  // every instant one complete directory exists under final_ or this name, which nobody gives to a folder that
+  // he keeps (".old" alone is what one's own copies are called).
+  const std::string old = temporary_ + ".old";
   std::error_code code;
   fs::remove_all(old, code);
   const bool replaces = fs::exists(final_);

@@ -100,7 +100,14 @@ TEST_F(Files, APipeAndADeviceAreWrittenToAndStay) {
 }
 
 TEST_F(Files, AtomicWriteIntoAFolderThatIsNotThereSaysSo) {
-  EXPECT_THROW(write_file_atomic(at("no/such/f"), "x"), Error);
+  try {
+    write_file_atomic(at("no/such/f"), "x");
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_EQ(std::string(e.what()),
+              "cannot write " + at("no/such/f") + ": there is no folder " + at("no/such"));
+    EXPECT_EQ(e.hint(), "mkdir -p " + at("no/such"));
+  }
 }
 
 TEST_F(Files, AtomicDirectoryAppearsOnlyWithCommit) {
@@ -141,6 +148,43 @@ TEST_F(Files, AtomicDirectoryClearsWhatAKilledProcessLeft) {
   AtomicDirectory directory(at("d"));
   directory.commit();
   EXPECT_TRUE(fs::is_empty(at("d")));
+}
+
+TEST_F(Files, AFolderThatIsCalledOldIsNotOurs) {
+  for (const char* name : {"d", "d.old"}) {
+    fs::create_directory(at(name));
+    std::ofstream(at(name) + "/weights") << name;
+  }
+  AtomicDirectory directory(at("d"));
+  std::ofstream(directory.path() + "/weights") << "new";
+  directory.commit();
+  EXPECT_EQ(read_file(at("d/weights")), "new");
+  EXPECT_EQ(read_file(at("d.old/weights")), "d.old");
+  EXPECT_EQ(entries(), 2u);
+}
+
+TEST_F(Files, ADirectoryIsBuiltByOneAtATime) {
+  AtomicDirectory first(at("d"));
+  std::ofstream(first.path() + "/a") << "1";
+  EXPECT_THROW(AtomicDirectory{at("d")}, Error);
+  EXPECT_EQ(read_file(at("d.tmp/a")), "1") << "the second one must not touch what the first has written";
+  first.commit();
+  AtomicDirectory next(at("d"));  // what is finished is in nobody's way, even while `first` lives
+  next.commit();
+  EXPECT_TRUE(fs::is_empty(at("d")));
+}
+
+TEST_F(Files, AtomicDirectoryFollowsALink) {
+  fs::create_directories(at("disk/model"));
+  std::ofstream(at("disk/model/old")) << "1";
+  fs::create_directory_symlink(at("disk/model"), at("link"));
+  AtomicDirectory directory(at("link"));
+  EXPECT_EQ(directory.path(), fs::canonical(at("disk")).string() + "/model.tmp");
+  std::ofstream(directory.path() + "/new") << "2";
+  directory.commit();
+  EXPECT_TRUE(fs::is_symlink(at("link")));
+  EXPECT_EQ(read_file(at("disk/model/new")), "2");
+  EXPECT_FALSE(fs::exists(at("disk/model/old")));
 }
 
 TEST_F(Files, MapShowsTheFile) {

@@ -16,9 +16,11 @@ namespace {
 struct Range {
   double low = INFINITY, high = -INFINITY;
   void add(double v) { low = std::min(low, v), high = std::max(high, v); }
-  void widen() {  // a constant gets room around it
-    if (low < high) return;
-    const double room = low == 0 ? 1 : std::abs(low) * 0.1;
+  void widen() {  // a constant gets room around it, and so does what differs in its last digits only
+    constexpr double kTold = 1e-12, kLeast = 1e-300;
+    const double size = std::max(std::abs(low), std::abs(high));
+    if (high - low > kTold * size && size > kLeast) return;
+    const double room = size > kLeast ? size * 0.1 : 1;
     low -= room, high += room;
   }
   double share(double v) const { return (v - low) / (high - low); }  // 0 at low, 1 at high
@@ -111,6 +113,7 @@ std::string plot(const std::vector<PlotSeries>& series, const PlotOptions& optio
   }
   if (xs.low > xs.high) return "";
   xs.widen(), ys.widen();
+  if (!std::isfinite(xs.high - xs.low) || !std::isfinite(ys.high - ys.low)) return "";  // beyond any axis
 
   // Labels of the y axis stand on the rows nearest to round values.
   const int rows = std::max(2, options.height);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -55,6 +56,26 @@ TEST(Plot, SurvivesAConstantAndASinglePoint) {
             std::string::npos);
   EXPECT_NE(plot({{.name = "a", .x = {0, 1}, .y = {-7e9, 7e9}}}, {.ascii = true}).find('*'),
             std::string::npos);
+}
+
+// Doubles are too coarse for labels between them: a label beyond the edge would have no row.
+TEST(Plot, WhatDiffersInItsLastDigitsOnlyIsDrawnAsAConstant) {
+  for (int exponent = -1050; exponent < 1020; exponent += 3) {
+    const double low = std::ldexp(1.2345, exponent);
+    double high = low;
+    for (int ulps = 1; ulps < 30; ++ulps) {
+      high = std::nextafter(high, std::numeric_limits<double>::infinity());
+      const std::string picture = plot({{.name = "a", .x = {1, 2, 3}, .y = {low, high, low}}},
+                                       {.width = 40, .height = 7, .ascii = true});
+      EXPECT_EQ(std::count(picture.begin(), picture.end(), '\n'), 7 + 2) << low << " " << ulps;
+      const std::string flat = plot({{.name = "a", .x = {1, 2, 3}, .y = {low, low, low}}},
+                                    {.width = 40, .height = 7, .ascii = true});
+      if (exponent > -900) {
+        EXPECT_EQ(picture, flat) << low << " " << ulps;
+      }
+    }
+  }
+  EXPECT_EQ(plot({{.name = "a", .x = {0, 1}, .y = {-1e308, 1e308}}}, {}), "");  // no axis is so long
 }
 
 TEST(Plot, IsNeverWiderThanAsked) {

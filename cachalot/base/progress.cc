@@ -14,7 +14,8 @@ namespace cachalot {
 
 namespace {
 
-constexpr int kBar = 20;  // cells
+constexpr int kBar = 20;         // cells
+constexpr int kRoomForBar = 60;  // columns; on fewer the time that is left is worth more
 
 // The first `columns` characters, or a little less, not to cut a number: one code point is taken for one
 // column.
@@ -72,7 +73,8 @@ std::string Progress::state() const {
     const int cells = int(share * kBar);
     line += fmt::format("{}{:3}% ", line.empty() ? "" : "  ",
                         std::clamp<int64_t>(100 * done_ / total_, 0, 100));  // 100 % only at the end
-    if (style_.terminal && style_.bar) line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
+    if (style_.terminal && style_.bar && style_.width >= kRoomForBar)
+      line += fmt::format("[{:#<{}}{:-<{}}] ", "", cells, "", kBar - cells);
     line += fmt::format(" {}/{}", done_, total_);
   } else {
     line += fmt::format("  {}", done_);

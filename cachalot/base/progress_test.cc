@@ -63,8 +63,8 @@ TEST(Progress, TerminalIsRedrawnAtMostTenTimesASecond) {
 
 TEST(Progress, TerminalLineFitsTheWidth) {
   Fixture f;
-  Progress progress(f.out, "épreuve", 10, f.style(true, 30));
-  progress.update(5, std::string(100, 'x'));
+  Progress progress(f.out, "épreuve" + std::string(100, 'x'), 10, f.style(true, 30));
+  progress.update(5);
   const std::string line = f.out.str().substr(4);  // after \r ESC [ K
   EXPECT_EQ(line.size(), 30u);                     // 29 columns, one of them two bytes
 }
@@ -77,6 +77,14 @@ TEST(Progress, ANarrowTerminalCutsBetweenTwoNumbers) {
   f.time = 1;
   progress.update(6, "loss 3.21, 5.1K tok/s");
   EXPECT_TRUE(f.out.str().ends_with("  6/10, 0.7 s left")) << f.out.str();
+}
+
+TEST(Progress, ANarrowTerminalShowsTheTimeLeftAndNoBar) {
+  Fixture f;
+  Progress progress(f.out, "convert (MB)", 1627, f.style(true, 40));
+  f.time = 10;
+  progress.update(794, "lm_head.weight");
+  EXPECT_EQ(f.out.str(), "\r\x1b[Kconvert (MB)   48%  794/1627, 10 s left");
 }
 
 TEST(Progress, TheBarMayBeLeftOutForNumbers) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@
 #include "cli/bench_ops.h"
 #include "cli/bench_steps.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
 #include "cli/terminal.h"
 #include "config/params.h"
 #include "nn/recipe.h"
@@ -245,6 +247,10 @@ void run(const Options& o) {
       throw Error(fmt::format("bench has no part \"{}\"", part))
           .hint(close.empty() ? fmt::format("{}", fmt::join(kParts, ", ")) : "did you mean " + close + "?");
     }
+  if (o.config == Options{}.config && !std::filesystem::exists(o.config))
+    throw Error(fmt::format("{}, which is measured unless --config names another, is not below this folder",
+                            o.config))
+        .hint("cd to the folder of cachalot's sources, or give --config CONFIG");
   RunConfig config = load_run_config(o.config, {});
   config.train.precision = o.generate.precision;
   if (o.batch) config.train.batch = o.batch, config.train.micro_batch = 0;
@@ -310,39 +316,40 @@ void add_bench(CLI::App& app) {
   c->add_option("--config", o->config, "training configuration whose model and batch are measured")
       ->capture_default_str();
   c->add_option("--precision", o->generate.precision, kPrecisions)->capture_default_str();
-  c->add_option("--device", o->device, "cpu, cuda, cuda:N")->capture_default_str();
-  c->add_option("--threads", o->threads, "threads of the cpu; 0: all that the machine or container allows")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_device(*c, o->device);
+  add_threads(*c, o->threads);
   c->add_option("--batch", o->batch, "train: sequences of a step [of the configuration]")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(in_range(1, 1 << 20));
   c->add_option("--seq-len", o->seq_len,
                 "train: tokens of a sequence [of the configuration]; ops, products, attention: rows [4096]")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(in_range(1, 1 << 20));
   c->add_option("--ranks", o->ranks, "layer: expert-parallel ranks, each with its share of the experts")
-      ->check(CLI::Range(1, 1 << 16))
+      ->check(in_range(1, 1 << 16))
       ->capture_default_str();
   c->add_option("--context", o->generate.context, "prefill, decode: tokens of the prompt")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(in_range(1, 1 << 20))
       ->capture_default_str();
   c->add_option("--sequences", o->generate.sequences, "decode: sequences of a step")
-      ->check(CLI::Range(1, 1 << 16))
+      ->check(in_range(1, 1 << 16))
       ->capture_default_str();
   c->add_option("--new-tokens", o->generate.new_tokens, "decode: tokens of a sequence, one run")
-      ->check(CLI::Range(2, 1 << 20))
+      ->check(in_range(2, 1 << 20))
       ->capture_default_str();
-  c->add_option("--speculate", o->generate.speculate, "decode: MTP depths that draft")->capture_default_str();
+  c->add_option("--speculate", o->generate.speculate, "decode: MTP depths that draft")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_option("--cache", o->generate.cache, "prefill, decode: latents in bf16 or fp8")
       ->capture_default_str();
   c->add_flag("--batch-invariant", o->generate.batch_invariant,
               "prefill, decode: bits that no neighbour changes");
   c->add_option("--seconds", o->seconds, "at least so long for each part")
-      ->check(CLI::Range(0.01, 3600.0))
+      ->check(in_range(0.01, 3600.0))
       ->capture_default_str();
   c->add_option("--lines", o->lines, "operations shown; 0: their sum only")
-      ->check(CLI::Range(0, 10000))
+      ->check(in_range(0, 10000))
       ->capture_default_str();
-  c->add_option("--json", o->json, "write everything, all operations included, to this file");
+  c->add_option("--json", o->json, "write everything, all operations included, to this file")
+      ->check(file_in_a_folder());
   c->callback([o] { run(*o); });
 }
 

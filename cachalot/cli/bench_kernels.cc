@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/masked_gemm.h"
 #include "base/rng.h"
 
 namespace cachalot::cli {
@@ -75,6 +76,31 @@ void experts(OpBench g, int64_t count, int64_t each, const Linear& l) {
       b.grouped_weight_grad(
           {.dy = dy, .x = x, .dw = dw, .offsets = offsets, .experts = count, .accumulate = a});
     });
+}
+
+// `each` rows of `room` for each expert, as decoding over expert-parallel ranks has them; from a graph.
+void experts_with_room(OpBench g, Backend& backend, int64_t count, int64_t each, int64_t room,
+                       const Linear& l) {
+  const int copies = int(1 + kCaches / (count * l.n * l.k));
+  const Tensor counts = g.integers(1, count, [&](int64_t) { return each; });
+  std::vector<MaskedGemm> products;
+  for (int i = 0; i < copies; ++i) {
+    MaskedGemm p{.x = g.normal_row_tiles(count * room, l.k),
+                 .w = g.normal_blocks(count * l.n, l.k, l.n),
+                 .y = g.raw(DType::bf16, count * room, l.n),
+                 .counts = counts,
+                 .experts = count,
+                 .max_rows = room,
+                 .expected_rows = each};
+    if (!masked_gemm(backend, p)) return;  // no Hopper card
+    products.push_back(p);
+  }
+  const int64_t rows = count * each;
+  g.time_in_graph({.op = "masked fp8",
+                   .shape = fmt::format("{} x {} rows, {} x {}", count, each, l.n, l.k),
+                   .bytes = double(rows * l.k + count * l.n * l.k + 2 * rows * l.n),
+                   .flops = 2.0 * double(rows * l.n) * double(l.k)},
+                  copies, [&](Backend& b, int i) { masked_gemm(b, products[size_t(i)]); });
 }
 
 void training_attention(OpBench g, int64_t tokens) {
@@ -199,6 +225,9 @@ void bench_products(Device& device, int64_t rows, const ShowTime& show) {
   for (const auto& [count, each] :
        {std::pair<int64_t, int64_t>{4, 2 * rows}, {8, rows}, {32, rows / 4}, {32, rows / 16}})
     for (const Linear& l : kExpertLinears) experts(group(), count, std::max<int64_t>(1, each / 128) * 128, l);
+  for (const int64_t count : {1, 2, 4})
+    for (const Linear& l : kExpertLinears)
+      experts_with_room(group(), on(s), count, std::max<int64_t>(1, rows / 4 / count), rows, l);
 }
 
 void bench_attention(Device& device, int64_t rows, const ShowTime& show) {

@@ -219,6 +219,22 @@ void quantised_experts(OpBench g, int64_t rows) {
        [&](Backend& b) { b.swiglu_forward({.x = x, .y = {}, .quantized = y, .cached = cached}); });
   time(g, "swiglu_backward", shape + ", from and to FP8, with y", 8 * n,
        [&](Backend& b) { b.swiglu_backward({.dy = dy, .x = cached, .dx = {}, .y = out, .quantized = dx}); });
+  const Tensor weights = g.constant(DType::f32, 1, rows, 1), dweights = g.raw(DType::f32, 1, rows),
+               scratch = g.raw(DType::bf16, rows, 2 * kExpertWidth),
+               dx_turned = g.row_tiles(2 * kExpertWidth, padded);
+  time(g, "swiglu_backward", shape + ", from and to FP8, transposed, experts", 10 * n, [&](Backend& b) {
+    b.swiglu_backward({.dy = dy,
+                       .x = cached,
+                       .dx = scratch,
+                       .y = out,
+                       .quantized = dx,
+                       .weights = weights,
+                       .dweights = dweights,
+                       .transposed = dx_turned,
+                       .y_transposed = turned,
+                       .offsets = offsets,
+                       .padded = pads});
+  });
 }
 
 // Some experts' gate and up, from f32 masters.

@@ -1,4 +1,4 @@
-// Every subcommand registers itself; main.cc lists them in the order of --help.
+// Every subcommand registers itself; program.cc lists them in the order of --help.
 #pragma once
 
 namespace CLI {

@@ -14,6 +14,8 @@
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/terminal.h"
 #include "model/load.h"
 #include "train/export.h"
 
@@ -31,11 +33,21 @@ struct ConvertCommand {
 void run(const ConvertCommand& command) {
   ConvertOptions o = command.options;
   o.storage = command.dtype == "f32" ? DType::f32 : command.dtype == "bf16" ? DType::bf16 : DType::e4m3;
+  if (!command.scale_fmt.empty() && o.storage != DType::e4m3)
+    throw Error(fmt::format("--scale-fmt {} is given with --dtype {}, which has no scales", command.scale_fmt,
+                            command.dtype))
+        .hint("--dtype fp8, or leave --scale-fmt out");
   if (!command.scale_fmt.empty())
     o.scale_format = command.scale_fmt == "ue8m0" ? ScaleFormat::power_of_two : ScaleFormat::float32;
   o.max_shard_bytes = int64_t(command.max_shard_bytes);
   ThreadPool pool(command.threads > 0 ? command.threads : available_cpus());
   o.pool = &pool;
+  const std::atomic<bool>& stop =
+      stop_on_signals("\nstopping: nothing of it stays; once more to stop at once\n");
+  const auto start = std::chrono::steady_clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
   if (command.weights != "latest") {
     if (o.drop_mtp)
       throw Error("--drop-mtp is given with --weights " + command.weights)
@@ -47,26 +59,26 @@ void run(const ConvertCommand& command) {
                     .scale_format = o.scale_format.value_or(ScaleFormat::float32),
                     .overwrite = o.overwrite,
                     .max_shard_bytes = o.max_shard_bytes,
-                    .pool = &pool});
-    fmt::print("{}: the {} of {}\n", o.to, command.weights == "ema" ? "averages" : "master weights",
-               checkpoint_of(o.from));
+                    .pool = &pool,
+                    .stop = &stop});
+    fmt::print("{}: the {} of {}, {}\n", o.to, command.weights == "ema" ? "averages" : "master weights",
+               checkpoint_of(o.from), human_seconds(seconds()));
     return;
   }
   o.from = resolve_model_directory(o.from);
 
-  const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<Progress> progress;
   o.progress = [&](int64_t bytes, int64_t total, const std::string& tensor) {
-    if (!progress) progress = std::make_unique<Progress>(std::cerr, "convert, MB", total / 1'000'000);
+    if (!progress) progress = std::make_unique<Progress>(std::cerr, "convert (MB)", total / 1'000'000);
     progress->update(bytes / 1'000'000, tensor);
+    if (stop) throw Error(fmt::format("stopped: {} is as it was", o.to));
   };
   const ConvertSummary summary = convert_model(o);
   if (progress) progress->finish();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   fmt::print("{}: {} parameters in {} tensors, {} -> {}, {} file{}, {}\n", o.to,
              human_count(double(summary.parameters)), summary.tensors,
              human_bytes(double(summary.bytes_read)), human_bytes(double(summary.bytes_written)),
-             summary.files, summary.files == 1 ? "" : "s", human_seconds(seconds));
+             summary.files, summary.files == 1 ? "" : "s", human_seconds(seconds()));
 }
 
 }  // namespace
@@ -97,8 +109,7 @@ void add_convert(CLI::App& app) {
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 60))
       ->default_str("5GB");
-  c->add_option("--threads", command->threads, "threads to quantise with [all that this process may use]")
-      ->check(CLI::Range(1, 1024));
+  add_threads(*c, command->threads, "; they quantise");
   c->add_flag("--overwrite", o.overwrite, "replace the model directory at --to");
   c->callback([command] { run(*command); });
 }

@@ -3,14 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
-#include <map>
 #include <memory>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "base/thread_pool.h"
+#include "cli/common_options.h"
 #include "cli/data_commands.h"
+#include "cli/field_options.h"
 #include "cli/terminal.h"
 #include "config/fields.h"
 #include "data/clean.h"
@@ -24,16 +25,12 @@ struct Options {
   std::string out, config;
   int threads = 0;
   bool overwrite = false, skip_corrupt = false, profile = false;
-  std::map<std::string, std::string> overrides;  // by dotted key
+  FieldTexts fields;
 };
 
 CleanOptions resolve(const Options& o, const CLI::App& command) {
   Json json = o.config.empty() ? Json::object() : read_json_file(o.config);
-  for (const CLI::Option* option : command.parse_order()) {
-    const std::string key = option->get_name().substr(2);
-    if (const auto it = o.overrides.find(key); it != o.overrides.end())
-      fields::override_key(json, key, it->second);
-  }
+  for (const auto& [key, text] : given_fields(command, o.fields)) fields::override_key(json, key, text);
   CleanOptions options;
   read_fields(options, json, o.config);
   return options;
@@ -45,7 +42,9 @@ std::string amount(const Json& tally) {
 }
 
 void summarise(const Json& report, const std::string& out) {
-  fmt::print("read  {}\nkept  {}\n", amount(report.at("read")), amount(report.at("kept")));
+  const auto files = report.at("run").at("inputs").get<int64_t>();
+  fmt::print("read  {}, {} file{}\nkept  {}\n", amount(report.at("read")), files, files == 1 ? "" : "s",
+             amount(report.at("kept")));
   for (const auto& [reason, tally] : report.at("dropped").items())
     fmt::print("  {:<34} {}\n", reason, amount(tally));
   const Json& duplicates = report.at("duplicates");
@@ -55,6 +54,9 @@ void summarise(const Json& report, const std::string& out) {
                human_bytes(duplicates.at("bytes").get<double>()));
   for (const Json& problem : report.at("problems")) fmt::print("damaged: {}\n", problem.get<std::string>());
   fmt::print("what went and why, with samples: {}/report.html\n", out);
+  if (report.at("kept").at("documents") == 0)
+    fmt::print(
+        "nothing was kept: a rule that does not suit the text can be turned off, as --filters.c4.on false\n");
 }
 
 void run(const Options& o, const CLI::App& command) {
@@ -110,9 +112,7 @@ void add_data_clean(CLI::App& group) {
       "--decontaminate", o->evaluation,
       "files or folders of evaluation items (JSON, JSONL, text): documents that hold one are dropped");
   c->add_option("--config", o->config, "JSON file with the settings below");
-  c->add_option("--threads", o->threads,
-                "threads; 0: all that the machine or container allows; they do not change the result")
-      ->check(CLI::Range(0, 4096));
+  add_threads(*c, o->threads, "; they do not change the result");
   c->add_flag("--overwrite", o->overwrite, "throw away what an earlier run left in --out");
   c->add_flag("--skip-corrupt", o->skip_corrupt, "go on after a damaged archive; the report names it");
   c->add_flag("--profile", o->profile, "say where the time went");
@@ -122,27 +122,9 @@ void add_data_clean(CLI::App& group) {
       "    for b in p.ParquetFile(f).iter_batches() for r in b.to_pylist()]' *.parquet | zstd > "
       "out.jsonl.zst\n"
       "docs/data.md explains the rules and where their numbers come from.");
-  std::vector<std::string> keys;
-  for (const fields::Line& line : list_fields(CleanOptions{})) {
-    keys.push_back("--" + line.key);
-    c->add_option("--" + line.key, o->overrides[line.key], fmt::format("{} [{}]", line.meaning, line.value))
-        ->group("in --config, and on the command line")
-        ->type_name("")
-        ->allow_extra_args(false)
-        ->take_last();
-  }
-  c->allow_extras();  // to name the nearest one
-  c->callback([o, c, keys] {
-    for (const std::string& extra : c->remaining()) {
-      std::vector<std::string> known = keys;
-      for (const CLI::Option* option : c->get_options()) known.push_back(option->get_name());
-      const std::string close = nearest(extra.substr(0, extra.find('=')), known);
-      Error error(fmt::format("data clean has no option {}", extra));
-      if (!close.empty()) error.hint(fmt::format("did you mean {}?", close));
-      throw error;
-    }
-    run(*o, *c);
-  });
+  for (const fields::Line& line : list_fields(CleanOptions{}))
+    add_field_option(*c, line, o->fields, "in --config, and on the command line");
+  c->callback([o, c] { run(*o, *c); });
 }
 
 }  // namespace cachalot::cli

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/rng.h"
+#include "cli/common_options.h"
 #include "cli/data_commands.h"
 #include "data/jsonl.h"
 #include "tasks/needle.h"
@@ -84,6 +85,9 @@ void run(const Options& o) {
 void run_contexts(const ContextsOptions& o) {
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
   const TokenData data = open_token_data(o.shards);
+  if (data.train.empty())
+    throw Error(fmt::format("{}: every token is held out from training", fmt::join(o.shards, ", ")))
+        .hint("cachalot data tokenize --held-out 0.01, or name other shards");
   data.train.front().shards().front().require_tokenizer(tokenizer, o.tokenizer);
   const NeedleCensus census = take_needle_census(data.train, tokenizer, o.avoid.lengths, o.avoid.margin);
   std::string table = fmt::format("{:<12} {:>9} {:>9} {:>15}", "part", "documents", "lookups", "contexts");
@@ -104,11 +108,12 @@ void run_contexts(const ContextsOptions& o) {
 }
 
 void add_avoid(CLI::App& command, Avoided& avoid, const std::string& what) {
-  command.add_option("--avoid", avoid.lengths, what)
-      ->delimiter(',')
-      ->check(CLI::Range(int64_t{16}, int64_t{1} << 30));
+  auto* lengths = command.add_option("--avoid", avoid.lengths, what)
+                      ->delimiter(',')
+                      ->check(in_range(16, 1 << 30));
   command.add_option("--margin", avoid.margin, "how near is near: a share of the length")
-      ->check(CLI::Range(0.0, 0.99))
+      ->check(in_range(0.0, 0.99))
+      ->needs(lengths)
       ->capture_default_str();
 }
 
@@ -122,24 +127,26 @@ void add_data_needles(CLI::App& group) {
   c->add_option("--tokenizer", o->tokenizer,
                 "tokenizer.json, or the directory of one: lengths count its tokens")
       ->required();
-  c->add_option("--out", o->out, "JSONL file to write")->required();
+  c->add_option("--out", o->out, "JSONL file to write")->required()->check(file_in_a_folder());
   c->add_option("--documents", o->documents, "how many")
-      ->check(CLI::Range(1, 100000000))
+      ->check(in_range(1, 100000000))
       ->capture_default_str();
   c->add_option("--shortest", o->shortest, "tokens of a document, at least about")
-      ->check(CLI::Range(16, 1 << 24))
+      ->check(in_range(16, 1 << 24))
       ->capture_default_str();
   c->add_option("--longest", o->longest, "tokens of a document, at most about")
-      ->check(CLI::Range(16, 1 << 24))
+      ->check(in_range(16, 1 << 24))
       ->capture_default_str();
   c->add_option("--needles", o->needles, "of a document, at most; each is asked for at its end")
-      ->check(CLI::Range(1, 50))
+      ->check(in_range(1, 50))
       ->capture_default_str();
   c->add_option("--hay", o->hay, "share of a document that stays hay: fewer needles where they are more")
-      ->check(CLI::Range(0.0, 0.99))
+      ->check(in_range(0.0, 0.99))
       ->capture_default_str();
   add_avoid(*c, o->avoid, "tokens of context, with commas, near which no needle is asked for");
-  c->add_option("--seed", o->seed, "the same seed gives the same documents")->capture_default_str();
+  c->add_option("--seed", o->seed, "the same seed gives the same documents")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->callback([o] { run(*o); });
 
   auto contexts = std::make_shared<ContextsOptions>();

@@ -11,6 +11,7 @@
 #include "base/progress.h"
 #include "base/text.h"
 #include "base/thread_pool.h"
+#include "cli/common_options.h"
 #include "cli/data_commands.h"
 #include "cli/terminal.h"
 #include "data/token_stream.h"
@@ -118,7 +119,7 @@ void run_tokenize(TokenizeCommand o) {
 
 struct InspectCommand {
   std::string path, tokenizer;
-  int64_t document = 0, characters = 500;
+  int64_t document = 0, bytes = 500;
   bool no_verify = false;
 };
 
@@ -145,10 +146,11 @@ void inspect_shard(const Shard& shard, const InspectCommand& o) {
   }
   if (h.documents == 0) return;
   if (o.document < 0 || o.document >= h.documents)
-    throw Error(fmt::format("{} has documents 0 to {}, not {}", shard.name(), h.documents - 1, o.document));
+    throw Error(fmt::format("{} has documents 0 to {}, not {}", shard.name(), h.documents - 1, o.document))
+        .hint(fmt::format("--document between 0 and {}", h.documents - 1));
   const int64_t begin = shard.document_begin(o.document), end = shard.document_end(o.document);
-  // Enough tokens for the characters: a token has a byte at least.
-  std::vector<int32_t> ids(size_t(std::min(end - begin, std::max<int64_t>(0, o.characters))));
+  // Enough tokens for the bytes: a token has one at least.
+  std::vector<int32_t> ids(size_t(std::min(end - begin, std::max<int64_t>(0, o.bytes))));
   shard.read(begin, ids);
   const fs::path beside = fs::path(shard.name()).parent_path();
   const std::string tokenizer_path = !o.tokenizer.empty()                    ? o.tokenizer
@@ -162,8 +164,8 @@ void inspect_shard(const Shard& shard, const InspectCommand& o) {
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_path);
   shard.require_tokenizer(tokenizer, tokenizer_path);
   std::string text = tokenizer.decode(ids);
-  if (int64_t(text.size()) > o.characters)
-    text.resize(utf8_complete_prefix(std::string_view(text).substr(0, size_t(o.characters))));
+  if (int64_t(text.size()) > o.bytes)
+    text.resize(utf8_complete_prefix(std::string_view(text).substr(0, size_t(o.bytes))));
   fmt::print("    {}\n", one_line(utf8_lossy(text)));
 }
 
@@ -205,17 +207,21 @@ void add_data_tokenize(CLI::App& group) {
   c->add_option("--out", t.out, "folder of the shards")->required();
   c->add_option("--fim-rate", t.recipe.fim_rate,
                 "share of the documents rearranged as prefix, suffix, middle; DeepSeek-V3: 0.1")
+      ->check(in_range(0, 1))
       ->capture_default_str();
   c->add_option("--split-rate", t.recipe.split_rate,
                 "share of the tokens that join punctuation and line ends which are split; DeepSeek-V3\n"
                 "splits some, 0.1 is sensible")
+      ->check(in_range(0, 1))
       ->capture_default_str();
   c->add_option("--held-out", t.held_out, "share of the documents kept from training, chosen by their text")
+      ->check(in_range(0, 1))
       ->capture_default_str();
   c->add_option("--seed", o->seed, "of FIM, splitting and the choice of held-out documents")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   c->add_option("--shard-tokens", t.shard_tokens, "a shard is closed when it has that many")
+      ->check(at_least(1))
       ->capture_default_str();
   c->add_flag("--overwrite", t.overwrite, "replace what was written to --out with other settings");
   c->add_option("--format", t.reading.format,
@@ -231,20 +237,31 @@ void add_data_tokenize(CLI::App& group) {
       ->capture_default_str();
   c->add_option("--encoding", t.reading.encoding, "of text that is not UTF-8")->capture_default_str();
   c->add_option("--max-bytes", t.reading.max_bytes, "longer documents are dropped, longer text files cut")
+      ->check(at_least(1))
       ->capture_default_str();
-  c->add_option("--threads", o->threads, "0: all that the machine or container allows; they change no byte")
-      ->check(CLI::Range(0, 4096));
+  add_threads(*c, o->threads, "; they change no byte");
   c->callback([o] { run_tokenize(*o); });
 
   auto i = std::make_shared<InspectCommand>();
   c = group.add_subcommand("inspect",
                            "what a token shard or a folder of them holds; verifies every checksum");
   c->add_option("path", i->path, "a .tok file, or a folder of them")->required();
-  c->add_option("--tokenizer", i->tokenizer, "to show text; default: the one beside the shard");
-  c->add_option("--document", i->document, "which document of the shard is shown")->capture_default_str();
-  c->add_option("--bytes", i->characters, "how much of it")->capture_default_str();
+  auto* tokenizer =
+      c->add_option("--tokenizer", i->tokenizer, "of a .tok file: to show text [the one beside the shard]");
+  auto* document = c->add_option("--document", i->document, "of a .tok file: which document is shown")
+                       ->check(at_least(0))
+                       ->capture_default_str();
+  auto* bytes = c->add_option("--bytes", i->bytes, "of a .tok file: how much of the document is shown")
+                    ->check(at_least(0))
+                    ->capture_default_str();
   c->add_flag("--no-verify", i->no_verify, "do not read all tokens");
-  c->callback([i] { inspect(*i); });
+  c->callback([=] {
+    for (const CLI::Option* option : {tokenizer, document, bytes})
+      if (option->count() > 0 && fs::is_directory(i->path))
+        throw Error(fmt::format("{} is for a .tok file; {} is a folder", option->get_name(), i->path))
+            .hint("name one of its shards");
+    inspect(*i);
+  });
 }
 
 }  // namespace cachalot::cli

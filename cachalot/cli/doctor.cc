@@ -172,7 +172,7 @@ Finding cuda_finding(bool test, bool& failed) {
     }
   }
   if (status.devices.empty()) {
-    f.cost = "nothing today: training and generation of this version run on the CPU";
+    f.cost = "training and generation run on the CPU, which is far slower";
     f.remedy = status.hint;
     if (test) failed = true;  // asked to test what is not there
   } else if (failed) {

@@ -13,6 +13,8 @@
 #include "base/progress.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/load_progress.h"
 #include "cli/terminal.h"
 #include "config/precision.h"
 #include "eval/needle_grid.h"
@@ -51,7 +53,8 @@ void run_needle(const Needle& o) {
 
   const auto device = open_device(o.device, {.threads = o.threads});
   Stream stream(*device);
-  const LoadedModel model = load_model(stream, directory, precision, {.drop_mtp = true});
+  const LoadedModel model =
+      load_model(stream, directory, precision, {.drop_mtp = true, .progress = show_loading()});
   config.num_nextn_predict_layers = model.config.num_nextn_predict_layers;
   Engine engine(*device, config, *model.params,
                 {.max_context = longest, .max_sequences = o.together, .prefill_chunk = o.prefill_chunk});
@@ -66,8 +69,8 @@ void run_needle(const Needle& o) {
   if (progress) progress->finish();
   grid.context = context;
   const std::string json = needle_json(grid, options).dump(2) + "\n";
+  write_out(o.json ? json : needle_table(grid));  // first: a full disk must not cost the result
   if (!o.out.empty()) write_file_atomic(o.out, json);
-  write_out(o.json ? json : needle_table(grid));
 }
 
 }  // namespace
@@ -85,29 +88,29 @@ void add_eval(CLI::App& app) {
        "--lengths", o->grid.lengths,
        "tokens of the context, with commas; beyond the model's own is allowed [256, 512, ... its own]")
       ->delimiter(',')
-      ->check(CLI::Range(int64_t{32}, int64_t{1} << 30));
+      ->check(in_range(32, 1 << 30));
   c->add_option("--depths", o->depths, "places of the needle, from the first line to the last")
-      ->check(CLI::Range(1, 1001))
+      ->check(in_range(1, 1001))
       ->capture_default_str();
   c->add_option("--cases", o->grid.cases, "needles for every length and depth")
-      ->check(CLI::Range(1, 1000000))
+      ->check(in_range(1, 1000000))
       ->capture_default_str();
   c->add_option("--distractors", o->grid.distractors, "further lines of the same kind that nobody asks for")
-      ->check(CLI::Range(0, 50))
+      ->check(in_range(0, 50))
       ->capture_default_str();
-  c->add_option("--seed", o->grid.seed, "the same seed hides the same needles")->capture_default_str();
+  c->add_option("--seed", o->grid.seed, "the same seed hides the same needles")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref")->capture_default_str();
-  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_device(*c, o->device);
+  add_threads(*c, o->threads);
   c->add_option("--together", o->together, "cases that run at the same time")
-      ->check(CLI::Range(1, 4096))
+      ->check(in_range(1, 4096))
       ->capture_default_str();
   c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of a prompt that run together")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(in_range(1, 1 << 20))
       ->capture_default_str();
-  c->add_option("--out", o->out, "also write the result as JSON into this file");
+  c->add_option("--out", o->out, "also write the result as JSON into this file")->check(file_in_a_folder());
   c->add_flag("--json", o->json, "print JSON instead of the table");
   c->callback([o] { run_needle(*o); });
 }

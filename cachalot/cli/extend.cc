@@ -4,13 +4,13 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
-#include <map>
 #include <memory>
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/field_options.h"
 #include "cli/terminal.h"
-#include "cli/unknown_option.h"
 #include "config/fields.h"
 #include "train/extend.h"
 #include "train/pretrain.h"
@@ -23,19 +23,15 @@ namespace {
 struct Options {
   std::string config, model, run_dir, device = "cpu";
   bool overwrite = false, allow_different_bits = false, dry_run = false;
-  std::map<std::string, std::string> overrides;  // by dotted key
+  FieldTexts fields;
 };
 
 void run(const Options& o, const CLI::App& command) {
-  Overrides overrides;  // in the order given, so that the last of two wins
-  for (const CLI::Option* option : command.parse_order())
-    if (const auto it = o.overrides.find(option->get_single_name()); it != o.overrides.end())
-      overrides.emplace_back(it->first, it->second);
   std::string run_dir =
       o.run_dir.empty() ? "runs/" + std::filesystem::path(o.config).stem().string() : o.run_dir;
   while (run_dir.size() > 1 && run_dir.back() == '/') run_dir.pop_back();
-  std::vector<RunConfig> runs =
-      plan_extension(load_extend_config(o.config, overrides), o.model, run_dir, o.config);
+  std::vector<RunConfig> runs = plan_extension(load_extend_config(o.config, given_fields(command, o.fields)),
+                                               o.model, run_dir, o.config);
 
   const std::atomic<bool>& stop =
       stop_on_signals("\nstopping: finishing the step and saving; once more to stop at once\n");
@@ -79,22 +75,15 @@ void add_extend(CLI::App& app) {
   c->add_flag("--allow-different-bits", o->allow_different_bits,
               "resume with another program, instruction set or GPU");
   c->add_flag("--dry-run", o->dry_run, "tell what each stage would take (memory, disk, time) and end");
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
+  add_device(*c, o->device);
   for (const fields::Line& line : list_fields(ExtendConfig{})) {
     const bool planned = is_planned_by_extend(line.key);  // refused, with a word on what to give instead
-    c->add_option("--" + line.key, o->overrides[line.key], fmt::format("{} [{}]", line.meaning, line.value))
-        ->group(planned ? ""
-                        : fmt::format("\"{}\" in CONFIG, and on the command line",
-                                      line.key.substr(0, line.key.find('.'))))
-        ->type_name("")
-        ->allow_extra_args(false)
-        ->take_last();
+    add_field_option(*c, line, o->fields,
+                     planned ? ""
+                             : fmt::format("\"{}\" in CONFIG, and on the command line",
+                                           line.key.substr(0, line.key.find('.'))));
   }
-  c->allow_extras();  // to name the nearest one
-  c->callback([o, c] {
-    refuse_unknown_options(*c);
-    run(*o, *c);
-  });
+  c->callback([o, c] { run(*o, *c); });
 }
 
 }  // namespace cachalot::cli

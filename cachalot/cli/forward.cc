@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
 #include "model/forward_results.h"
 
 namespace cachalot::cli {
@@ -50,17 +51,19 @@ void add_forward(CLI::App& app) {
   c->add_option("--model", o->model, "model directory or run directory")->required();
   c->add_option("--tokens", o->tokens, "safetensors file with tokens, I32 [B, T + 1]")->required();
   c->add_option("--out", o->out, "safetensors file to write: logits, hidden.N, router.N.*, mtp.K.*")
-      ->required();
+      ->required()
+      ->check(file_in_a_folder());
   c->add_flag("--grad", o->gradients, "run the backward too and write grad.<name>");
   c->add_option("--routing", o->routing, "follow the expert choices (router.N.indices) of this file");
-  c->add_option("--mtp-lambda", o->lambda, "weight of the MTP losses")->capture_default_str();
+  c->add_option("--mtp-lambda", o->lambda, "weight of the MTP losses")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_option("--balance-alpha", o->alpha, "weight of the sequence-wise balance loss")
+      ->check(at_least(0))
       ->capture_default_str();
   c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref (the slow double-precision oracle)")
-      ->capture_default_str();
-  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
-      ->capture_default_str();
+  add_device(*c, o->device);
+  add_threads(*c, o->threads);
   c->add_flag("--drop-mtp", o->drop_mtp, "leave the MTP layers out");
   c->callback([o] { run(*o); });
 }

@@ -16,6 +16,9 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/load_progress.h"
+#include "cli/prompt.h"
 #include "cli/terminal.h"
 #include "data/tokenizer.h"
 #include "infer/engine.h"
@@ -75,13 +78,6 @@ Tokenizer load_tokenizer(const std::string& directory, const ModelConfig& config
   return tokenizer;
 }
 
-std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<int32_t> ids = tokenizer.encode(text);
-  if (const auto bos = tokenizer.bos_id(); tokenizer.add_bos() && bos && (ids.empty() || ids[0] != *bos))
-    ids.insert(ids.begin(), *bos);
-  return ids;
-}
-
 Json statistics_json(const Statistics& s) {
   Json json{{"prefill_seconds", s.prefill_seconds},
             {"prefill_tokens_per_second", s.prefill_tokens_per_second()},
@@ -94,7 +90,7 @@ Json statistics_json(const Statistics& s) {
   return json;
 }
 
-void print_summary(const Statistics& s, const char* finish) {
+void print_summary(const Statistics& s, const std::string& finish) {
   fmt::print(stderr, "prompt     {:>6} tokens {:>9.3f} s {:>9.1f} tokens/s\n", s.prompt_tokens,
              s.prefill_seconds, s.prefill_tokens_per_second());
   fmt::print(stderr, "generated  {:>6} tokens {:>9.3f} s {:>9.1f} tokens/s, ended by {}\n", s.new_tokens,
@@ -118,9 +114,10 @@ void run(const Options& o) {
     request.prompt = parse_tokens(*o.tokens);
   } else {
     tokenizer = load_tokenizer(directory, config);
-    request.prompt = encode_prompt(*tokenizer, o.prompt                 ? *o.prompt
-                                               : !o.prompt_file.empty() ? read_file(o.prompt_file)
-                                                                        : read_standard_input("the prompt"));
+    request.prompt = encode_prompt(*tokenizer, config,
+                                   o.prompt                 ? *o.prompt
+                                   : !o.prompt_file.empty() ? read_file(o.prompt_file)
+                                                            : read_standard_input("the prompt"));
   }
   request.max_new_tokens = o.max_new_tokens;
   request.sampling = {.temperature = o.temperature.value_or(wishes.temperature.value_or(kTemperature)),
@@ -142,7 +139,8 @@ void run(const Options& o) {
 
   const auto device = open_device(o.device, {.threads = o.threads});
   Stream stream(*device);
-  const LoadedModel model = load_model(stream, directory, precision, {.drop_mtp = o.speculate == 0});
+  const LoadedModel model =
+      load_model(stream, directory, precision, {.drop_mtp = o.speculate == 0, .progress = show_loading()});
   Engine engine(*device, model.config, *model.params, options);
   fmt::print(stderr, "{}", engine.memory_plan());
 
@@ -176,7 +174,10 @@ void run(const Options& o) {
     json["statistics"] = statistics_json(engine.statistics());
     write_out(json.dump() + "\n");
   }
-  print_summary(engine.statistics(), finish);
+  const bool full =
+      completion.finish == Finish::length && int64_t(completion.tokens.size()) < o.max_new_tokens;
+  print_summary(engine.statistics(),
+                full ? fmt::format("length: the context of {} tokens is full", options.max_context) : finish);
 }
 
 }  // namespace
@@ -189,30 +190,37 @@ void add_generate(CLI::App& app) {
   input->add_option("--prompt", o->prompt, "text to continue");
   input->add_option("--prompt-file", o->prompt_file, "file with the text to continue");
   auto* tokens = input->add_option("--tokens", o->tokens, "token ids to continue, like 5,17,3; prints ids");
-  c->add_option("--max-new-tokens", o->max_new_tokens, "end after so many")->capture_default_str();
+  c->add_option("--max-new-tokens", o->max_new_tokens, "end after so many")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_option("--temperature", o->temperature,
-                fmt::format("0: always the likeliest token [generation_config.json, else {}]", kTemperature));
+                fmt::format("0: always the likeliest token [generation_config.json, else {}]", kTemperature))
+      ->check(at_least(0));
   c->add_option(
-      "--top-p", o->top_p,
-      fmt::format("only the likeliest tokens that together reach this [generation_config.json, else {}]",
-                  kTopP));
-  c->add_option("--top-k", o->top_k, "only the k likeliest tokens; 0: all [generation_config.json, else 0]");
-  c->add_option("--seed", o->seed, "the same seed gives the same text")->capture_default_str();
+       "--top-p", o->top_p,
+       fmt::format("only the likeliest tokens that together reach this [generation_config.json, else {}]",
+                   kTopP))
+      ->check(in_range(0, 1));
+  c->add_option("--top-k", o->top_k, "only the k likeliest tokens; 0: all [generation_config.json, else 0]")
+      ->check(at_least(0));
+  c->add_option("--seed", o->seed, "the same seed gives the same text")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_option("--stop", o->stops, "end before this text; may be repeated")
       ->allow_extra_args(false)
       ->excludes(tokens);
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end-of-text token");
   c->add_option("--speculate", o->speculate, "MTP depths that draft tokens: faster, the same text")
+      ->check(at_least(0))
       ->capture_default_str();
   c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref (the slow double-precision oracle)")
-      ->capture_default_str();
-  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_device(*c, o->device);
+  add_threads(*c, o->threads);
   c->add_option("--max-context", o->max_context,
-                "tokens of prompt and text together; 0: all that the model allows [as many as asked for]");
+                "tokens of prompt and text together; 0: all that the model allows [as many as asked for]")
+      ->check(at_least(0));
   c->add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt that run together")
+      ->check(in_range(1, 1 << 20))
       ->capture_default_str();
   c->add_option("--cache", o->cache,
                 "the latents of earlier tokens: bf16 (f32 in precision f32) or fp8, 0.57 of the memory")

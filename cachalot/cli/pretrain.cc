@@ -5,12 +5,13 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
-#include <map>
+#include <memory>
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/field_options.h"
 #include "cli/terminal.h"
-#include "cli/unknown_option.h"
 #include "config/fields.h"
 #include "train/pretrain.h"
 
@@ -24,8 +25,7 @@ struct Options {
   std::string config, run_dir, device = "cpu";
   bool overwrite = false, resume = false, allow_different_bits = false, dry_run = false;
   int threads = -1;
-  std::string init_from;
-  std::map<std::string, std::string> overrides;  // by dotted key
+  FieldTexts fields;  // and --init-from's
 };
 
 void strip_slashes(std::string& path) {
@@ -33,14 +33,9 @@ void strip_slashes(std::string& path) {
 }
 
 void run(const Options& o, const CLI::App& command) {
-  // In the order given, so that the last of two wins.
-  Overrides overrides;
-  for (const CLI::Option* option : command.parse_order()) {
-    std::string key = option->get_name().substr(2);
+  Overrides overrides = given_fields(command, o.fields);
+  for (auto& [key, text] : overrides)
     if (key == kInitFrom) key = "train.init_from";
-    if (const auto it = o.overrides.find(key); it != o.overrides.end())
-      overrides.emplace_back(key, option->get_name().substr(2) == kInitFrom ? o.init_from : it->second);
-  }
   if (o.threads >= 0) overrides.emplace_back("train.threads", std::to_string(o.threads));
 
   RunConfig config = load_run_config(o.config, overrides);
@@ -75,29 +70,21 @@ void add_pretrain(CLI::App& app) {
   c->add_flag("--overwrite", o->overwrite, "replace the run that is there")->excludes(resume);
   c->add_flag("--allow-different-bits", o->allow_different_bits,
               "resume with another program, instruction set or GPU");
-  c->add_option(fmt::format("--{}", kInitFrom), o->init_from,
+  c->add_option(fmt::format("--{}", kInitFrom), o->fields[kInitFrom],
                 "begin with the weights of this run or model directory [train.init_from]")
       ->take_last();
   c->add_flag("--dry-run", o->dry_run, "tell what the run would take (memory, disk, time) and end");
   c->add_option("--threads", o->threads, "threads of the cpu device, 0: all [train.threads]")
-      ->check(CLI::Range(0, 4096));
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N, or ref: slow and exact")->capture_default_str();
+      ->check(in_range(0, 4096));
+  add_device(*c, o->device);
 
   for (const fields::Line& line : list_run_config()) {
     const std::string section = line.key.substr(0, line.key.find('.'));
-    std::string& value = o->overrides[line.key];
-    c->add_option("--" + line.key, value, fmt::format("{} [{}]", line.meaning, line.value))
-        ->group(fmt::format("\"{}\" in CONFIG, and on the command line{}", section,
-                            section == "model" ? "; in brackets: DeepSeek-V3's" : ""))
-        ->type_name("")
-        ->allow_extra_args(false)
-        ->take_last();
+    add_field_option(*c, line, o->fields,
+                     fmt::format("\"{}\" in CONFIG, and on the command line{}", section,
+                                 section == "model" ? "; in brackets: DeepSeek-V3's" : ""));
   }
-  c->allow_extras();  // to name the nearest one
-  c->callback([o, c] {
-    refuse_unknown_options(*c);
-    run(*o, *c);
-  });
+  c->callback([o, c] { run(*o, *c); });
 }
 
 }  // namespace cachalot::cli

@@ -12,6 +12,9 @@
 #include "base/files.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
+#include "cli/load_progress.h"
+#include "cli/prompt.h"
 #include "cli/terminal.h"
 #include "data/tokenizer.h"
 #include "infer/engine.h"
@@ -47,10 +50,7 @@ std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) 
   prompts.resize(std::max(prompts.size(), size_t(o.samples)));  // the others begin a document
   for (size_t i = 0; i < prompts.size(); ++i) {
     Request r;
-    r.prompt = tokenizer.encode(prompts[i]);
-    if (const auto begin = tokenizer.add_bos() ? tokenizer.bos_id() : tokenizer.eos_id();
-        begin && (prompts[i].empty() || tokenizer.add_bos()))
-      r.prompt.insert(r.prompt.begin(), *begin);
+    r.prompt = encode_prompt(tokenizer, config, prompts[i]);
     r.max_new_tokens = std::min(o.new_tokens, config.max_position_embeddings - int64_t(r.prompt.size()));
     r.sampling = {.temperature = 0.8, .top_p = 0.95, .top_k = 0, .seed = uint64_t(i + 1)};
     r.end_tokens = wishes.end_tokens;
@@ -58,7 +58,8 @@ std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) 
   }
   const auto device = open_device(o.device, {.threads = o.threads});
   Stream stream(*device);
-  const LoadedModel model = load_model(stream, directory, parse_precision(o.precision), {.drop_mtp = true});
+  const LoadedModel model = load_model(stream, directory, parse_precision(o.precision),
+                                       {.drop_mtp = true, .progress = show_loading()});
   const EngineOptions options = checked(model.config, {.max_context = config.max_position_embeddings});
   Engine engine(*device, model.config, *model.params, options);
   std::vector<std::pair<std::string, std::string>> samples;
@@ -110,22 +111,19 @@ void add_report(CLI::App& app) {
   auto* c = app.add_subcommand("report",
                                "one page of a training run: curves, experts, samples; also while it runs");
   c->add_option("RUN", o->run, "the run directory of cachalot pretrain")->required();
-  c->add_option("--out", o->out, "the page [RUN/report.html]");
+  c->add_option("--out", o->out, "the page [RUN/report.html]")->check(file_in_a_folder());
   c->add_option("--prompt", o->prompts, "continue this text on the page; may be repeated")
       ->allow_extra_args(false);
   c->add_option("--samples", o->samples,
                 "texts by the newest checkpoint, those of --prompt included; 0: only those")
-      ->check(CLI::Range(0, 64))
+      ->check(in_range(0, 64))
       ->capture_default_str();
   c->add_option("--max-new-tokens", o->new_tokens, "of each sample")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(in_range(1, 1 << 20))
       ->capture_default_str();
   c->add_option("--precision", o->precision, kPrecisions)->capture_default_str();
-  c->add_option("--device", o->device, "cpu, cuda or cuda:N: where the samples are drawn")
-      ->capture_default_str();
-  c->add_option("--threads", o->threads, "threads; 0: all that the machine or container allows")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str();
+  add_device(*c, o->device, "; draws the samples");
+  add_threads(*c, o->threads);
   c->callback([o] { run(*o); });
 }
 

@@ -8,6 +8,10 @@
 
 namespace cachalot::cli {
 
+// Before anything is opened: a standard stream that the caller has closed (2>&-) would else share its number
+// with a file, and messages would go into that. Reading and writing such streams fails, messages are lost.
+void occupy_standard_streams();
+
 // Writes and flushes standard output. Error when it cannot (full disk, closed pipe).
 void write_out(std::string_view bytes);
 
@@ -22,6 +26,9 @@ const std::atomic<bool>& stop_on_signals(const char* message);
 // For work that is worth more than what is told of it: a reader of the output who has gone away does not end
 // the process, and a file that grows beyond a limit (ulimit -f) is an error of that file.
 void survive_lost_output();
+
+// At the end: what was printed has been written. Error when not, but after survive_lost_output().
+void finish_output();
 
 // For PretrainOptions: tells the report of a hang; ends the process with kExitRetryHere. The training thread
 // hangs, so that nothing can be unwound, and the newest checkpoint is complete.

@@ -1,6 +1,7 @@
 // cachalot tokenizer train | encode | decode | bench.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <charconv>
@@ -16,9 +17,11 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "cli/commands.h"
+#include "cli/common_options.h"
 #include "cli/terminal.h"
 #include "cli/tokenizer_bench.h"
 #include "data/bpe_trainer.h"
@@ -92,13 +95,6 @@ std::string ids_json(const std::vector<int32_t>& ids) {
 
 int thread_count(int asked) { return asked > 0 ? asked : available_cpus(); }
 
-void add_threads(CLI::App* command, int* threads) {
-  command
-      ->add_option("--threads", *threads,
-                   "threads; 0: all that the machine or container allows; they do not change the result")
-      ->check(CLI::Range(0, 4096));
-}
-
 // {"text"}; text that is not UTF-8, which JSON cannot hold, has U+FFFD for each wrong byte, and "hex" beside
 // it.
 std::string text_json(const std::string& bytes) {
@@ -115,7 +111,8 @@ std::string text_json(const std::string& bytes) {
 
 // One id of a JSON line or of the command line.
 int32_t narrow_id(int64_t id, const std::string& where) {
-  if (id < 0 || id > INT32_MAX) throw Error(fmt::format("{}: {} is no token id", where, id));
+  if (id < 0 || id > INT32_MAX)
+    throw Error(fmt::format("{}: {} is no token id", where, id)).hint("ids are whole numbers from 0 on");
   return int32_t(id);
 }
 
@@ -133,10 +130,12 @@ std::vector<int32_t> parse_ids(const std::string& text, const std::string& where
   return ids;
 }
 
+constexpr int64_t kWorthARate = 100'000;  // bytes; of less, starting threads takes most of the time
+
 void summarise(int64_t tokens, int64_t bytes, double seconds) {
   fmt::print(stderr, "{} tokens, {} bytes", tokens, bytes);
   if (tokens > 0) fmt::print(stderr, ", {:.2f} bytes a token", double(bytes) / double(tokens));
-  if (tokens > 0 && seconds > 0) fmt::print(stderr, ", {}/s", human_bytes(double(bytes) / seconds));
+  if (bytes >= kWorthARate && seconds > 0) fmt::print(stderr, ", {}/s", human_bytes(double(bytes) / seconds));
   fmt::print(stderr, "\n");
 }
 
@@ -153,14 +152,36 @@ bool holds_documents(const std::string& input) {
          input.find(".ndjson") != std::string::npos;
 }
 
+// A model, a run and shards are worth nothing with another tokenizer than their own.
+void refuse_owned_tokenizer(const std::string& out) {
+  const std::filesystem::path path = out, folder = path.extension() == ".json" ? path.parent_path() : path;
+  for (const char* owner : {"config.json", "shards.json"})
+    if (std::filesystem::exists(folder / owner) && std::filesystem::exists(folder / "tokenizer.json"))
+      throw Error(
+          fmt::format("{} holds a tokenizer that belongs to the {} beside it", folder.string(), owner))
+          .hint("choose another --out");
+}
+
 void train(const TrainOptions& o) {
   const Stopwatch watch;
+  refuse_owned_tokenizer(o.out);
   ThreadPool pool(thread_count(o.threads));
-  BpeTrainOptions options{.vocab_size = o.vocab_size, .min_count = o.min_count, .pool = &pool};
+  ProgressStyle style = progress_style(std::cerr);
+  style.line_share = 1;  // in a log now and then, by time alone
+  std::optional<Progress> bar;
+  BpeTrainOptions options{.vocab_size = o.vocab_size,
+                          .min_count = o.min_count,
+                          .pool = &pool,
+                          .progress = [&](int64_t tokens, int64_t of) {
+                            if (!bar) bar.emplace(std::cerr, "learn, tokens", of, style);
+                            bar->update(tokens);
+                          }};
   if (!o.special.empty()) options.special_tokens = o.special;
   BpeTrainer trainer(options);
-  int64_t bytes = 0;
+  int64_t bytes = 0, files = 0;
+  bar.emplace(std::cerr, "count, MB of text", 0, style);
   for (const std::string& input : o.input) {
+    bar->update(bytes / 1'000'000, fmt::format("{} of {} inputs", files++, o.input.size()));
     if (!holds_documents(input)) {
       const std::string text = read_input(input);
       trainer.add_text(text);
@@ -171,9 +192,17 @@ void train(const TrainOptions& o) {
     for (Document document; reader.next(document);) {
       trainer.add_text(document.text);
       bytes += int64_t(document.text.size());
+      bar->update(bytes / 1'000'000, fmt::format("{} of {} inputs", files - 1, o.input.size()));
     }
   }
+  const auto end_bar = [&] {
+    if (bar && style.terminal) bar->finish();
+    bar.reset();
+  };
+  bar->update(bytes / 1'000'000);
+  end_bar();
   const TrainedBpe trained = trainer.train();
+  end_bar();
   const std::string file = save_tokenizer(trained, o.out);
   fmt::print(stderr, "{}: {} tokens from {} of text in {}\n", file, trained.vocab_size,
              human_bytes(double(bytes)), human_seconds(watch.seconds()));
@@ -285,9 +314,11 @@ void decode(const DecodeCommand& o) {
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
   const Stopwatch watch;
   int64_t tokens = 0, bytes = 0;
+  bool open_line = false;
   const auto run = [&](const std::vector<int32_t>& ids, const std::string& where) {
     try {
       std::string text = tokenizer.decode(ids, {.skip_special = o.skip_special});
+      open_line = !text.empty() && text.back() != '\n';
       tokens += int64_t(ids.size());
       bytes += int64_t(text.size());
       return text;
@@ -306,7 +337,8 @@ void decode(const DecodeCommand& o) {
       for (const Json& id : list) {
         if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX))
           throw Error(
-              fmt::format("{}: \"ids\" holds {}, which is no token id", where, id.dump().substr(0, 40)));
+              fmt::format("{}: \"ids\" holds {}, which is no token id", where, id.dump().substr(0, 40)))
+              .hint("ids are whole numbers from 0 on");
         ids.push_back(narrow_id(id.get<int64_t>(), where));
       }
       write_out(text_json(run(ids, where)));
@@ -318,6 +350,8 @@ void decode(const DecodeCommand& o) {
     const std::string where = o.input.empty() || o.input == "-" ? "standard input" : o.input;
     write_out(run(parse_ids(read_input(o.input), where), where));
   }
+  // Nothing is added to the text, but what follows on a terminal begins a line of its own.
+  if (open_line && !o.jsonl && isatty(STDOUT_FILENO)) fmt::print(stderr, "\n");
   summarise(tokens, bytes, watch.seconds());
 }
 
@@ -336,15 +370,19 @@ void add_tokenizer(CLI::App& app) {
        "--input", t->input,
        "text files, each a text of its own; folders and JSONL files of documents; - is standard input")
       ->required();
-  c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")->required();
+  c->add_option("--vocab-size", t->vocab_size, "tokens in all: special ones, 256 bytes, merges")
+      ->required()
+      ->check(at_least(0));
   c->add_option("--out", t->out,
                 "directory, or a file ending in .json; tokenizer_config.json is written beside")
       ->required();
   c->add_option("--special", t->special,
                 "special tokens, ids 0, 1, ...; the first begins a text, the second ends it\n"
                 "(default: those of DeepSeek-V3)");
-  c->add_option("--min-count", t->min_count, "occurrences that make a pair a token")->capture_default_str();
-  add_threads(c, &t->threads);
+  c->add_option("--min-count", t->min_count, "occurrences that make a pair a token")
+      ->check(at_least(1))
+      ->capture_default_str();
+  add_threads(*c, t->threads, "; they do not change the result");
   c->callback([t] { train(*t); });
 
   auto e = std::make_shared<EncodeCommand>();
@@ -356,7 +394,7 @@ void add_tokenizer(CLI::App& app) {
   c->add_flag("--jsonl", e->jsonl, "read lines {\"text\": \"...\"}, write lines {\"ids\": [...]}");
   c->add_flag("--plain", e->plain,
               "treat names such as <｜User｜> in the text as ordinary text (untrusted input)");
-  add_threads(c, &e->threads);
+  add_threads(*c, e->threads, "; they do not change the result");
   c->callback([e, text] {
     e->has_text = text->count() > 0;
     encode(*e);

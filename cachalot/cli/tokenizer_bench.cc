@@ -13,6 +13,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/thread_pool.h"
+#include "cli/common_options.h"
 #include "cli/terminal.h"
 #include "data/tokenizer.h"
 
@@ -103,12 +104,13 @@ void add_tokenizer_bench(CLI::App& group) {
       "threads (in time of the wall); medians but the first");
   c->add_option("--tokenizer", o->tokenizer, "tokenizer.json, or the directory of one")->required();
   c->add_option("files", o->files, "text files, each a text of its own")->required();
-  c->add_option("--threads", o->threads,
-                "threads of the last column; 0: all that the machine or container allows")
-      ->check(CLI::Range(0, 4096));
-  c->add_option("--seconds", o->seconds, "time for each median")->capture_default_str();
+  add_threads(*c, o->threads, "; of the last column");
+  c->add_option("--seconds", o->seconds, "time for each median")
+      ->check(in_range(0.01, 3600))
+      ->capture_default_str();
   c->add_flag("--plain", o->plain, "treat names such as <｜User｜> in the text as ordinary text");
-  c->add_option("--json", o->json, "write the rates, in bytes and tokens a second, to this file as well");
+  c->add_option("--json", o->json, "write the rates, in bytes and tokens a second, to this file as well")
+      ->check(file_in_a_folder());
   c->callback([o] { bench(*o); });
 }
 

@@ -93,7 +93,7 @@ struct Vocabulary {
 class Learner {
  public:
   Learner(const BpeTrainOptions& options, const PieceCounts& pieces)
-      : vocab_size_(options.vocab_size), min_count_(options.min_count) {
+      : vocab_size_(options.vocab_size), min_count_(options.min_count), progress_(options.progress) {
     vocabulary_ = {.tokens = options.special_tokens, .special = int32_t(options.special_tokens.size())};
     std::vector<int32_t> byte_ids(256);
     for (std::string& byte : byte_tokens()) {
@@ -119,7 +119,9 @@ class Learner {
       const auto pair = most_frequent();
       if (!pair) break;
       merge(*pair);
+      if (progress_ && vocabulary_.merges.size() % 256 == 0) tell();
     }
+    if (progress_) tell();
   }
 
   const Vocabulary& vocabulary() const { return vocabulary_; }
@@ -147,6 +149,8 @@ class Learner {
       return count != other.count ? count < other.count : pair > other.pair;
     }
   };
+
+  void tell() const { progress_(int64_t(vocabulary_.tokens.size()), vocab_size_); }
 
   PairStats& stats_of(Pair pair) {
     const uint32_t place = index_.place(pair);
@@ -233,6 +237,7 @@ class Learner {
   }
 
   int64_t vocab_size_, min_count_;
+  const std::function<void(int64_t, int64_t)>& progress_;
   Vocabulary vocabulary_;
   // The same bytes may be reached by two merges ("a" + "bc", "ab" + "c"): they are one token.
   std::unordered_map<std::string, int32_t> ids_;
@@ -343,19 +348,22 @@ BpeTrainer::BpeTrainer(BpeTrainOptions options) : state_(std::make_unique<State>
     throw Error(fmt::format(
         "a vocabulary of {} tokens; {} special ones and 256 bytes need at least {}, and at most {} "
         "are supported",
-        options.vocab_size, options.special_tokens.size(), least, kMaxVocab));
+        options.vocab_size, options.special_tokens.size(), least, kMaxVocab))
+        .hint(fmt::format("--vocab-size between {} and {}", least, kMaxVocab));
   if (options.min_count < 1)
     throw Error(fmt::format("min_count is {}; it must be at least 1", options.min_count));
+  constexpr const char* kNames = "give each special token a name of its own, such as <|begin|>";
   std::set<std::string> seen;
   for (const std::string& token : options.special_tokens) {
     if (utf8_lossy(token) != token)
-      throw Error(fmt::format("special token {} is not UTF-8", in_quotes(token)));
+      throw Error(fmt::format("special token {} is not UTF-8", in_quotes(token))).hint(kNames);
     // One byte would be that byte's token; a name in the byte alphabet would be read as other bytes.
     if (token.size() < 2 || read_bytes(token).value_or(token) != token)
       throw Error(
-          fmt::format("{} cannot be a special token: it is too short or looks like bytes", in_quotes(token)));
+          fmt::format("{} cannot be a special token: it is too short or looks like bytes", in_quotes(token)))
+          .hint(kNames);
     if (!seen.insert(token).second)
-      throw Error(fmt::format("special token {} is given twice", in_quotes(token)));
+      throw Error(fmt::format("special token {} is given twice", in_quotes(token))).hint(kNames);
   }
   state_->options = std::move(options);
 }

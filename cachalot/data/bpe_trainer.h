@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -33,6 +34,8 @@ struct BpeTrainOptions {
   int64_t min_count = 2;
   // Threads that count the pieces; none: the caller's. The result does not depend on it.
   ThreadPool* pool = nullptr;
+  // Told of the vocabulary's size so far, and of what is asked for, now and then and at the end.
+  std::function<void(int64_t tokens, int64_t of)> progress = {};
 };
 
 struct TrainedBpe {

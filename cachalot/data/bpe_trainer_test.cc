@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -115,6 +116,19 @@ TEST(BpeTrainer, TheNumberOfThreadsDoesNotChangeTheResult) {
     ThreadPool pool(threads);
     EXPECT_EQ(train({text}, {.vocab_size = 700, .pool = &pool}), expected) << threads;
   }
+}
+
+TEST(BpeTrainer, TellsHowFarItIs) {
+  std::vector<int64_t> told;
+  BpeTrainer trainer({.vocab_size = 900, .progress = [&](int64_t tokens, int64_t of) {
+                        EXPECT_EQ(of, 900);
+                        told.push_back(tokens);
+                      }});
+  trainer.add_text(test_text("shakespeare.txt"));
+  const int64_t size = trainer.train().vocab_size;
+  EXPECT_GT(told.size(), 2u);
+  EXPECT_TRUE(std::is_sorted(told.begin(), told.end()));
+  EXPECT_EQ(told.back(), size);
 }
 
 TEST(BpeTrainer, StopsWhenNothingOccursOftenEnough) {

@@ -1,11 +1,8 @@
 #include "data/clean.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/file.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -27,6 +24,7 @@
 #include "data/clean_report.h"
 #include "data/clean_tally.h"
 #include "data/encoding.h"
+#include "data/folder_lock.h"
 #include "data/jsonl.h"
 #include "data/language.h"
 
@@ -253,24 +251,6 @@ ReadOptions read_options(const CleanOptions& options) {
   return read;
 }
 
-class Lock {  // two processes in one folder would undo each other's work
- public:
-  explicit Lock(const std::string& path) : fd_(::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
-    if (fd_ < 0) throw Error(fmt::format("cannot write {}", path));
-    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-      ::close(fd_);
-      throw Error(
-          fmt::format("another process works in {}", fs::path(path).parent_path().parent_path().string()))
-          .hint("wait for it, or choose another --out");
-    }
-  }
-  ~Lock() { ::close(fd_); }
-  Lock(const Lock&) = delete;
-
- private:
-  int fd_;
-};
-
 class Cleaner {
  public:
   Cleaner(const CleanRequest& request, const CleanOptions& options, const CleanProgress& progress)
@@ -285,8 +265,11 @@ class Cleaner {
 
   CleanResult run() {
     CleanResult result;
+    std::error_code code;
+    fs::create_directories(request_.out, code);
+    if (code) throw Error(fmt::format("cannot create {}: {}", request_.out, code.message()));
+    const FolderLock lock(request_.out);  // before anything of it is removed
     if (open_folder(result)) return result;
-    const Lock lock(work_ + "/lock");
     evaluation_.emplace(request_.evaluation, options_.decontaminate);
     compare_configuration();
     remove_temporaries(work_);
@@ -366,7 +349,12 @@ class Cleaner {
     now["evaluation_checksum"] = fmt::format("{:016x}", evaluation_->fingerprint());
     const std::string path = work_ + "/run.json";
     if (!fs::exists(path)) return write_file_atomic(path, now.dump(1));
-    const Json before = read_json_file(path);
+    Json before = read_json_file(path);
+    // Nothing of a damaged file is in the result yet: its error ended the run, and suggests --skip-corrupt.
+    if (request_.skip_corrupt && before.value("skip_corrupt", Json()) == false) {
+      before["skip_corrupt"] = true;
+      if (before == now) return write_file_atomic(path, now.dump(1));
+    }
     if (before == now) return;
     std::string what = "options";
     for (const auto& [key, value] : now.items())
@@ -931,7 +919,12 @@ CleanResult clean_documents(const CleanRequest& request, const CleanOptions& opt
                             const CleanProgress& progress) {
   check(options);
   if (request.threads < 1) throw Error("at least one thread must work");
-  return Cleaner(request, options, progress).run();
+  try {
+    return Cleaner(request, options, progress).run();
+  } catch (const nlohmann::json::exception& e) {  // JSON, but not as a run writes it
+    throw Error(fmt::format("what an earlier run left in {} is damaged: {}", request.out, e.what()))
+        .hint("--overwrite begins anew");
+  }
 }
 
 }  // namespace cachalot

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "base/html.h"
 #include "base/text.h"
 
 namespace cachalot {
@@ -82,6 +83,7 @@ td, th { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); ver
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .bar { width: 9rem } .bar i { display: block; height: .65rem; margin-top: .45rem; background: var(--bar); border-radius: 2px; min-width: 1px }
 code { font: .9em ui-monospace, monospace }
+@media (max-width: 45rem) { .bar, th:empty, td.soft { display: none } td code { overflow-wrap: anywhere } }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0 } summary { cursor: pointer }
 .sample { margin: .7rem 0 .9rem; padding: .6rem .8rem; background: var(--shade); border-radius: 4px }
 .sample p { overflow-wrap: anywhere; margin: 0 0 .3rem }
@@ -97,7 +99,7 @@ std::string percent(double part, double whole) {
   const double share = 100 * part / whole;
   return share > 0 && share < 0.1 ? "&lt; 0.1 %" : fmt::format("{:.1f} %", share);
 }
-std::string text(const Json& json) { return escape_html(json.get<std::string>()); }
+std::string text(const Json& json) { return html_escape(json.get<std::string>()); }
 
 struct Row {
   std::string reason;
@@ -116,7 +118,7 @@ void table(std::string& out, const std::vector<Row>& rows, double all_documents,
     out += fmt::format(
         "<tr><td><code>{}</code></td>{}<td class=n>{:.0f}</td><td class=n>{}</td><td class=n>{}</td>"
         "<td class=bar><i style=\"width:{:.1f}%\"></i></td></tr>\n",
-        escape_html(row.reason), meanings ? fmt::format("<td class=soft>{}</td>", meaning(row.reason)) : "",
+        html_escape(row.reason), meanings ? fmt::format("<td class=soft>{}</td>", meaning(row.reason)) : "",
         row.documents, percent(row.documents, all_documents), human_bytes(row.bytes),
         100 * row.documents / most);
   out += "</table>\n";
@@ -146,31 +148,6 @@ void sample(std::string& out, const Json& s) {
 
 }  // namespace
 
-std::string escape_html(std::string_view text) {
-  std::string out;
-  for (const char c : utf8_lossy(text)) {
-    switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      case '\n':
-      case '\t': out += c; break;
-      default:
-        // Control characters are visible as such; the directional ones below would reorder what stands around.
-        if (uint8_t(c) < 0x20 || c == 0x7F) fmt::format_to(std::back_inserter(out), "&#xFFFD;");
-        else out += c;
-    }
-  }
-  // Embeddings and overrides of direction (U+202A..U+202E, U+2066..U+2069), in UTF-8.
-  for (const std::string_view mark :
-       {"\u202A", "\u202B", "\u202C", "\u202D", "\u202E", "\u2066", "\u2067", "\u2068", "\u2069"})
-    for (size_t at = 0; (at = out.find(mark, at)) != std::string::npos;)
-      out.replace(at, mark.size(), "\uFFFD");
-  return out;
-}
-
 std::string clean_report_html(const Json& report) {
   std::string out(kHead);
   const double read = number(report.at("read").at("documents")),
@@ -187,7 +164,7 @@ std::string clean_report_html(const Json& report) {
   out += fmt::format(
       "<div class=flow><i class=kept style=\"width:{0:.2f}%\" title=\"kept\"></i><i class=gone "
       "style=\"width:{1:.2f}%\" title=\"dropped\"></i></div>"
-      "<p class=soft>Green: the share of the text that is kept.</p>\n",
+      "<p class=soft>On the left, green: the share of the text that is kept.</p>\n",
       read_bytes > 0 ? 100 * kept_bytes / read_bytes : 0,
       read_bytes > 0 ? 100 - 100 * kept_bytes / read_bytes : 0);
   if (const Json& problems = report.at("problems"); !problems.empty()) {
@@ -228,7 +205,7 @@ std::string clean_report_html(const Json& report) {
     out += fmt::format(
         "<tr><td><code>{}</code></td><td class=n>{:.0f}</td><td class=n>{:.0f}</td><td class=n>{}</td><td "
         "class=n>{}</td><td class=n>{}</td></tr>\n",
-        escape_html(part), number(tally.at("documents")), documents, human_bytes(number(tally.at("bytes"))),
+        html_escape(part), number(tally.at("documents")), documents, human_bytes(number(tally.at("bytes"))),
         human_bytes(bytes), percent(bytes, number(tally.at("bytes"))));
   }
   out += "</table>\n<h2>Languages of what is kept</h2>\n";
@@ -274,12 +251,12 @@ std::string clean_report_html(const Json& report) {
     const Json& list = report.at("samples").at(row.reason);
     out += fmt::format(
         "<details><summary><code>{}</code> <span class=soft>{} &middot; {} of {:.0f}</span></summary>\n",
-        escape_html(row.reason), meaning(row.reason), list.size(), row.documents);
+        html_escape(row.reason), meaning(row.reason), list.size(), row.documents);
     for (const Json& s : list) sample(out, s);
     out += "</details>\n";
   }
   out += "<h2>Settings</h2>\n<details><summary>all of them</summary><pre>" +
-         escape_html(report.at("run").at("options").dump(2)) + "</pre></details>\n</body></html>\n";
+         html_escape(report.at("run").at("options").dump(2)) + "</pre></details>\n</body></html>\n";
   return out;
 }
 

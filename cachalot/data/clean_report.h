@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "base/json.h"
 
@@ -10,8 +9,5 @@ namespace cachalot {
 
 // `report`: what report.json holds. Every text in it is hostile: it appears as text, whatever it spells.
 std::string clean_report_html(const Json& report);
-
-// For HTML, inside elements and inside quoted attributes.
-std::string escape_html(std::string_view text);
 
 }  // namespace cachalot

@@ -484,9 +484,9 @@ bool is_code_name(std::string_view name) {
     if (name.ends_with(packing)) name.remove_suffix(packing.size());
   const size_t slash = name.find_last_of('/');
   if (slash != std::string_view::npos) name.remove_prefix(slash + 1);
+  if (name == "Makefile" || name == "Dockerfile" || name == "CMakeLists.txt") return true;
   const size_t dot = name.find_last_of('.');
-  if (dot == std::string_view::npos)
-    return name == "Makefile" || name == "Dockerfile" || name == "CMakeLists.txt";
+  if (dot == std::string_view::npos) return false;
   constexpr std::string_view kEndings[] = {
       "S",     "asm", "awk",   "bash", "bat", "c",    "cc",  "clj",  "cljs", "cmake", "cpp", "cs",
       "css",   "cu",  "cuh",   "cxx",  "d",   "dart", "el",  "erl",  "ex",   "exs",   "f",   "f90",

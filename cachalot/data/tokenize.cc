@@ -1,12 +1,8 @@
 #include "data/tokenize.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -18,6 +14,7 @@
 #include "base/text.h"
 #include "base/thread_pool.h"
 #include "config/fields.h"
+#include "data/folder_lock.h"
 #include "data/prefetch.h"
 #include "data/shard.h"
 
@@ -33,26 +30,6 @@ constexpr int64_t kTextPerShardToken = 128;
 constexpr size_t kMostParts = 1000;  // each has an open file
 constexpr size_t kMostPartName = 63;
 constexpr uint64_t kHeldOutSeed = 0x68656c6400000000;  // see data/fim.cc
-
-// One process at a time writes a folder; the lock goes with the process.
-class FolderLock {
- public:
-  explicit FolderLock(const std::string& folder)
-      : fd_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-    if (fd_ >= 0 && ::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-      ::close(fd_);
-      throw Error(fmt::format("another process is writing {}", folder))
-          .hint("wait until it is done, or choose another --out");
-    }
-  }
-  ~FolderLock() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  FolderLock(const FolderLock&) = delete;
-
- private:
-  int fd_;
-};
 
 std::string reading_text(const ReadOptions& r) {
   return fmt::format("format {}, text {}, id {}, encoding {}, at most {} bytes", int(r.format), r.text_field,
@@ -94,6 +71,27 @@ std::string difference(const ShardFolder& folder, const TokenizeSettings& is) {
       return fmt::format("{} had {} bytes and has {}", x.path, x.bytes, y.bytes);
   }
   return "";
+}
+
+enum class Replace : uint8_t { no, yes };
+
+// Beside the shards, so that they can be read without the original. Error: another tokenizer is there, and may
+// not be replaced: it is a model's, say.
+void copy_tokenizer(const std::string& path, const std::string& out, Replace replace) {
+  const fs::path json = fs::is_directory(path) ? fs::path(path) / "tokenizer.json" : fs::path(path);
+  for (const fs::path& from : {json, json.parent_path() / "tokenizer_config.json"}) {
+    if (!fs::exists(from)) continue;
+    const std::string to =
+        (fs::path(out) / (from == json ? "tokenizer.json" : "tokenizer_config.json")).string();
+    const std::string bytes = read_file(from.string());
+    if (fs::exists(to)) {
+      if (read_file(to) == bytes) continue;
+      if (replace == Replace::no)
+        throw Error(fmt::format("{} is there already and differs from {}", to, from.string()))
+            .hint("choose another --out: an empty folder, or one of shards");
+    }
+    write_file_atomic(to, bytes);
+  }
 }
 
 struct Item {
@@ -163,7 +161,9 @@ class Run {
   TokenizeResult run(const std::function<void(const TokenizeProgress&)>& report,
                      const std::atomic<bool>& stop) {
     TokenizeResult result;
-    const TextPosition start = resume();
+    const Replace replace = fs::exists(fs::path(o_.out) / kShardFolderFile) ? Replace::yes : Replace::no;
+    const TextPosition start = resume();  // refuses before anything is changed
+    if (!o_.tokenizer_path.empty()) copy_tokenizer(o_.tokenizer_path, o_.out, replace);
     result.shards_before = int64_t(folder_.shards.size());
     if (!folder_.complete) {
       save();  // says at once what this folder is
@@ -213,7 +213,8 @@ class Run {
     auto before = read_shard_folder(o_.out);
     if (before) {
       const std::string changed = difference(*before, folder_.settings);
-      if (!changed.empty() && !o_.overwrite)
+      const bool empty = before->shards.empty() && !before->complete;  // nothing would be lost
+      if (!changed.empty() && !o_.overwrite && !empty)
         throw Error(fmt::format("{} was begun with other settings: {}", o_.out, changed))
             .hint(
                 fmt::format("choose another --out, or give --overwrite to replace it, or go on as before: {}",
@@ -422,17 +423,6 @@ void remove_left_over(const std::string& folder) {
   for (const fs::path& path : left_over) fs::remove(path);
 }
 
-void copy_tokenizer(const std::string& path, const std::string& out) {
-  const fs::path json = fs::is_directory(path) ? fs::path(path) / "tokenizer.json" : fs::path(path);
-  for (const fs::path& from : {json, json.parent_path() / "tokenizer_config.json"})
-    if (fs::exists(from)) {
-      const std::string to =
-          (fs::path(out) / (from == json ? "tokenizer.json" : "tokenizer_config.json")).string();
-      const std::string bytes = read_file(from.string());
-      if (!fs::exists(to) || read_file(to) != bytes) write_file_atomic(to, bytes);
-    }
-}
-
 }  // namespace
 
 TokenizeResult tokenize(const Tokenizer& tokenizer, const TokenizeOptions& options,
@@ -452,7 +442,6 @@ TokenizeResult tokenize(const Tokenizer& tokenizer, const TokenizeOptions& optio
         .hint("choose another --out");
   const FolderLock lock(options.out);
   remove_left_over(options.out);
-  if (!options.tokenizer_path.empty()) copy_tokenizer(options.tokenizer_path, options.out);
   return run.run(report, stop);
 }
 

@@ -382,6 +382,51 @@ TEST_F(TokenizeTest, OtherSettingsAreRefusedUnlessTheFolderMayBeReplaced) {
   EXPECT_FALSE(contents(o.out) == before);
 }
 
+TEST_F(TokenizeTest, ARefusedTokenizerReplacesNone) {
+  BpeTrainer trainer({.vocab_size = 280});
+  trainer.add_text(random_text(1, 1, 300));
+  const std::string other_path = root_ + "/other-tokenizer";
+  save_tokenizer(trainer.train(), other_path);
+  const Tokenizer other = Tokenizer::load(other_path);
+  const auto error_with = [&](const TokenizeOptions& o) {
+    try {
+      tokenize(
+          other, o, [](const TokenizeProgress&) {}, std::atomic<bool>(false));
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  TokenizeOptions o = options("refused");
+  o.recipe = {};
+  run(o);
+  const auto before = contents(o.out);
+  o.tokenizer_path = other_path;
+  EXPECT_TRUE(contains(error_with(o), "was begun with other settings: tokenizer was"));
+  EXPECT_TRUE(contents(o.out) == before) << "the shards must still have their tokenizer";
+  o.overwrite = true;
+  EXPECT_EQ(error_with(o), "no error");
+  EXPECT_EQ(read_file(o.out + "/tokenizer.json"), read_file(other_path + "/tokenizer.json"));
+
+  o.out = root_ + "/model";  // no shards there: --overwrite does not reach so far
+  fs::copy(root_ + "/tokenizer", o.out);
+  EXPECT_TRUE(contains(error_with(o), "tokenizer.json is there already and differs"));
+  EXPECT_EQ(read_file(o.out + "/tokenizer.json"), read_file(root_ + "/tokenizer/tokenizer.json"));
+  EXPECT_FALSE(fs::exists(o.out + "/" + kShardFolderFile));
+}
+
+// Nothing would be lost: no --overwrite is asked for.
+TEST_F(TokenizeTest, ARunThatMadeNothingMayBeBegunOtherwise) {
+  TokenizeOptions o = options("nothing-yet");
+  write_file_atomic(root_ + "/no.jsonl", "PK\x03\x04 a zip archive");
+  o.inputs = find_inputs({root_ + "/no.jsonl"});
+  EXPECT_TRUE(contains(error_of(o), "no.jsonl"));
+  ASSERT_TRUE(fs::exists(o.out + "/" + kShardFolderFile));
+  o = options("nothing-yet");
+  o.recipe.seed = 8;
+  EXPECT_EQ(error_of(o), "no error");
+}
+
 // A damaged input stops the run; repaired, it continues. Inputs that were not read yet may change.
 TEST_F(TokenizeTest, ADamagedInputIsNamedAndTheRunContinuesWhenItIsRepaired) {
   const std::string folder = root_ + "/damaged-in";

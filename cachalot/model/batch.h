@@ -15,6 +15,7 @@ class IndexPack {
  public:
   size_t add(std::vector<int32_t> values);  // a handle for view()
   void upload(Stream& s, Arena& arena);
+  int64_t size() const { return int64_t(values_.size()); }
   Tensor view(size_t handle) const;                // i32 [1, n]
   Tensor view(size_t handle, int64_t rows) const;  // i32 [rows, n / rows]
 

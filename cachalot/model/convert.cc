@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "model/checkpoint_name.h"
 #include "model/hf_checkpoint.h"
 
 namespace cachalot {
@@ -22,24 +23,15 @@ bool inside(const fs::path& path, const fs::path& folder) {
 
 void check_target(const ConvertOptions& o) {
   std::error_code code;
-  const fs::path from = fs::weakly_canonical(fs::absolute(o.from), code),
-                 to = fs::weakly_canonical(fs::absolute(o.to), code);
-  if (from == to)
+  const fs::path from = fs::weakly_canonical(fs::absolute(o.from, code), code),
+                 to = fs::weakly_canonical(fs::absolute(o.to, code), code);
+  if (!o.to.empty() && from == to)
     throw Error(fmt::format("{} is the source and the target", o.to))
         .hint("name another folder for the result");
-  if (inside(from, to))
+  if (!o.to.empty() && inside(from, to))
     throw Error(fmt::format("the source {} lies inside the target {}", o.from, o.to))
         .hint("name another folder for the result");
-  if (!fs::exists(to)) return;
-  if (!fs::is_directory(to))
-    throw Error(fmt::format("{} is no directory", o.to)).hint("name a folder for the result");
-  if (fs::is_empty(to)) return;
-  if (!o.overwrite)
-    throw Error(fmt::format("{} is not empty", o.to))
-        .hint("name another folder, or replace this one with --overwrite");
-  if (!fs::exists(to / "config.json"))
-    throw Error(fmt::format("{} is not empty and holds no config.json", o.to))
-        .hint("only a model directory is overwritten");
+  check_model_target(o.to, o.overwrite);
 }
 
 // The scales that an earlier conversion from FP8 kept beside its result.
@@ -189,6 +181,26 @@ class Conversion {
 };
 
 }  // namespace
+
+void check_model_target(const std::string& to, bool overwrite) {
+  if (to.empty()) throw Error("the folder for the result has no name").hint("name one");
+  if (!fs::exists(to)) return;
+  if (!fs::is_directory(to))
+    throw Error(fmt::format("{} is no directory", to)).hint("name a folder for the result");
+  if (fs::exists(fs::canonical(to).parent_path() / kCompleteFile))
+    throw Error(fmt::format("{} belongs to a checkpoint, which could not be resumed with another model", to))
+        .hint("name another folder for the result");
+  if (fs::is_empty(to)) return;
+  if (!overwrite)
+    throw Error(fmt::format("{} is not empty", to))
+        .hint("name another folder, or replace this one with --overwrite");
+  const fs::path folder = to;
+  const bool weights =
+      fs::exists(folder / "model.safetensors") || fs::exists(folder / "model.safetensors.index.json");
+  if (!weights || !fs::exists(folder / "config.json"))  // of a run or a checkpoint, say
+    throw Error(fmt::format("{} is not empty and is no model directory", to))
+        .hint("only a model directory is overwritten");
+}
 
 ConvertSummary convert_model(const ConvertOptions& options) {
   CHECK(options.storage == DType::f32 || options.storage == DType::bf16 || options.storage == DType::e4m3);

@@ -40,6 +40,10 @@ struct ConvertSummary {
 // block's is checked against the weights and ignored when they have changed since.
 ConvertSummary convert_model(const ConvertOptions& options);
 
+// Error unless a model may be written to `to`: a name that is free, an empty folder, or, with `overwrite`, a
+// model directory. Never a run, a checkpoint or what belongs to one.
+void check_model_target(const std::string& to, bool overwrite);
+
 constexpr const char* kOriginalScales = "fp8_scales.original";
 
 }  // namespace cachalot

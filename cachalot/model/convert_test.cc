@@ -224,7 +224,20 @@ TEST(Convert, TheTargetIsNeverReplacedByAccident) {
   fs::create_directory(dir / "home");
   write_file_atomic(dir / "home/letter.txt", "dear");
   EXPECT_EQ(message_of({.from = dir / "in", .to = dir / "home", .overwrite = true}),
-            dir / "home is not empty and holds no config.json");
+            dir / "home is not empty and is no model directory");
+  // A run has a config.json, too, and so has a checkpoint; without its model a checkpoint is lost.
+  fs::create_directories(dir / "run/checkpoints/step-00000001/model");
+  write_file_atomic(dir / "run/config.json", "{}");
+  write_file_atomic(dir / "run/checkpoints/step-00000001/COMPLETE", "");
+  write_file_atomic(dir / "run/checkpoints/step-00000001/config.json", "{}");
+  fs::create_directory_symlink("checkpoints/step-00000001/model", dir / "run/model");
+  EXPECT_EQ(message_of({.from = dir / "in", .to = dir / "run", .overwrite = true}),
+            dir / "run is not empty and is no model directory");
+  EXPECT_EQ(message_of({.from = dir / "in", .to = dir / "run/checkpoints/step-00000001", .overwrite = true}),
+            dir / "run/checkpoints/step-00000001 is not empty and is no model directory");
+  EXPECT_EQ(message_of({.from = dir / "in", .to = dir / "run/model", .overwrite = true}),
+            dir / "run/model belongs to a checkpoint, which could not be resumed with another model");
+  EXPECT_EQ(message_of({.from = dir / "in", .to = ""}), "the folder for the result has no name");
   write_file_atomic(dir / "file", "x");
   EXPECT_EQ(message_of({.from = dir / "in", .to = dir / "file", .overwrite = true}),
             dir / "file is no directory");
@@ -243,6 +256,14 @@ TEST(Convert, AFullDiskLeavesTheOldModel) {
   }
   EXPECT_EQ(weights(dir / "out"), before);
   EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), {}), 1);
+}
+
+TEST(Convert, StoppedByItsProgressItLeavesNothing) {
+  TemporaryDirectory dir;
+  ConvertOptions options{.from = golden("nano/model"), .to = dir / "out"};
+  options.progress = [](int64_t, int64_t, const std::string&) { throw Error("stopped").hint("-"); };
+  EXPECT_EQ(message_of(options), "stopped");
+  EXPECT_TRUE(fs::is_empty(dir.path()));
 }
 
 TEST(Convert, AValueThatIsNotFiniteIsNamedAndNothingIsWritten) {

@@ -45,24 +45,29 @@ void check_request(const ModelConfig& config, const ForwardRequest& r) {
                           config.num_nextn_predict_layers));
   if (r.length > config.max_position_embeddings)
     throw Error(fmt::format("sequences of {} tokens; the model's context is {}", r.length,
-                            config.max_position_embeddings));
+                            config.max_position_embeddings))
+        .hint("cut them: the model was made for no more (max_position_embeddings)");
   for (size_t i = 0; i < r.tokens.size(); ++i)
     if (r.tokens[i] < 0 || r.tokens[i] >= config.vocab_size)
       throw Error(fmt::format("token {} at row {}, column {}: the vocabulary has {}", r.tokens[i],
-                              i / size_t(r.length + 1), i % size_t(r.length + 1), config.vocab_size));
+                              i / size_t(r.length + 1), i % size_t(r.length + 1), config.vocab_size))
+          .hint("the tokens come from another model's tokenizer");
+  constexpr const char* kOtherRun = "give a file that `cachalot forward` wrote for this model and these tokens";
   for (const auto& [layer, choices] : r.routing) {
     const int64_t depth = std::max<int64_t>(0, layer - config.num_hidden_layers + 1);
     const int64_t rows = r.batch * (r.length - depth), k = config.num_experts_per_tok;
     if (layer < 0 || layer >= config.layers_with_mtp() || !config.has_experts(layer))
-      throw Error(fmt::format("routing for layer {}, which has no experts", layer));
+      throw Error(fmt::format("routing for layer {}, which has no experts", layer)).hint(kOtherRun);
     if (int64_t(choices.size()) != rows * k)
       throw Error(fmt::format("routing of layer {} holds {} choices, this run needs {} x {}", layer,
-                              choices.size(), rows, k));
+                              choices.size(), rows, k))
+          .hint(kOtherRun);
     for (size_t i = 0; i < choices.size(); ++i)
       if (choices[i] < 0 || choices[i] >= config.n_routed_experts ||
           (i % size_t(k) != 0 && choices[i] <= choices[i - 1]))
         throw Error(fmt::format("routing of layer {}, row {}: not {} ascending experts below {}", layer,
-                                i / size_t(k), k, config.n_routed_experts));
+                                i / size_t(k), k, config.n_routed_experts))
+            .hint(kOtherRun);
   }
 }
 
@@ -114,12 +119,14 @@ const NamedTensor& ForwardResults::at(const std::string& name) const {
 
 ForwardResults run_forward(Device& device, const std::string& model_directory, Precision precision,
                            bool drop_mtp, const ForwardRequest& request) {
+  ModelConfig asked = load_model_config(resolve_model_directory(model_directory));
+  if (drop_mtp) asked.num_nextn_predict_layers = 0;
+  check_request(asked, request);  // before the weights are read
   Stream s(device);
   const LoadedModel loaded =
       load_model(s, model_directory, precision,
                  {.gradients = request.gradients, .drop_mtp = drop_mtp, .keep_fp8 = !request.gradients});
   const ModelConfig& config = loaded.config;
-  check_request(config, request);
 
   int64_t bytes = 0;
   {  // the same run where nothing is computed tells how much memory it takes

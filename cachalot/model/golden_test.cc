@@ -1,6 +1,9 @@
 // The whole model against Hugging Face transformers: tests/golden/README.md says what the files hold and how
 // they were made. `nano` and `nano-yarn` are in the repository; two larger ones live beside it, where
 // ../shared exists.
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -298,15 +301,47 @@ TEST(ForwardRequest, BadTokensAndRoutingAreRefused) {
   auto d = open_device("cpu");
   const std::string model = source_root() + "/tests/golden/nano/model";
   ForwardRequest r{.tokens = {1, 2, 3, 4, 5, 160}, .batch = 1, .length = 5, .routing = {}};
-  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);  // token 160 of 160
+  const auto error = [&](const std::string& directory) -> std::string {
+    try {
+      run_forward(*d, directory, Precision::f32, false, r);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  const std::string token = "token 160 at row 0, column 5: the vocabulary has 160";
+  EXPECT_EQ(error(model), token);
+  const std::string folder = ::testing::TempDir() + "no-weights-" + std::to_string(::getpid());
+  std::filesystem::create_directory(folder);
+  write_file_atomic(folder + "/config.json", read_file(model + "/config.json"));
+  EXPECT_EQ(error(folder), token) << "before the weights are looked for";
+  std::filesystem::remove_all(folder);
   r.tokens.back() = 6;
-  EXPECT_NO_THROW(run_forward(*d, model, Precision::f32, false, r));
-  r.routing[1] = {0, 1};  // 5 x 3 needed
-  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
+  EXPECT_EQ(error(model), "no error");
+  r.routing[1] = {0, 1};
+  EXPECT_EQ(error(model), "routing of layer 1 holds 2 choices, this run needs 5 x 3");
   r.routing = {{0, std::vector<int32_t>(15, 0)}};  // a dense layer
-  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
-  r.routing = {{1, {2, 1, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2}}};  // not ascending
-  EXPECT_THROW(run_forward(*d, model, Precision::f32, false, r), Error);
+  EXPECT_EQ(error(model), "routing for layer 0, which has no experts");
+  r.routing = {{1, {2, 1, 0, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2}}};
+  EXPECT_EQ(error(model), "routing of layer 1, row 0: not 3 ascending experts below 8");
+}
+
+TEST(LoadModel, TellsHowMuchIsRead) {
+  auto d = open_device("cpu");
+  Stream s(*d);
+  std::vector<int64_t> told;
+  int64_t of = 0;
+  const LoadedModel model = load_model(s, source_root() + "/tests/golden/nano/model", Precision::f32,
+                                       {.progress = [&](int64_t read, int64_t all) {
+                                         told.push_back(read);
+                                         of = all;
+                                       }});
+  EXPECT_EQ(told.size(), model.params->table().size());
+  EXPECT_TRUE(std::is_sorted(told.begin(), told.end()));
+  int64_t all = 0;
+  for (const Param& p : model.params->table()) all += p.size();
+  EXPECT_EQ(of, all);
+  EXPECT_EQ(told.back(), all);
 }
 
 }  // namespace

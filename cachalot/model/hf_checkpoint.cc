@@ -115,11 +115,16 @@ void check_tensors(const CheckpointReader& reader, const ModelConfig& config, co
       used.insert(v.hf_name + kScaleSuffix);
       if (!reader.find(v.hf_name + kScaleSuffix)) miss(v.hf_name + kScaleSuffix);
     }
+  // A layer beyond those of config.json that is none of MTP is one too many.
+  const auto is_mtp = [&](int64_t layer) {
+    return layer >= config.num_hidden_layers &&
+           reader.find(fmt::format("model.layers.{}.eh_proj.weight", layer));
+  };
   for (const std::string& name : reader.names()) {
     const int64_t layer = layer_of(name);
     if (used.contains(name) || name.ends_with("rotary_emb.inv_freq"))
       continue;  // a table that older exports carry
-    if (options.drop_mtp && layer >= config.num_hidden_layers) continue;
+    if (options.drop_mtp && is_mtp(layer)) continue;
     unexpected.add(name);
     only_mtp_unexpected &= layer >= config.num_hidden_layers;
   }
@@ -136,10 +141,13 @@ void check_tensors(const CheckpointReader& reader, const ModelConfig& config, co
         "them out with --drop-mtp",
         config.num_nextn_predict_layers);
   if (parts.size() == 1 && !unexpected.empty() && only_mtp_unexpected)
-    hint = fmt::format(
-        "these are layers beyond num_hidden_layers {} + num_nextn_predict_layers {}: set "
-        "num_nextn_predict_layers, or leave them out with --drop-mtp",
-        config.num_hidden_layers, config.num_nextn_predict_layers);
+    hint = options.drop_mtp
+               ? fmt::format("config.json says num_hidden_layers {}; the checkpoint has more",
+                             config.num_hidden_layers)
+               : fmt::format(
+                     "these are layers beyond num_hidden_layers {} + num_nextn_predict_layers {}: set "
+                     "num_nextn_predict_layers, or leave them out with --drop-mtp",
+                     config.num_hidden_layers, config.num_nextn_predict_layers);
   throw Error(fmt::format("{}: {}", reader.directory(), fmt::join(parts, "; "))).hint(hint);
 }
 
@@ -364,7 +372,6 @@ void write_model(const std::string& directory, const ModelConfig& config, const 
   Json generation = Json::object();
   generation["bos_token_id"] = config.bos_token_id;
   generation["eos_token_id"] = config.eos_token_id;
-  generation["do_sample"] = false;
   write_file_atomic(directory + "/generation_config.json", generation.dump(2) + "\n");
   if (!options.tokenizer_directory.empty()) copy_tokenizer_files(options.tokenizer_directory, directory);
   const Json json = model_config_json(stored, options.storage == DType::f32 ? "float32" : "bfloat16");

@@ -176,6 +176,13 @@ TEST(HfCheckpoint, MtpLayersMustMatchTheConfigUnlessDropped) {
   without.config["num_nextn_predict_layers"] = 0;
   EXPECT_EQ(open_message(without).what, "no error");
 
+  Editable fewer(golden("nano/model"));  // what is left out must be MTP, not the last layer of the model
+  fewer.config["num_hidden_layers"] = 2;
+  m = open_message(fewer, {.drop_mtp = true});
+  EXPECT_NE(m.what.find("unexpected: model.layers.2."), std::string::npos) << m.what;
+  EXPECT_EQ(m.what.find("model.layers.3."), std::string::npos) << m.what;
+  EXPECT_NE(m.hint.find("num_hidden_layers 2"), std::string::npos) << m.hint;
+
   const HfCheckpoint dropped(golden("nano-yarn/model"), {.drop_mtp = true});
   EXPECT_EQ(dropped.config().num_nextn_predict_layers, 0);
   for (const Param& p : dropped.table()) EXPECT_LT(p.layer, 2);
@@ -242,6 +249,8 @@ TEST(HfCheckpoint, WriteModelReproducesTheGoldenFiles) {
                 read_file(model + (fp8 ? "/model_fp8" : "/model") + "/model.safetensors"));
       EXPECT_EQ(load_model_config(dir.path()), load_model_config(model + (fp8 ? "/model_fp8" : "/model")));
       EXPECT_EQ(read_json_file(dir / "generation_config.json")["eos_token_id"], 1);
+      // Greedy is a choice of the reader's (transformers'), no wish of the model's: `generate` samples.
+      EXPECT_FALSE(read_json_file(dir / "generation_config.json").contains("do_sample"));
     }
   }
 }

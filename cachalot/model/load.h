@@ -20,6 +20,8 @@ struct LoadOptions {
   // E4M3 weights stay E4M3 with their scales; false: dequantised to the recipe's format. In the fp8 recipe
   // they always stay, and other weights of linear layers are quantised.
   bool keep_fp8 = true;
+  // Told of the parameters read so far, and of all of them, after every tensor of ours.
+  std::function<void(int64_t read, int64_t all)> progress = {};
 };
 
 struct LoadedModel {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "base/rng.h"
 #include "base/thread_pool.h"
 #include "model/fp8_weights.h"
@@ -56,13 +58,22 @@ ParamSet::ParamSet(Device& device, const ModelConfig& config, Recipe recipe, con
   if (recipe_.fp8) recipe_.power_of_two = config.fp8_power_of_two_scales;
   const auto place = [&](Layout weights, Layout gradients) {
     weights_.clear(), transposed_.clear(), gradients_.clear();
+    std::optional<Tensor> both;  // attn.q_a's transpose and, beside it, attn.kv_a's, which comes later
     for (const Param& p : table_) {
       const DType dtype = weight_dtype(p, recipe, options.fp8);
       const bool e4m3 = dtype == DType::e4m3, turned = e4m3 && recipe.fp8 && options.gradients;
       weights_.push_back(e4m3 ? weights.take_blocks(p.rows, p.cols, p.part_rows)
                               : weights.take(dtype, p.rows, p.cols));
-      transposed_.push_back(turned ? weights.take_blocks(p.experts * p.cols, p.rows / p.experts, p.cols)
-                                   : Tensor{});
+      if (turned && p.name.ends_with(".attn.q_a") && p.rows % kScaleBlock == 0) {
+        both = weights.take_blocks(p.cols, p.rows + config.kv_lora_rank + config.qk_rope_head_dim, p.cols);
+        transposed_.push_back(both->data ? both->slice_cols(0, p.rows) : *both);
+      } else if (turned && p.name.ends_with(".attn.kv_a") && both) {
+        transposed_.push_back(both->data ? both->slice_cols(both->cols - p.rows, p.rows) : *both);
+        both.reset();
+      } else {
+        transposed_.push_back(turned ? weights.take_blocks(p.experts * p.cols, p.rows / p.experts, p.cols)
+                                     : Tensor{});
+      }
       if (options.gradients)
         gradients_.push_back(p.trained() ? gradients.take(recipe.stat, p.rows, p.cols) : Tensor{});
     }
@@ -79,6 +90,15 @@ size_t ParamSet::index(const std::string& name) const {
   const auto it = index_.find(name);
   CHECK(it != index_.end(), "no parameter " + name);
   return it->second;
+}
+
+Tensor ParamSet::transposed_both(const std::string& left, const std::string& right) const {
+  Tensor both = transposed(left);
+  const Tensor beside = transposed(right);
+  if (!both || both.ld < both.cols + beside.cols) return {};
+  both.cols += beside.cols;
+  CHECK(beside.data == both.slice_cols(both.cols - beside.cols, beside.cols).data, left + " and " + right);
+  return both;
 }
 
 Tensor ParamSet::scales(size_t i) const {

@@ -35,6 +35,9 @@ class ParamSet {
   // fp8 recipe with gradients: the transpose of each expert's matrix, E4M3 blocks; absent elsewhere.
   Tensor transposed(size_t i) const { return transposed_.empty() ? Tensor{} : transposed_[i]; }
   Tensor transposed(const std::string& name) const { return transposed(index(name)); }
+  // The transposes of two parameters of equal columns as one, where they lie side by side: those of attn.q_a
+  // and attn.kv_a do, unless a block of scales would have to be cut. Absent elsewhere.
+  Tensor transposed_both(const std::string& left, const std::string& right) const;
   Tensor gradient(const std::string& name) const { return gradient(index(name)); }
   // The scales of an E4M3 weight as a tensor, [block rows of all parts, ceil(cols / 128)] f32.
   Tensor scales(size_t i) const;

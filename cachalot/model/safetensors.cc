@@ -122,6 +122,9 @@ std::string_view header_text(std::string_view bytes, const std::string& path) {
   if (bytes.size() < 8)
     throw Error(fmt::format("{} is {} bytes long, too short for a safetensors file", path, bytes.size()))
         .hint(kDamaged);
+  if (bytes.starts_with("version https://git-lfs"))
+    throw Error(fmt::format("{} is a pointer of Git LFS, not the file itself", path))
+        .hint("git lfs pull, in the folder that was cloned");
   const uint64_t length = little_endian_64(reinterpret_cast<const uint8_t*>(bytes.data()));
   if (length > kMaxHeader)
     throw Error(
@@ -227,14 +230,29 @@ const StoredTensor* SafetensorsFile::find(const std::string& name) const {
   return it == index_.end() ? nullptr : &tensors_[it->second];
 }
 
+namespace {
+
+bool is_shard(const std::string& name) {
+  return name.starts_with("model-") && name.ends_with(".safetensors");
+}
+
+bool holds_shards(const std::string& directory) {
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (is_shard(entry.path().filename().string())) return true;
+  return false;
+}
+
+}  // namespace
+
 CheckpointReader::CheckpointReader(std::string directory) : directory_(std::move(directory)) {
   const bool single = fs::exists(directory_ + "/model.safetensors");
   const bool index = fs::exists(directory_ + "/model.safetensors.index.json");
   if (!single && !index)
     throw Error(
         fmt::format("{} holds neither model.safetensors nor model.safetensors.index.json", directory_))
-        .hint(fs::is_directory(directory_) ? "name a Hugging Face model directory"
-                                           : "there is no such directory: check the path");
+        .hint(!fs::is_directory(directory_) ? "there is no such directory: check the path"
+              : holds_shards(directory_)    ? "its shards are there; download the index, too"
+                                            : "name a Hugging Face model directory; .bin files are not read");
   if (index) open_shards();
   else open_single();
   for (size_t f = 0; f < files_.size(); ++f)
@@ -267,12 +285,19 @@ void CheckpointReader::open_shards() {
 
   for (const auto& entry : fs::directory_iterator(directory_)) {
     const std::string name = entry.path().filename().string();
-    const bool ours =
-        name == "model.safetensors" || (name.starts_with("model-") && name.ends_with(".safetensors"));
-    if (ours && !shards.contains(name))
+    if ((name == "model.safetensors" || is_shard(name)) && !shards.contains(name))
       throw Error(fmt::format("{}/{} is not named by model.safetensors.index.json", directory_, name))
           .hint("two checkpoints seem to be mixed in this folder: remove the files of the other one");
   }
+
+  std::vector<std::string> missing;
+  for (const auto& [name, expected] : shards)
+    if (!fs::exists(directory_ + "/" + name)) missing.push_back(name);
+  if (!missing.empty())
+    throw Error(fmt::format("{}: {} of {} files that model.safetensors.index.json names {} missing, {}{}",
+                            directory_, missing.size(), shards.size(), missing.size() == 1 ? "is" : "are",
+                            missing.size() == 1 ? "" : "the first ", quote(missing.front())))
+        .hint("the copy or download is not complete");
 
   for (const auto& [name, expected] : shards) {
     SafetensorsFile file = SafetensorsFile::open(directory_ + "/" + name);

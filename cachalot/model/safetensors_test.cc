@@ -292,7 +292,34 @@ TEST(Checkpoint, IndexAndShardsMustAgree) {
   EXPECT_EQ(open_message(dir.path()), "D/model.safetensors is not named by model.safetensors.index.json");
   fs::remove(dir / "model.safetensors");
   fs::remove(dir / "model-00002-of-00003.safetensors");
-  EXPECT_EQ(open_message(dir.path()).find("cannot open D/model-00002-of-00003.safetensors"), 0u);
+  EXPECT_EQ(open_message(dir.path()),
+            "D: 1 of 3 files that model.safetensors.index.json names is missing, "
+            "\"model-00002-of-00003.safetensors\"");
+  fs::remove(dir / "model-00003-of-00003.safetensors");
+  EXPECT_EQ(open_message(dir.path()),
+            "D: 2 of 3 files that model.safetensors.index.json names are missing, the first "
+            "\"model-00002-of-00003.safetensors\"");
+}
+
+// What people have instead of a checkpoint, and what they can do about it.
+TEST(Checkpoint, AnIncompleteDownloadIsToldFromNone) {
+  const auto hint = [](const std::string& directory) {
+    try {
+      CheckpointReader reader(directory);
+    } catch (const Error& e) {
+      return e.hint();
+    }
+    return std::string("no error");
+  };
+  TemporaryDirectory dir;
+  EXPECT_NE(hint(dir.path()).find("name a Hugging Face model directory"), std::string::npos);
+  write_checkpoint(dir.path(), five_tensors(), 25);
+  fs::remove(dir / "model.safetensors.index.json");
+  EXPECT_NE(hint(dir.path()).find("download the index"), std::string::npos);
+  TemporaryDirectory cloned;
+  write_file_atomic(cloned / "model.safetensors",
+                    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n");
+  EXPECT_NE(hint(cloned.path()).find("git lfs pull"), std::string::npos);
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ Block Transformer::make_block(const ParamSet& params, int64_t layer) const {
   }
   a.q_b = linear("attn.q_b");
   a.kv_a = linear("attn.kv_a");
+  if (c.q_lora_rank) a.down_transposed = params.transposed_both(p + "attn.q_a", p + "attn.kv_a");
   a.kv_a_norm = norm("attn.kv_a_norm");
   a.kv_b = linear("attn.kv_b");
   a.o = linear("attn.o");

@@ -8,7 +8,6 @@
 
 #include "backend/cpu_kernel_set.h"
 #include "base/cpu.h"
-#include "base/files.h"
 #include "data/checksum.h"
 
 namespace cachalot {
@@ -34,7 +33,7 @@ std::string arithmetic_of(Device& device) {
 }  // namespace
 
 BitsIdentity BitsIdentity::of(Device& device) {
-  return {.program = fmt::format("{:016x}", checksum64(MappedFile("/proc/self/exe").view())),
+  return {.program = fmt::format("{:016x}", checksum_file("/proc/self/exe").checksum),
           .arithmetic = arithmetic_of(device)};
 }
 

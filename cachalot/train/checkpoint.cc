@@ -107,10 +107,10 @@ void write_model_directory(Stream& s, const std::string& directory, const Checkp
 }
 
 FileRecord record_of(const fs::path& root, const fs::path& file) {
-  const MappedFile map(file.string());
+  const FileChecksum written = checksum_file(file.string());
   return {.path = fs::relative(file, root).generic_string(),
-          .bytes = map.size(),
-          .checksum = fmt::format("{:016x}", checksum64(map.view()))};
+          .bytes = written.bytes,
+          .checksum = fmt::format("{:016x}", written.checksum)};
 }
 
 void make_directory(const std::string& path) {
@@ -205,11 +205,10 @@ Checkpoint::Checkpoint(const std::string& directory, const PieceDone& progress) 
     progress();
     const std::string path = directory + "/" + file.path;
     if (!fs::is_regular_file(path)) throw Error(fmt::format("{} is missing", path)).hint(kDamagedCheckpoint);
-    const MappedFile map(path);
-    if (map.size() != file.bytes)
-      throw Error(fmt::format("{} has {} bytes; {} were written", path, map.size(), file.bytes))
+    if (const auto bytes = int64_t(fs::file_size(path)); bytes != file.bytes)
+      throw Error(fmt::format("{} has {} bytes; {} were written", path, bytes, file.bytes))
           .hint(kDamagedCheckpoint);
-    if (const uint64_t sum = checksum64(map.view()); fmt::format("{:016x}", sum) != file.checksum)
+    if (const uint64_t sum = checksum_file(path).checksum; fmt::format("{:016x}", sum) != file.checksum)
       throw Error(fmt::format("{} has checksum {:016x}; {} was written", path, sum, file.checksum))
           .hint(kDamagedCheckpoint);
     if (file.path.starts_with("optimizer/")) files_.push_back(SafetensorsFile::open(path));

@@ -119,7 +119,7 @@ class Checker {
   std::string where_;
 };
 
-constexpr int64_t kMostTokens = int64_t{1} << 50;  // far beyond any run; products of two such fit no more
+constexpr int64_t kMostTokens = int64_t{1} << 50;  // far beyond any run
 constexpr int64_t kMostSequences = int64_t{1} << 24;
 constexpr int64_t kMostMicroBatchTokens = int64_t{1} << 18;  // of the largest model: terabytes of activations
 constexpr double kBeta2Limit =
@@ -215,6 +215,7 @@ void RunConfig::validate(const std::string& where) const {
   c.at_least("train.batch", t.batch, 1);
   c.at_most("train.batch", t.batch, kMostSequences);
   c.at_least("train.micro_batch", t.micro_batch, 0);
+  c.at_most("train.micro_batch", t.micro_batch, kMostSequences);
   if (t.micro_batch > 0 && t.schedule.batch.empty() && t.batch % t.micro_batch != 0) {
     int64_t divisor = std::min(t.micro_batch, t.batch);
     while (t.batch % divisor != 0) --divisor;
@@ -246,6 +247,12 @@ void RunConfig::validate(const std::string& where) const {
       if (value && !(*value >= 1 && *value <= double(kMostSequences)))
         c.fail(fmt::format("train.schedule.batch goes to {}", *value),
                fmt::format("a batch has between 1 and {} sequences", kMostSequences));
+  double largest = t.schedule.batch.empty() ? double(t.batch) : 1;
+  for (const SchedulePiece& p : t.schedule.batch)
+    largest = std::max({largest, p.from.value_or(1), p.to.value_or(1)});
+  if (double(t.steps) * largest * double(t.seq_len) > double(kMostTokens))
+    c.fail(fmt::format("train.steps is {}, of up to {} sequences of {} tokens", t.steps, largest, t.seq_len),
+           fmt::format("all steps together may have up to {} tokens", kMostTokens));
   const auto plan = [&](const TrainSection& section) {
     try {
       return StepPlan(section);
@@ -312,12 +319,7 @@ void RunConfig::validate(const std::string& where) const {
   c.not_negative("train.price_per_kwh", t.price_per_kwh);
 }
 
-RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
-  if (std::filesystem::is_directory(path))
-    throw Error(fmt::format("{} is a directory, not a training configuration", path))
-        .hint("name a file like configs/nano.json");
-  Json json = read_json_file(path);
-  if (!json.is_object()) fields::wrong_kind(json, path, "an object");
+void apply_overrides(Json& json, const Overrides& overrides) {
   for (const auto& [key, text] : overrides) {
     // Shards instead of the file's text, or text instead of its shards; likewise the tokenizer goes with
     // them.
@@ -342,6 +344,15 @@ RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
     if (json.contains("data") && json["data"].is_object() && json["data"].contains(list) &&
         json["data"][list].is_string())
       json["data"][list] = Json::array({json["data"][list]});
+}
+
+RunConfig load_run_config(const std::string& path, const Overrides& overrides) {
+  if (std::filesystem::is_directory(path))
+    throw Error(fmt::format("{} is a directory, not a training configuration", path))
+        .hint("name a file like configs/nano.json");
+  Json json = read_json_file(path);
+  if (!json.is_object()) fields::wrong_kind(json, path, "an object");
+  apply_overrides(json, overrides);
   if (json.contains("train")) read_budget(json["train"], path + ": train.tokens");
   RunConfig config;
   read_fields(config, json, path);

@@ -203,6 +203,10 @@ struct RunConfig {
 // Dotted key and text, as the command line has them.
 using Overrides = std::vector<std::pair<std::string, std::string>>;
 
+// Puts them into the JSON of a configuration, as they are meant: text files replace its shards and the other
+// way round, a budget of tokens one of steps, and one path may stand without its list.
+void apply_overrides(Json& json, const Overrides& overrides);
+
 // Reads, overrides, checks. train.tokens may be spelled as in a schedule ("5M"). Relative paths inside are kept
 // as they are: relative to the working directory.
 RunConfig load_run_config(const std::string& path, const Overrides& overrides);

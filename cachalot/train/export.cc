@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "model/convert.h"
 #include "model/hf_checkpoint.h"
 #include "model/load.h"
 #include "train/ema.h"
@@ -44,19 +45,6 @@ class OptimizerFiles {
   std::vector<SafetensorsFile> files_;
 };
 
-void require_target(const ExportOptions& o) {
-  if (!fs::exists(o.to)) return;
-  if (!fs::is_directory(o.to))
-    throw Error(fmt::format("{} is no directory", o.to)).hint("name a folder for the result");
-  if (fs::is_empty(o.to)) return;
-  if (!o.overwrite)
-    throw Error(fmt::format("{} is not empty", o.to))
-        .hint("name another folder, or replace this one with --overwrite");
-  if (!fs::exists(o.to + "/config.json") || fs::exists(o.to + "/checkpoints"))
-    throw Error(fmt::format("{} is not empty and is no model directory", o.to))
-        .hint("only a model directory is overwritten");
-}
-
 }  // namespace
 
 std::string checkpoint_of(const std::string& path) {
@@ -69,7 +57,7 @@ std::string checkpoint_of(const std::string& path) {
 }
 
 void export_weights(const ExportOptions& o) {
-  require_target(o);
+  check_model_target(o.to, o.overwrite);
   const std::string checkpoint = checkpoint_of(o.from);
   const HfCheckpoint model(checkpoint + "/model", {});
   const OptimizerFiles state(checkpoint);
@@ -80,7 +68,9 @@ void export_weights(const ExportOptions& o) {
     if (!t && o.weights == ExportWeights::average)
       throw Error(fmt::format("{} holds no average of {}", state.directory(), p.name))
           .hint("only runs with train.ema_decay have one; --weights latest exports the weights themselves");
-    if (!t) throw Error(fmt::format("{} holds no {}{}", state.directory(), prefix, p.name));
+    if (!t)
+      throw Error(fmt::format("{} holds no {}{}", state.directory(), prefix, p.name))
+          .hint("the checkpoint is of another version; --weights latest exports the weights themselves");
     if (t->type != StoredType::f32 || t->size() != p.size())
       throw Error(fmt::format("{}: {} is {}, not F32 of {} numbers", state.directory(), t->name,
                               t->describe(), p.size()))
@@ -95,6 +85,7 @@ void export_weights(const ExportOptions& o) {
                .tokenizer_directory = checkpoint + "/model",
                .pool = o.pool},
               [&](const Param& p, int64_t first_row, int64_t rows, float* out) {
+                if (o.stop && *o.stop) throw Error(fmt::format("stopped: {} is as it was", o.to));
                 if (p.trained()) {
                   const StoredTensor* t = state.find(prefix + p.name);
                   std::memcpy(out, t->data + size_t(first_row * p.cols) * sizeof(float),

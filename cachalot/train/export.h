@@ -2,6 +2,7 @@
 // average (train/ema.h), or the masters before they were rounded.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <string>
 
@@ -21,6 +22,7 @@ struct ExportOptions {
   bool overwrite = false;                           // `to` may be a model directory
   int64_t max_shard_bytes = kDefaultShardBytes;
   ThreadPool* pool = nullptr;
+  const std::atomic<bool>* stop = nullptr;  // set from outside: an Error, and nothing stays
 };
 
 // The folder that holds model/ and optimizer/. Error: `path` is neither a run nor a checkpoint.

@@ -120,6 +120,13 @@ TEST_F(ExportTest, WhatCannotBeExportedIsRefused) {
   EXPECT_TRUE(contains(message({.from = good.to, .to = folder_ / "x"}), "neither a run nor"));
   good.overwrite = true;
   EXPECT_EQ(message(good), "no error");
+  good.to = from + "/model";
+  EXPECT_TRUE(contains(message(good), "belongs to a checkpoint"));
+  const std::atomic<bool> stop{true};
+  good.to = folder_ / "z";
+  good.stop = &stop;
+  EXPECT_TRUE(contains(message(good), "stopped"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "z") || std::filesystem::exists(folder_ / "z.tmp"));
 }
 
 }  // namespace

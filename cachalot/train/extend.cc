@@ -25,6 +25,7 @@ double last_lr(const std::string& model) {
         .hint("give one: --extend.lr 7.3e-6 was DeepSeek-V3's");
   RunConfig run;
   read_fields(run, read_json_file(path), path);
+  run.validate(path);  // somebody may have changed it
   const StepPlan plan(run.train);
   return plan.at(plan.steps()).lr;
 }
@@ -75,14 +76,10 @@ bool is_planned_by_extend(const std::string& key) {
 ExtendConfig load_extend_config(const std::string& path, const Overrides& overrides) {
   Json json = read_json_file(path);
   if (!json.is_object()) fields::wrong_kind(json, path, "an object");
-  for (const auto& [key, text] : overrides) fields::override_key(json, key, text);
+  apply_overrides(json, overrides);
   for (const auto& [key, instead] : kPlanned)
     if (json.contains(pointer_to(key)))
       throw Error(fmt::format("{}: {} is not for the stages of an extension", path, key)).hint(instead);
-  for (const char* list : {"files", "shards"})
-    if (json.contains("data") && json["data"].is_object() && json["data"].contains(list) &&
-        json["data"][list].is_string())
-      json["data"][list] = Json::array({json["data"][list]});
   ExtendConfig config;
   read_fields(config, json, path);
   return config;

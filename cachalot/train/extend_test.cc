@@ -79,6 +79,13 @@ TEST_F(ExtendTest, WhatCannotBeExtendedIsRefusedByItsField) {
   train(config_, folder_ / "short");
   const std::string model = resolve_model_directory(folder_ / "short");
   EXPECT_TRUE(contains(message(model), "is no run"));
+  const std::string resolved = folder_ / "short/config.json", before = read_file(resolved);
+  Json changed = parse_json(before, resolved);
+  changed["train"]["batch"] = 0;
+  write_file_atomic(resolved, changed.dump());
+  EXPECT_TRUE(contains(message(folder_ / "short"), "config.json: train.batch is 0"));
+  write_file_atomic(resolved, before);
+  EXPECT_EQ(message(folder_ / "short"), "no error");
   extend_.extend.lr = 1e-3;
   EXPECT_EQ(message(model), "no error");
   extend_.extend.stages[1].context = 65;
@@ -135,6 +142,14 @@ TEST_F(ExtendTest, WhatThePlanSetsIsRefusedWithWhatToGiveInstead) {
                          std::string(key) + " is not for the stages"));
   }
   EXPECT_FALSE(is_planned_by_extend("train.precision"));
+}
+
+TEST_F(ExtendTest, TextOnTheCommandLineReplacesTheShardsOfTheFile) {  // as in `cachalot pretrain`
+  write_file_atomic(folder_ / "e.json", R"({"extend": {}, "data": {"shards": "made"}, "train": {}})");
+  EXPECT_EQ(load_extend_config(folder_ / "e.json", {}).data.shards, std::vector<std::string>{"made"});
+  const DataSection data = load_extend_config(folder_ / "e.json", {{"data.files", "text.txt"}}).data;
+  EXPECT_EQ(data.files, std::vector<std::string>{"text.txt"});
+  EXPECT_TRUE(data.shards.empty());
 }
 
 TEST_F(ExtendTest, ASlashBehindTheModelIsTheSameModel) {

@@ -48,6 +48,20 @@ TrainedBpe train_tokenizer(const RunConfig& config, ThreadPool& pool) {
   return trainer.train();
 }
 
+// What --overwrite removes must not be what the new run begins with.
+void require_outside(const std::string& run_dir, const RunConfig& config) {
+  const fs::path replaced = fs::weakly_canonical(run_dir);
+  const auto require = [&](const char* what, const std::string& path) {
+    const fs::path below = fs::weakly_canonical(path).lexically_relative(replaced);
+    if (!below.empty() && *below.begin() != "..")
+      throw Error(fmt::format("{} in {} are to be used by the run that replaces it", what, run_dir))
+          .hint("--run-dir for another place, or a copy of them elsewhere");
+  };
+  if (!config.train.init_from.empty())
+    require("the weights", resolve_model_directory(config.train.init_from));
+  if (!config.tokenizer.path.empty()) require("the tokens", config.tokenizer.path);
+}
+
 // What to do about a file of a run that is damaged or gone.
 std::string copies_of_run(const std::string& run_dir, const std::string& file) {
   return fmt::format("every checkpoint has a copy of it: {}/checkpoints/step-.../{}", run_dir, file);
@@ -301,6 +315,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   const std::string& run_dir = options.run_dir;
   const bool resume = RunDirectory::look(run_dir) == RunDirectory::Holds::run && !options.overwrite;
   if (!options.require_resume && !resume && !options.overwrite) RunDirectory::require_free(run_dir);
+  if (options.overwrite) require_outside(run_dir, config);
   if (options.require_resume && !resume)
     throw Error(fmt::format("{} holds no run to resume", run_dir))
         .hint("leave --resume out to begin one, or name another --run-dir");

@@ -203,6 +203,23 @@ TEST_F(PretrainTest, ARunIsNotOverwrittenUnlessAskedFor) {
   EXPECT_EQ(metrics("r").size(), 2u);
 }
 
+TEST_F(PretrainTest, OverwritingKeepsWhatTheNewRunBeginsWith) {
+  const PretrainResult done = run("r");
+  const std::string before = weights(done.checkpoint);
+  PretrainOptions o = options("r");
+  o.overwrite = true;
+  for (const std::string& from : {folder_ / "r", folder_ / "r/model", done.checkpoint}) {
+    config_.train.init_from = from;
+    const std::string text = error_of([&] { pretrain(config_, o, out_, stop_); });
+    EXPECT_TRUE(contains(text, "the weights in " + (folder_ / "r") + " are to be used by the run")) << text;
+  }
+  config_.train.init_from.clear();
+  config_.tokenizer = {.path = folder_ / "r/tokenizer.json", .vocab_size = 0};
+  EXPECT_TRUE(contains(error_of([&] { pretrain(config_, o, out_, stop_); }), "the tokens in "));
+  EXPECT_EQ(weights(done.checkpoint), before);
+  EXPECT_EQ(metrics("r").size(), 10u);
+}
+
 TEST_F(PretrainTest, OtherTextIsRefusedBeforeAnythingOfTheRunIsWritten) {
   run("r");
   const std::string config = read_file(folder_ / "r/config.json"),

@@ -12,6 +12,7 @@
 
 #include "base/chart.h"
 #include "base/error.h"
+#include "base/html.h"
 #include "base/text.h"
 
 namespace cachalot {
@@ -34,7 +35,9 @@ p{color:var(--faint);margin:4px 0 10px;max-width:85ch}
 .bar{height:6px;background:var(--line);border-radius:3px;overflow:hidden}
 .bar i{display:block;height:100%;background:var(--accent)}
 table{border-collapse:collapse;background:var(--card);border-radius:8px}
+@media(max-width:600px){table{display:block;overflow-x:auto;width:fit-content;max-width:100%}}
 td,th{padding:5px 12px;text-align:left;vertical-align:top}
+@media(max-width:600px){td,th{padding:5px 7px}}
 th{color:var(--faint);font-weight:500}th.n{text-align:right}td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:var(--card);border-radius:8px;padding:10px 12px;overflow:auto;
   white-space:pre-wrap;margin:6px 0}

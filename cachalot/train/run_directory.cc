@@ -47,7 +47,9 @@ bool is_checkpoint_with(const std::string& suffix, const std::string& name) {
 }
 
 bool is_leftover(const std::string& name) {
-  return is_checkpoint_with(".tmp", name) || is_checkpoint_with(".old", name);
+  for (const char* suffix : {".tmp", ".old", ".tmp.old"})
+    if (is_checkpoint_with(suffix, name)) return true;
+  return false;
 }
 
 // Only what a process that has not come to write its configuration may have left.

@@ -70,6 +70,7 @@ TEST(RunDirectory, WhatAKilledProcessLeftHalfDoneIsRemovedAndNothingElse) {
     save(run, 1);
     fs::create_directories(checkpoints + "/step-00000002.tmp/model");
     fs::create_directories(checkpoints + "/step-00000000.old/model");
+    fs::create_directories(checkpoints + "/step-00000001.tmp.old/model");
     fs::create_directories(checkpoints + "/step-00000003.damaged");
     fs::create_directories(checkpoints + "/mine.tmp");
   }
@@ -77,6 +78,7 @@ TEST(RunDirectory, WhatAKilledProcessLeftHalfDoneIsRemovedAndNothingElse) {
   EXPECT_EQ(run.checkpoints().size(), 1u);
   EXPECT_EQ(entries(checkpoints), 3);
   EXPECT_FALSE(fs::exists(checkpoints + "/step-00000002.tmp"));
+  EXPECT_FALSE(fs::exists(checkpoints + "/step-00000001.tmp.old"));
   EXPECT_TRUE(fs::exists(checkpoints + "/step-00000003.damaged"));
   EXPECT_EQ(run.put_aside(run.checkpoints()[0]), checkpoints + "/step-00000001.damaged");
   EXPECT_TRUE(run.checkpoints().empty());

@@ -11,13 +11,16 @@ namespace cachalot {
 
 namespace {
 
+constexpr int64_t kMostTokens = int64_t{1} << 50;     // of a run (train/config.cc)
 constexpr int64_t kMostRampSteps = int64_t{1} << 22;  // V3's ramp has 12 thousand
 
 }  // namespace
 
 StepPlan::StepPlan(const TrainSection& t) : seq_len_(t.seq_len) {
   plan_batches(t);
-  const auto after = [this](int64_t steps) { return tokens_after(steps); };
+  // A piece may end far beyond the run, but not beyond 64 bits.
+  const int64_t countable = std::max(steps_, kMostTokens / (largest_batch() * seq_len_));
+  const auto after = [&](int64_t steps) { return tokens_after(std::min(steps, countable)); };
   const auto curve = [&](const Pieces& pieces, const char* key, double constant) {
     return pieces.empty() ? Curve(constant)
                           : Curve(pieces, fmt::format("train.schedule.{}", key), after, tokens());

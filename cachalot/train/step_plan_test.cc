@@ -133,6 +133,16 @@ TEST(StepPlan, LongRunsArePlannedAtOnce) {
   EXPECT_EQ(plan.batch(57), 4);
 }
 
+TEST(StepPlan, APieceMayEndFarBeyondTheRun) {
+  TrainSection t = simple(1.0, 0.1, 0, 100);
+  t.batch = 4096, t.seq_len = 64;  // 2^68 tokens at the end of the piece
+  t.schedule.lr = {
+      {.until = TrainingPoint{.steps = int64_t{1} << 50}, .shape = "linear", .from = 1.0, .to = 2.0}};
+  const StepPlan s(t);
+  EXPECT_GT(s.at(1).lr, 1.0);
+  EXPECT_LT(s.at(100).lr, 1.0 + 1e-6);
+}
+
 TEST(StepPlan, SchedulesThatCannotBeAreErrorsOfTheConfiguration) {
   const auto message = [](const char* key, const char* json, int64_t micro_batch) {
     RunConfig config;

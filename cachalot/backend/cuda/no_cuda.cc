@@ -1,7 +1,7 @@
 // Compiled instead of the .cu files when CACHALOT_CUDA is off.
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/cuda_device.h"
-
+#include "backend/masked_gemm.h"
 #include "base/error.h"
 
 namespace cachalot {
@@ -22,6 +22,8 @@ std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo&) { return {}; }
 CudaCopyTest test_cuda_copy(int, int64_t, int) { throw Error(kMessage).hint(kHint); }
 
 CudaCounters cuda_counters() { return {}; }
+
+bool masked_gemm(Backend&, const MaskedGemm&) { return false; }
 
 std::unique_ptr<Device> open_cuda_device(int) {
   throw Error(std::string("device cuda: ") + kMessage).hint(std::string(kHint) + "; or use the device cpu");
