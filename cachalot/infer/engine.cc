@@ -210,6 +210,7 @@ bool Engine::prefill(Running& r, const OnTokens& on_tokens) {
   return deliver(r, {&first, 1}, on_tokens);
 }
 
+// A step, and where the device looks ahead the next one behind it, unless one of the sequences ends before that.
 void Engine::decode(std::vector<std::unique_ptr<Running>>& running, const OnTokens& on_tokens) {
   const double start = now();
   std::vector<Sequence*> sequences;
@@ -218,12 +219,24 @@ void Engine::decode(std::vector<std::unique_ptr<Running>>& running, const OnToke
     r->sequence.drafts = std::min(options_.speculate, r->remaining() - 1);
     sequences.push_back(&r->sequence);
   }
-  const std::vector<Drawn> drawn = steps_->decode(sequences);
+  if (steps_->under_way() == 0) steps_->start(sequences);
+  if (steps_->looks_ahead() && std::ranges::all_of(running, [](const auto& r) { return r->remaining() > 1; }))
+    steps_->start(sequences);
+  collect(running, on_tokens);
+  // An end that was not foreseen: the step behind it still has that sequence, whose token nobody wants.
+  if (steps_->under_way() > 0 && std::ranges::any_of(running, [](const auto& r) { return r->done; }))
+    collect(running, on_tokens);
   statistics_.decode_seconds += now() - start;
+}
+
+// Waits for the oldest step under way and gives its tokens to the sequences that still run.
+void Engine::collect(std::vector<std::unique_ptr<Running>>& running, const OnTokens& on_tokens) {
+  const std::vector<Drawn> drawn = steps_->finish();
   ++statistics_.steps;
-  statistics_.sequence_steps += int64_t(running.size());
   for (size_t i = 0; i < running.size(); ++i) {
     Running& r = *running[i];
+    if (r.done) continue;
+    ++statistics_.sequence_steps;
     const Drawn& d = drawn[i];
     size_t accepted = 0;
     while (accepted < d.drafts.size() && d.drafts[accepted] == d.tokens[accepted]) ++accepted;
@@ -247,6 +260,7 @@ Completion Engine::generate(const Request& request, const OnTokens& on_tokens) {
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const OnTokens& on_tokens) {
   for (size_t i = 0; i < requests.size(); ++i)
     check(requests[i], config_, options_, requests.size() == 1 ? "the prompt" : fmt::format("prompt {}", i));
+  while (steps_->under_way() > 0) steps_->finish();  // of a call that a caller's exception ended
   statistics_ = {};
   statistics_.drafted.assign(size_t(options_.speculate), 0);
   statistics_.accepted = statistics_.drafted;

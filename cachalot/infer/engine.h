@@ -4,8 +4,9 @@
 //   Completion c = engine.generate({.prompt = ids, .max_new_tokens = 64, .end_tokens = {1}});
 //
 // Prompts run in pieces against the latent cache (keys and values expanded), decoding reads the latents as
-// they are (absorbed). Several sequences decode together; a new one joins when another has ended. All memory
-// is taken by the constructor: a run of the largest step on the device "plan" says how much a step needs.
+// they are (absorbed). Several sequences decode together; a new one joins when another has ended. A step is queued
+// before the tokens of the one before are known, where the device allows (Steps::looks_ahead). All memory is taken by
+// the constructor: a run of the largest step on the device "plan" says how much a step needs.
 #pragma once
 
 #include <functional>
@@ -41,8 +42,8 @@ using OnTokens = std::function<bool(size_t request, std::span<const int32_t> tok
 
 struct Statistics {
   int64_t prompt_tokens = 0, new_tokens = 0;
-  double prefill_seconds = 0, decode_seconds = 0;
-  int64_t steps = 0;           // decoding steps of all sequences together
+  double prefill_seconds = 0, decode_seconds = 0;  // the callbacks' time too: the device works beside it
+  int64_t steps = 0;                               // decoding steps of all sequences together
   int64_t decoded_tokens = 0;  // new tokens but the first of each sequence, which ends the prefill
   int64_t sequence_steps = 0;  // a step of three sequences counts three
   std::vector<int64_t> drafted, accepted;  // by MTP depth; depth 2 is accepted only with depth 1
@@ -81,6 +82,7 @@ class Engine {
   bool deliver(Running& running, std::span<const int32_t> tokens, const OnTokens& on_tokens);
   bool prefill(Running& running, const OnTokens& on_tokens);
   void decode(std::vector<std::unique_ptr<Running>>& running, const OnTokens& on_tokens);
+  void collect(std::vector<std::unique_ptr<Running>>& running, const OnTokens& on_tokens);
 
   Device& device_;
   ModelConfig config_;

@@ -350,6 +350,69 @@ TEST(Engine, ADecodingStepWaitsOnceAndGivesTheSameTokensOnTheFakeDevice) {
   }
 }
 
+// Where a device has graphs, as `fake` has, a step is queued before the tokens of the one before are known. The same
+// tokens come out whoever ends when, by length, by an end token or by the caller, and whoever joins; the host has the
+// next step in the queue while it hands out tokens, which nobody can know ahead when drafts are tried.
+TEST(Engine, StepsQueuedAheadGiveTheSameTokens) {
+  Model truth = Model::tiny(open_device("cpu", {.threads = 1}));  // has none
+  const std::vector<Request> requests{
+      {.prompt = {1, 2, 3}, .max_new_tokens = 17},
+      {.prompt = {4}, .max_new_tokens = 40, .sampling = {.temperature = 1, .seed = 8}, .end_tokens = {2}},
+      {.prompt = {0, 0, 1, 3}, .max_new_tokens = 1},
+      {.prompt = {3, 1, 4}, .max_new_tokens = 33, .sampling = {.temperature = 2, .top_k = 3, .seed = 2}},
+      {.prompt = {1, 2, 3}, .max_new_tokens = 25, .end_tokens = {0, 2}},
+      {.prompt = {2, 2}, .max_new_tokens = 2},
+      {.prompt = {4, 1}, .max_new_tokens = 30, .sampling = {.temperature = 1, .seed = 3}, .end_tokens = {4}},
+      {.prompt = Tokens(40, 3), .max_new_tokens = 9}};
+  for (const int64_t speculate : {0, 1})
+    for (const uint64_t seed : {1, 2, 3}) {
+      const EngineOptions options{
+          .max_context = 50, .max_sequences = 3, .prefill_chunk = 30, .speculate = speculate, .page_size = 4};
+      std::vector<std::vector<Tokens>> shown(2, std::vector<Tokens>(requests.size()));
+      const auto caller = [&](size_t device, const FakeDevice* fake, int64_t* ahead) {
+        return [&shown, device, fake, ahead](size_t i, std::span<const int32_t> tokens) {
+          if (fake && !tokens.empty()) *ahead += fake->counters().queued > 0;
+          Tokens& mine = shown[device][i];
+          mine.insert(mine.end(), tokens.begin(), tokens.end());
+          return i != 7 && (i != 3 || mine.size() < 9);  // the last one during its prompt
+        };
+      };
+      const auto expected = truth.engine(options)->generate(requests, caller(0, nullptr, nullptr));
+      auto owned = open_fake_device({.threads = 1, .seed = seed});
+      const FakeDevice& fake = *owned;
+      Model m = Model::tiny(std::move(owned));
+      on(m.stream).synchronize();
+      const auto engine = m.engine(options);
+      int64_t ahead = 0;
+      const auto got = engine->generate(requests, caller(1, &fake, &ahead));
+      EXPECT_EQ(shown[1], shown[0]);
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
+        EXPECT_EQ(got[i].finish, expected[i].finish) << i;
+      }
+      EXPECT_EQ(got[1].finish, Finish::end_token);
+      EXPECT_EQ(got[3].finish, Finish::caller);
+      if (speculate == 0) EXPECT_GT(ahead, 0);
+      else EXPECT_EQ(ahead, 0);
+    }
+}
+
+// A caller's exception leaves a step in the queue; the next call does not meet its tokens.
+TEST(Engine, ACallersExceptionLeavesNothingBehind) {
+  Model m = Model::tiny(open_fake_device({.threads = 1}));
+  const auto engine = m.engine({.max_context = 50});
+  const Request r{.prompt = {1, 2, 3}, .max_new_tokens = 20};
+  const Tokens tokens = engine->generate(r).tokens;
+  size_t calls = 0;
+  EXPECT_THROW(engine->generate(r,
+                                [&](size_t, std::span<const int32_t>) -> bool {
+                                  if (++calls == 7) throw Error("enough");
+                                  return true;
+                                }),
+               Error);
+  EXPECT_EQ(engine->generate(r).tokens, tokens);
+}
+
 // The same of a real queue: the driver is asked for nothing in a step, and waited for once.
 TEST(Engine, ADecodingStepOnAGpuTakesNothingAndWaitsOnce) {
   const CudaStatus status = probe_cuda();

@@ -62,6 +62,8 @@ Steps::Steps(Device& device, const ModelConfig& config, const ParamSet& params, 
   for (int64_t k = 0; k < options.speculate; ++k)
     windows_.push_back(make_tensor(static_cast<uint8_t*>(window_buffer_.data()) + k * bytes, recipe_.act,
                                    rows, config.hidden_size));
+  // A step with drafts begins where the one before ended, which the host finds out.
+  if (options.speculate == 0 && on(stream_).capture([] {})) beside_.emplace(device);
 }
 
 int64_t Steps::table_width() const {
@@ -123,16 +125,16 @@ void Steps::sample(const Sampling& sampling, Tensor logits, Tensor positions, Te
                       .seed = sampling.seed});
 }
 
-std::vector<int32_t> Steps::wait_for(Tensor tokens) {
+std::vector<int32_t> Steps::wait_for(Stream& s, Tensor tokens) {
   std::vector<int32_t> host(size_t(tokens.size()));
-  on(stream_).download(tokens, host.data());
-  on(stream_).synchronize();
+  on(s).download(tokens, host.data());
+  on(s).synchronize();
   return host;
 }
 
 int64_t Steps::prefill(Sequence& q, int64_t count) {
   const int64_t n = q.known(), first = q.cached[0], end = first + count;
-  CHECK(count > 0 && end <= n);
+  CHECK(count > 0 && end <= n && under_way_.empty());
   arena_.clear();
   IndexPack pack;
 
@@ -172,7 +174,7 @@ int64_t Steps::prefill(Sequence& q, int64_t count) {
   Tensor logits = arena_.take(recipe_.stat, 1, config_.vocab_size), token = arena_.take_vector(DType::i32, 1);
   model_.head().logits(stream_, last, logits);
   sample(q.sampling, logits, pack.view(drawn_position), token);
-  return wait_for(token)[0];
+  return wait_for(stream_, token)[0];
 }
 
 // What depth k runs: from the first position that does not stand on true tokens yet, up to n-2.
@@ -240,17 +242,26 @@ void Steps::draft(const IndexPack& pack, const Depth& depth, std::span<Sequence*
   }
 }
 
-void Steps::run_recorded(DecodeKey key, const std::function<void()>& work) {
+void Steps::run_recorded(DecodeKey key, bool known, const std::function<void()>& work) {
   if (recorded_.size() >= kMostGraphs && !recorded_.contains(key)) recorded_.clear();
   Recorded& r = recorded_[std::move(key)];
   // The first time as it comes: libraries load their kernels then, which a recording could not.
-  if (r.met && !r.graph) r.graph = on(stream_).capture(work);
+  if ((r.met || known) && !r.graph) r.graph = on(stream_).capture(work);
   if (r.graph) on(stream_).replay(r.graph);
   else work();
   r.met = true;
 }
 
-std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
+void Steps::start(std::span<Sequence* const> sequences) {
+  // Behind a step that is under way every sequence has one token more than the host knows.
+  const bool ahead = !under_way_.empty();
+  if (ahead) {
+    CHECK(looks_ahead() && under_way_.size() == 1 && std::ranges::equal(under_way_[0].sequences, sequences));
+    under_way_[0].drawn_at = on(stream_).record();
+  } else if (beside_) {
+    // A prompt that was given up may still work where uploads will arrive.
+    on(*beside_).wait(on(stream_).record());
+  }
   arena_.clear();
   IndexPack pack;
   int64_t depths = 0, drawn_size = 0;
@@ -267,19 +278,30 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   std::vector<int32_t> window, positions;
   rows.reserve(sequences.size());
   for (const Sequence* q : sequences) {
-    const int64_t n = q->known();
+    const int64_t n = q->known() + ahead;
     CacheRows& r = rows.emplace_back(CacheRows{.first = n - 1, .tokens = {}, .pages = &q->pages});
     r.tokens.assign(size_t(q->drafts) + 1, -1);
-    r.tokens[0] = q->tokens.back();
+    if (!ahead) r.tokens[0] = q->tokens.back();
     if (!windows_.empty()) append(window, window_rows(*q, n - 1, n + q->drafts));
     for (int64_t i = 0; i <= q->drafts; ++i) positions.push_back(int32_t(n + i));
   }
   const CacheBatch verify(pack, Attend::absorb, rows, table_width());
   const size_t window_handle = pack.add(std::move(window)), positions_handle = pack.add(std::move(positions));
-  pack.upload(stream_, arena_);
 
-  // Every sequence's drafts d_1 ... d_s and behind them its s + 1 tokens, so that one download brings all.
-  const Tensor drawn = arena_.take_vector(DType::i32, drawn_size);
+  // Every sequence's drafts d_1 ... d_s and behind them its s + 1 tokens, so that one download brings all. They and
+  // the upload have two places by turns: while one step works, its drawn tokens are read by the next one and by the
+  // host, and the next one's upload arrives.
+  const Tensor places[2] = {arena_.take_vector(DType::i32, drawn_size),
+                            arena_.take_vector(DType::i32, drawn_size)};
+  const int64_t place = ahead ? 1 - under_way_[0].place : 0;
+  const Tensor drawn = places[place];
+  if (place == 1) arena_.take_vector(DType::i32, pack.size());
+  pack.upload(ahead ? *beside_ : stream_, arena_);
+  if (place == 0) arena_.take_vector(DType::i32, pack.size());
+  if (ahead) {
+    CHECK(under_way_[0].uploaded == pack.size());
+    on(stream_).wait(on(*beside_).record());
+  }
   std::vector<Tensor> drafts, tokens;
   drafts.reserve(sequences.size()), tokens.reserve(sequences.size());
   int64_t at = 0;
@@ -289,8 +311,8 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     at += 2 * q->drafts + 1;
   }
   // All that the work below depends on, besides what the upload brought.
-  DecodeKey key;
-  key.reserve(5 * sequences.size());
+  DecodeKey key{ahead, place};
+  key.reserve(2 + 5 * sequences.size());
   for (const Sequence* q : sequences) {
     const Sampling sampling = plain(q->sampling);
     key.insert(key.end(), {q->drafts, std::bit_cast<int64_t>(sampling.temperature),
@@ -300,11 +322,12 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
   for (const Depth& depth : plan)
     for (size_t m = 0; m < depth.members.size(); ++m) key.push_back(depth.batch->first_row(m + 1));
 
-  run_recorded(std::move(key), [&] {
+  run_recorded(std::move(key), ahead, [&] {
     const FixedRows fixed(stream_, options_.batch_invariant);  // a prompt runs alone: it has no neighbours
     for (const Depth& depth : plan) draft(pack, depth, sequences, drafts);
 
     const TokenBatch batch = verify.view(pack);
+    if (ahead) on(stream_).cast({.x = places[1 - place], .y = batch.tokens});
     for (size_t i = 0; i < sequences.size(); ++i)
       if (drafts[i].cols > 0)
         on(stream_).cast(
@@ -327,15 +350,26 @@ std::vector<Drawn> Steps::decode(std::span<Sequence* const> sequences) {
     }
   });
 
-  // While the device works.
-  std::vector<Drawn> result(sequences.size());
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    result[i].drafts.resize(size_t(sequences[i]->drafts));
-    result[i].tokens.resize(size_t(sequences[i]->drafts) + 1);
-  }
-  rows.clear();
+  UnderWay& step = under_way_.emplace_back(UnderWay{.sequences = {sequences.begin(), sequences.end()},
+                                                    .drafts = {},
+                                                    .drawn = drawn,
+                                                    .place = place,
+                                                    .uploaded = pack.size(),
+                                                    .drawn_at = {}});
+  for (const Sequence* q : sequences) step.drafts.push_back(q->drafts);
+}
 
-  const std::vector<int32_t> host = wait_for(drawn);
+std::vector<Drawn> Steps::finish() {
+  CHECK(!under_way_.empty());
+  const UnderWay step = std::move(under_way_.front());
+  under_way_.erase(under_way_.begin());
+  std::vector<Drawn> result(step.drafts.size());
+  for (size_t i = 0; i < result.size(); ++i) {
+    result[i].drafts.resize(size_t(step.drafts[i]));
+    result[i].tokens.resize(size_t(step.drafts[i]) + 1);
+  }
+  if (step.drawn_at) on(*beside_).wait(step.drawn_at);
+  const std::vector<int32_t> host = wait_for(step.drawn_at ? *beside_ : stream_, step.drawn);
   auto next = host.begin();
   for (Drawn& d : result)
     for (std::vector<int32_t>* part : {&d.drafts, &d.tokens}) {

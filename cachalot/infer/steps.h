@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -84,7 +85,17 @@ class Steps {
 
   // One decoding step of all `sequences`: drafts, verification, draws; the host waits once, at the end. Whose
   // tokens to keep is the caller's: it appends them and sets cached[0] to the new n - 1.
-  std::vector<Drawn> decode(std::span<Sequence* const> sequences);
+  std::vector<Drawn> decode(std::span<Sequence* const> sequences) {
+    start(sequences);
+    return finish();
+  }
+  // The same in two halves. Where looks_ahead(), the next step of the same sequences may be started before the one
+  // under way is finished: it takes its tokens on the device, so that this need not wait for the host.
+  // finish() is of the older one.
+  void start(std::span<Sequence* const> sequences);
+  std::vector<Drawn> finish();
+  bool looks_ahead() const { return beside_.has_value(); }
+  int64_t under_way() const { return int64_t(under_way_.size()); }  // steps that were started: 0, 1 or 2
 
   Stream& stream() { return stream_; }
   KvCache& cache() { return cache_; }
@@ -101,7 +112,17 @@ class Steps {
   };
   using DecodeKey = std::vector<int64_t>;
   static constexpr size_t kMostGraphs = 64;
-  void run_recorded(DecodeKey key, const std::function<void()>& work);
+  // `known`: what `work` calls has run before, if in a step of another key.
+  void run_recorded(DecodeKey key, bool known, const std::function<void()>& work);
+
+  struct UnderWay {
+    std::vector<Sequence*> sequences;
+    std::vector<int64_t> drafts;  // of each
+    Tensor drawn;
+    int64_t place;      // of `drawn` and of its upload: 0 or 1
+    int64_t uploaded;   // numbers
+    EventPtr drawn_at;  // when a step was started behind it
+  };
 
   struct Depth;
   Depth plan_depth(IndexPack& pack, int64_t k, std::span<Sequence* const> sequences);
@@ -117,7 +138,7 @@ class Steps {
   Tensor trunk(const TokenBatch& batch);                                // h^0 [T, D]
   Tensor mtp(int64_t depth, const TokenBatch& batch, Tensor previous);  // h^depth [T, D]
   void sample(const Sampling& sampling, Tensor logits, Tensor positions, Tensor tokens);
-  std::vector<int32_t> wait_for(Tensor tokens);
+  static std::vector<int32_t> wait_for(Stream& s, Tensor tokens);
 
   ModelConfig config_;
   Recipe recipe_;
@@ -130,6 +151,10 @@ class Steps {
   std::vector<Tensor> windows_;  // of h^0 ... h^(S-1): [max_sequences * W, D]
   Arena arena_;
   std::map<DecodeKey, Recorded> recorded_;
+  std::vector<UnderWay> under_way_;  // the older one first
+  // What travels beside a step under way: the tokens that it drew, what the next one uploads. Only where queues are
+  // worth it: where graphs are.
+  std::optional<Stream> beside_;
 };
 
 }  // namespace cachalot

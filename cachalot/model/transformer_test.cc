@@ -129,5 +129,35 @@ TEST(Transformer, PowersOfTwoAsScalesAreTheCheckpointsChoice) {
   }
 }
 
+// One product makes the input gradient of attn.q_a and attn.kv_a: their transposes lie side by side, unless that
+// would cut a block of scales.
+TEST(Transformer, TransposesOfBothDownProjectionsStandSideBySideInFp8) {
+  auto device = open_device("cpu");
+  for (const int64_t q : {9, 128}) {
+    ModelConfig config = tiny_config();
+    config.q_lora_rank = q;
+    ModelRun run(*device, config, Precision::fp8);
+    for (const std::string layer : {"layers.0.", "layers.2.", "layers.4."}) {
+      const std::string left = layer + "attn.q_a", right = layer + "attn.kv_a";
+      const Tensor both = run.params.transposed_both(left, right);
+      ASSERT_EQ(bool(both), q == 128);
+      if (!both) continue;
+      std::vector<double> expected;
+      const std::vector<double> a = read(run.s, run.params.weight(left)),
+                                b = read(run.s, run.params.weight(right));
+      const size_t inputs = size_t(config.hidden_size);
+      for (size_t i = 0; i < inputs; ++i)
+        for (const std::vector<double>* w : {&a, &b})
+          for (size_t o = 0; o < w->size() / inputs; ++o) expected.push_back((*w)[o * inputs + i]);
+      EXPECT_EQ(read(run.s, both), expected) << layer;
+    }
+    const TrainingBatch batch = run.batch();
+    forward_backward(run.s, run.arena, run.model, batch, ModelRun::scales(), {.with_balance = true},
+                     Accumulate::overwrite);
+    for (const char* name : {"layers.1.attn.q_a", "layers.1.attn.kv_a", "embed"})  // embed: behind all dx
+      for (const double g : read(run.s, run.params.gradient(name))) ASSERT_TRUE(std::isfinite(g)) << name;
+  }
+}
+
 }  // namespace
 }  // namespace cachalot::testing

@@ -66,13 +66,6 @@ void Experts::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, T
     return;
   }
   const Groups groups{.offsets = offsets, .padded = saved.padded, .experts = experts};
-  const auto quantise = [&](Tensor x, Tensor transposed) {
-    on(s).quantize({.x = x,
-                    .transposed = transposed,
-                    .offsets = offsets,
-                    .padded = saved.padded,
-                    .power_of_two = recipe.power_of_two});
-  };
   saved.weighted = take_columns(arena, rows, width, groups);
   saved.dhidden = take_columns(arena, rows, 2 * width, groups);
   Arena::Scope scratch(arena);
@@ -87,9 +80,11 @@ void Experts::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy, T
                          .quantized = dhidden_codes,
                          .power_of_two = recipe.power_of_two,
                          .weights = weights,
-                         .dweights = dweights});
-  quantise(weighted, saved.weighted);
-  quantise(dhidden, saved.dhidden);
+                         .dweights = dweights,
+                         .transposed = saved.dhidden,
+                         .y_transposed = saved.weighted,
+                         .offsets = offsets,
+                         .padded = saved.padded});
   multiply_back(s, dhidden_codes, gate_up, gate_up_transposed, drows, offsets);
 }
 

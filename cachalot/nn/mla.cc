@@ -133,10 +133,13 @@ void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved
   const auto take_gradient = [&](Tensor kept, int64_t cols) {
     return fp8 ? arena.take(recipe.act, t, cols) : kept;
   };
+  const auto finish = [&](Tensor gradient, Tensor kept, Tensor codes) {
+    on(s).quantize({.x = gradient, .y = codes, .transposed = kept, .power_of_two = recipe.power_of_two});
+  };
   const auto finished = [&](Tensor gradient, Tensor kept) {
     if (!fp8) return gradient;
     Tensor codes = take_row_tiles(arena, t, gradient.cols);
-    on(s).quantize({.x = gradient, .y = codes, .transposed = kept, .power_of_two = recipe.power_of_two});
+    finish(gradient, kept, codes);
     return codes;
   };
 
@@ -167,14 +170,25 @@ void Mla::backward_input(Stream& s, Arena& arena, const TokenBatch& batch, Saved
   Tensor d_latent = arena.take(recipe.act, t, latent);
   kv_b.backward_input(s, finished(dkv, saved.dkv), d_latent);
   kv_a_norm.backward(s, saved.kv_norm, d_latent, {}, dkva.slice_cols(0, latent), mode);
-  kv_a.backward_input(s, finished(dkva, saved.dkva), dx);
+  Tensor d_down;  // codes of dcq and dkva side by side
+  if (fp8 && down_transposed) {
+    d_down = take_row_tiles(arena, t, down_transposed.cols);
+    finish(dkva, saved.dkva, d_down.slice_cols(q_a->out(), dkva.cols));
+  } else {
+    kv_a.backward_input(s, finished(dkva, saved.dkva), dx);
+  }
 
   const Tensor dq_operand = finished(dq, saved.dq);
   if (q_a) {
     Tensor d_normed = arena.take(recipe.act, t, q_a->out()), dcq = take_gradient(saved.dcq, q_a->out());
     q_b.backward_input(s, dq_operand, d_normed);
     q_a_norm.backward(s, saved.q_norm, d_normed, {}, dcq, mode);
-    q_a->backward_input(s, finished(dcq, saved.dcq), dx, Accumulate::add);
+    if (d_down) {
+      finish(dcq, saved.dcq, d_down.slice_cols(0, dcq.cols));
+      on(s).gemm({.a = d_down, .b = down_transposed, .c = dx, .trans_b = true});
+    } else {
+      q_a->backward_input(s, finished(dcq, saved.dcq), dx, Accumulate::add);
+    }
   } else {
     q_b.backward_input(s, dq_operand, dx, Accumulate::add);
   }

@@ -38,6 +38,9 @@ struct Mla {
 
   std::optional<Linear> q_a;  // W_qa [Q, D]
   RmsNorm q_a_norm;
+  // fp8: the transposes of W_qa and W_kva side by side, [D, Q + C + P], or absent: then the input gradient of
+  // both is one product, whose sum is rounded once.
+  Tensor down_transposed{};
   Linear q_b;   // W_qb [H (N + P), Q or D]
   Linear kv_a;  // W_kva [C + P, D]
   RmsNorm kv_a_norm;

@@ -36,7 +36,8 @@ struct Parts {
   std::vector<LayerCase::Parameter> parameters;
 };
 
-Parts make_mla(LayerContext& c, const ModelConfig& config, const RopeTable* table) {
+// `together`: in fp8 the transposes of both down-projections lie side by side.
+Parts make_mla(LayerContext& c, const ModelConfig& config, const RopeTable* table, bool together = false) {
   const int64_t h = config.num_attention_heads, qk = config.qk_head_dim(), latent = config.kv_lora_rank;
   Parts parts;
   const auto linear = [&](int64_t out, int64_t in) {
@@ -61,13 +62,21 @@ Parts make_mla(LayerContext& c, const ModelConfig& config, const RopeTable* tabl
   m.kv_a_norm = norm(latent);
   m.kv_b = linear(h * (m.nope + m.value), latent);
   m.o = linear(config.hidden_size, h * m.value);
+  if (together && c.recipe.fp8) {
+    const int64_t q = m.q_a->out();
+    m.down_transposed = c.t.garbage_e4m3(config.hidden_size, q + m.kv_a.out(), config.hidden_size);
+    m.q_a->w_transposed = m.down_transposed.slice_cols(0, q);
+    m.kv_a.w_transposed = m.down_transposed.slice_cols(q, m.kv_a.out());
+    for (const Linear& l : {*m.q_a, m.kv_a})
+      on(c.s).quantize_weight({.x = l.w, .transposed = l.w_transposed});
+  }
   return parts;
 }
 
-MakeLayer mla_case(const ModelConfig& config) {
+MakeLayer mla_case(const ModelConfig& config, bool together = false) {
   return [=](LayerContext& c) {
     auto table = std::make_shared<RopeTable>(c.s, config, 16, c.recipe.stat);
-    const Parts parts = make_mla(c, config, table.get());
+    const Parts parts = make_mla(c, config, table.get(), together);
     const int64_t d = config.hidden_size, tokens = 9;
     LayerCase l{.x = c.act(tokens, d),
                 .y = c.act_garbage(tokens, d),
@@ -96,6 +105,22 @@ MakeLayer mla_case(const ModelConfig& config) {
 TEST(Mla, GradientsContractsBackends) { expect_layer(mla_case(small_config(true))); }
 TEST(Mla, WithoutQueryCompression) { expect_layer(mla_case(small_config(false))); }
 TEST(Mla, InFp8) { expect_fp8(mla_case(larger_config())); }
+
+// The input gradient of both down-projections as one product: two products' numbers but for a rounding less,
+// and everything else to the bit.
+TEST(Mla, OneInputGradientOfBothDownProjectionsInFp8) {
+  ModelConfig config = larger_config();
+  config.q_lora_rank = 128;
+  expect_fp8(mla_case(config, true));
+  LayerRun one("cpu", Precision::fp8, mla_case(config, true)), two("cpu", Precision::fp8, mla_case(config));
+  for (LayerRun* run : {&one, &two}) {
+    run->layer.forward();
+    run->layer.backward(Accumulate::overwrite);
+  }
+  EXPECT_METRIC(read(one.s, one.layer.dx), read(two.s, two.layer.dx), 1e-5);
+  for (size_t p = 0; p < one.layer.parameters.size(); ++p)
+    EXPECT_EQ(read(one.s, one.layer.parameters[p].dw), read(two.s, two.layer.parameters[p].dw)) << p;
+}
 
 // A sequence in one piece, in chunks against the cache, and token by token in absorbed form.
 TEST(Mla, ChunkedAndAbsorbedEqualTheWholeSequence) {

@@ -68,9 +68,9 @@ void SwigluMlp::backward_input(Stream& s, Arena& arena, Saved& saved, Tensor dy,
                          .dx = dhidden,
                          .y = activated,
                          .quantized = dhidden_codes,
-                         .power_of_two = recipe.power_of_two});
-  on(s).quantize({.x = activated, .transposed = saved.activated, .power_of_two = recipe.power_of_two});
-  on(s).quantize({.x = dhidden, .transposed = saved.dhidden, .power_of_two = recipe.power_of_two});
+                         .power_of_two = recipe.power_of_two,
+                         .transposed = saved.dhidden,
+                         .y_transposed = saved.activated});
   gate_up.backward_input(s, dhidden_codes, dx, dx_mode);
 }
 

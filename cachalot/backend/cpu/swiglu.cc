@@ -1,4 +1,6 @@
 // Contract: backend/ops/swiglu.h. A row is read and written once.
+#include <utility>
+
 #include "backend/cpu/convert.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/quantize.h"
@@ -69,6 +71,13 @@ void CpuBackend::swiglu_backward(const SwigluBackward& g) {
         quantise_row(context_->vectors, row_as_floats(dx, 0, buffer), g.quantized, t, g.power_of_two);
     }
   });
+  if (g.transposed)  // dx and y as they were rounded
+    for (const auto& [x, to] : {std::pair{g.dx, g.transposed}, {g.y, g.y_transposed}})
+      quantize({.x = x,
+                .transposed = to,
+                .offsets = g.offsets,
+                .padded = g.padded,
+                .power_of_two = g.power_of_two});
 }
 
 }  // namespace cachalot::cpu

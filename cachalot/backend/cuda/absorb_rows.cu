@@ -15,7 +15,8 @@ namespace cachalot::cuda {
 namespace {
 
 constexpr int kThreads = kAppendThreads, kWarps = kThreads / 32, kRows = 32, kColumns = 64, kMostDepth = 128;
-constexpr int64_t kFewestAbsorbed = 5, kMostAbsorbed = 8;
+constexpr int64_t kFewestAbsorbed = 5, kMostAbsorbed = 8, kMostOfSmall = 256,
+                  kSmallWeights = int64_t(1) << 20;
 static_assert(kWarps == kRows / 16 * (kColumns / 16));
 
 struct Args {
@@ -81,18 +82,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-bool fits(const HeadGemm& g) {
+bool fits(const HeadGemm& g, bool any_rows) {
+  const int64_t most = g.heads * g.w_rows * g.w.cols <= kSmallWeights ? kMostOfSmall : kMostAbsorbed;
   const auto wide = [](const Tensor& t) { return t.dtype == DType::bf16 && is_wide(t); };
-  return !g.trans_w && g.x.rows >= kFewestAbsorbed && g.x.rows <= kMostAbsorbed && g.w_rows % 64 == 0 &&
-         g.w_rows <= kMostDepth && g.w.cols % kColumns == 0 && g.x_stride % 8 == 0 && g.y_stride % 2 == 0 &&
-         g.y.ld % 2 == 0 && reinterpret_cast<uintptr_t>(g.y.data) % 4 == 0 && wide(g.x) && wide(g.w) &&
-         g.y.dtype == DType::bf16;
+  return !g.trans_w && (any_rows || (g.x.rows >= kFewestAbsorbed && g.x.rows <= most)) &&
+         g.w_rows % 64 == 0 && g.w_rows <= kMostDepth && g.w.cols % kColumns == 0 && g.x_stride % 8 == 0 &&
+         g.y_stride % 2 == 0 && g.y.ld % 2 == 0 && reinterpret_cast<uintptr_t>(g.y.data) % 4 == 0 &&
+         wide(g.x) && wide(g.w) && g.y.dtype == DType::bf16;
 }
 
 }  // namespace
 
-bool absorb_rows(const Queue& queue, const HeadGemm& g, const LatentAppend* append, const Faults& faults) {
-  if (!fits(g) || (append && !append_fits(*append))) return false;
+bool absorb_rows(const Queue& queue, const HeadGemm& g, const LatentAppend* append, const Faults& faults,
+                 bool any_rows) {
+  if (!fits(g, any_rows) || (append && !append_fits(*append))) return false;
   const int64_t tiles = g.w.cols / kColumns * g.heads * ((g.x.rows + kRows - 1) / kRows);
   Args p{.x = static_cast<const bf16*>(g.x.data),
          .w = static_cast<const bf16*>(g.w.data) + g.w_first * g.w.ld,

@@ -23,6 +23,10 @@
 #include "backend/cuda/launch.cuh"
 #include "base/error.h"
 
+namespace cachalot {
+struct MaskedGemm;
+}
+
 namespace cachalot::cuda {
 
 // CUDA calls that a user's machine can make fail: no memory, a card in a bad state, a lost driver.
@@ -69,6 +73,7 @@ class CudaBackend : public Backend {
 #define CACHALOT_DECLARE(name, Args) void name(const Args&) override;
   CACHALOT_OPS(CACHALOT_DECLARE)
 #undef CACHALOT_DECLARE
+  bool masked_gemm(const MaskedGemm& g);  // backend/masked_gemm.h
 
  private:
   void plain(const Gemm& g);

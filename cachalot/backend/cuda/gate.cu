@@ -415,7 +415,7 @@ void CudaBackend::route(const Route& r) {
   check(r);
   require_no_f64("route", {&r.project.x});
   select();
-  if (r.project.x.rows > 0 && !rows_fixed_ && kHopperDecoding.runs_on(context_->major) &&
+  if (r.project.x.rows > 0 && kHopperDecoding.runs_on(context_->major) &&
       hopper::route_few(queue_, r, faults_))
     return;
   compose(*this, r);

@@ -7,6 +7,7 @@
 //   f32 x f32, C bf16           the tensor cores too: x1 y1 + x1 y2 + x2 y1 as one product three times as deep
 //   everything else             cuBLASLt on the FFMA units (TF32 is never used), e4m3 made f32 before
 //   few rows (decoding)         bf16, 2 to 32 rows: some_rows.cu; else up to 8: skinny_products.cu
+//   any rows alike (fix_rows)   bf16: some_rows.cu, and fixed_tiles.cu for many columns; else skinny_products.cu
 //   rows that do not start on 16 bytes, f32 smaller than a tile: the plain kernel (product.h)
 // Operands that have to be converted are cut to fit the workspace.
 //
@@ -321,7 +322,8 @@ void CudaBackend::gemm(const Gemm& g) {
       !hopper::fp8_gemm({.a = g.a, .b = g.b, .d = g.c, .add = g.accumulate == Accumulate::add},
                         {context_->major, context_->multiprocessors}, stream_))
     return;
-  if (!rows_fixed_ && some_rows(queue_, products_of(g))) return;
+  if ((rows_fixed_ && fixed_tiles(queue_, products_of(g))) || some_rows(queue_, products_of(g), rows_fixed_))
+    return;
   if (skinny_products(queue_, products_of(g), rows_fixed_)) return;
   if (rows_fixed_) return plain(g);
   if (k == 0 || !starts_on_16_bytes(g.a) || !starts_on_16_bytes(g.b) || !starts_on_16_bytes(g.c) ||
@@ -442,7 +444,7 @@ void CudaBackend::head_gemm(const HeadGemm& g) {
                    .b_row_step = g.w_stride,
                    .c_col_step = g.y_stride,
                    .read_ahead = g.read_ahead};
-  if (!rows_fixed_ && (some_rows(queue_, p) || absorb_rows(queue_, g, nullptr, faults_))) return;
+  if (some_rows(queue_, p, rows_fixed_) || absorb_rows(queue_, g, nullptr, faults_, rows_fixed_)) return;
   if (x_width % 8 == 0 && skinny_products(queue_, p, rows_fixed_)) return;
   if (rows_fixed_) return plain_products(stream_, context_->multiprocessors, p);
   const Tensor x = g.x.slice_cols(0, x_width), y = g.y.slice_cols(0, y_width),

@@ -77,7 +77,7 @@ void CudaBackend::latent_query(const LatentQuery& q) {
       hopper::query_few(queue_, q, faults_))
     return;
   norm_gemm(q.project);
-  if (!rows_fixed_ && absorb_rows(queue_, q.absorb, &q.append, faults_)) return;
+  if (absorb_rows(queue_, q.absorb, &q.append, faults_, rows_fixed_)) return;
   latent_append(q.append);
   head_gemm(q.absorb);
 }

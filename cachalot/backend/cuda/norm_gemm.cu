@@ -1,7 +1,7 @@
 // Contract: backend/ops/norm_gemm.h. Few rows: every warp normalises the rows for itself (they come from the
 // cache, the arithmetic is nothing) and multiplies its row of weights, which was on its way while the kernel
 // before still ran. Blocks along y take four rows each. More rows of bf16 are taken by some_rows.h and
-// hopper/norm_tiles.cu where they can.
+// hopper/norm_tiles.cu where they can; with fixed rows the latter takes any number.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/few_rows.cuh"
@@ -90,10 +90,12 @@ void CudaBackend::norm_gemm(const NormGemm& g) {
   check(g);
   require_no_f64("norm_gemm", {&g.x, &g.c, &g.c2});
   select();
-  if (g.w.rows > 0 && !rows_fixed_ &&
-      (some_rows(queue_, g) || (kHopperDecoding.runs_on(context_->major) && hopper::norm_tiles(queue_, g))))
-    return;
-  if (g.x.rows == 0 || g.w.rows == 0 || !few_rows(queue_, g, rows_fixed_)) compose(*this, g);
+  // Many columns are worth a norm apart, whatever the number of rows: one kernel reads their weights once.
+  if (g.x.rows == 0 || g.w.rows == 0 || (rows_fixed_ && g.w.rows >= kFixedTileColumns))
+    return compose(*this, g);
+  if (!rows_fixed_ && some_rows(queue_, g)) return;
+  if (kHopperDecoding.runs_on(context_->major) && hopper::norm_tiles(queue_, g, rows_fixed_)) return;
+  if (!few_rows(queue_, g, rows_fixed_)) compose(*this, g);
 }
 
 }  // namespace cachalot::cuda

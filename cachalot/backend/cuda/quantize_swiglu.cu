@@ -3,12 +3,14 @@
 // tiles of x lie across gate and up, and rows that do not begin on 16 bytes go number by number through the
 // workspace, some rows at a time.
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/cuda/quantize.cuh"
 #include "backend/cuda/swiglu.cuh"
+#include "backend/cuda/swiglu_turned.h"
 
 namespace cachalot::cuda {
 
@@ -240,6 +242,28 @@ void CudaBackend::quantized_swiglu(const SwigluBackward& g) {
   const bool codes = g.x.dtype == DType::e4m3;
   const auto* weights = static_cast<const float*>(g.weights.data);
   auto* dweights = static_cast<float*>(g.dweights.data);
+  const auto add_parts = [&](const float* dots, int64_t count) {
+    if (weights)
+      launch(queue_, add_dots, unsigned((g.dy.rows + kThreads - 1) / kThreads), kThreads, 0, dots, g.dy.rows,
+             int(count), dweights);
+    launched("swiglu_backward");
+  };
+  if (g.transposed) {
+    const int64_t tiles = (width + kScaleBlock - 1) / kScaleBlock;
+    auto* dots = static_cast<float*>(workspace_);
+    if (4 * tiles * g.dy.rows <= kWorkspace && turned_swiglu(queue_, g, dots, faults_))
+      return add_parts(dots, tiles);
+    SwigluBackward rows = g;
+    rows.transposed = rows.y_transposed = rows.offsets = rows.padded = {};
+    swiglu_backward(rows);
+    for (const auto& [x, to] : {std::pair{g.dx, g.transposed}, {g.y, g.y_transposed}})
+      quantize({.x = x,
+                .transposed = to,
+                .offsets = g.offsets,
+                .padded = g.padded,
+                .power_of_two = g.power_of_two});
+    return;
+  }
   if (width % kScaleBlock == 0 && (codes ? codes_are_wide(g.x) : halves_are_wide(g.x)) &&
       halves_are_wide(g.dx) && are_wide({&g.dy, &g.y}) && 4 * parts * g.dy.rows <= kWorkspace) {
     auto* dots = static_cast<float*>(workspace_);
@@ -250,10 +274,7 @@ void CudaBackend::quantized_swiglu(const SwigluBackward& g) {
              g.dx ? g.dx.matrix<T>() : Matrix<T>{}, g.y ? g.y.matrix<T>() : Matrix<T>{}, g.quantized,
              g.power_of_two, weights, dots);
     });
-    if (weights)
-      launch(queue_, add_dots, unsigned((g.dy.rows + kThreads - 1) / kThreads), kThreads, 0, dots, g.dy.rows,
-             int(parts), dweights);
-    return launched("swiglu_backward");
+    return add_parts(dots, parts);
   }
   const int64_t rows =
       std::max<int64_t>(1, kWorkspace / std::max<int64_t>(1, 2 * width * size_of(g.dy.dtype)));

@@ -1,9 +1,12 @@
-// Contract: some_rows.h. Products of 2 to 32 rows of bf16 on the tensor cores: decoding of some sequences.
+// Contract: some_rows.h. Products of 2 to 32 rows of bf16 on the tensor cores, of more where weights are small:
+// decoding of some sequences.
 // Nothing of B is used twice, so its fragments come straight from memory: B's rows are the operand of 16
 // rows, those of A that of 8. The order of K within a fragment is free as long as both share it, hence a
 // lane loads 16 neighbouring bytes. A block makes 16 columns of C; its eight warps share K, and their sums
 // are added in order. A number of C depends on its own row and column and on K only. Norms as in few_rows.cuh.
 #include "backend/cuda/some_rows.h"
+
+#include <algorithm>
 
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
@@ -15,7 +18,8 @@ namespace cachalot::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kColumns = 16, kStep = 32, kSumLd = kColumns + 4;
-constexpr int64_t kMostRows = 32, kMostColumns = int64_t(1) << 20, kMostDepth = 8192, kMostNormed = 1024;
+constexpr int64_t kMostRows = 32, kMostFixedRows = int64_t(1) << 20, kMostColumns = int64_t(1) << 20,
+                  kMostDepth = 8192, kMostNormed = 1024;
 
 struct Side {  // a matrix B and the columns of its C
   const bf16* b = nullptr;
@@ -191,6 +195,12 @@ Side side_of(const Tensor& b, const Tensor& c, int64_t columns) {
           .columns = int(columns)};
 }
 
+// Small weights stay in the second-level cache: every 32 rows may read them again.
+int64_t most_rows(const Products& g) {
+  constexpr int64_t kSmallWeights = int64_t(1) << 20, kNumbers = int64_t(1) << 16, kMostAgain = 256;
+  return g.n * g.k * g.count > kSmallWeights ? kMostRows : std::clamp(kNumbers / g.k, kMostRows, kMostAgain);
+}
+
 }  // namespace
 
 bool some_rows(const Queue& queue, const NormGemm& g) {
@@ -217,10 +227,11 @@ bool some_rows(const Queue& queue, const NormGemm& g) {
   return true;
 }
 
-bool some_rows(const Queue& queue, const Products& g) {
-  if (g.trans_a || !g.trans_b || g.ragged != Products::Ragged::none || g.m < 2 || g.m > kMostRows ||
-      g.n == 0 || g.k == 0 || g.n > kMostColumns || g.k > kMostDepth || g.k % 8 != 0 || g.count > 65535 ||
-      g.c_row_step != 0 || g.a_col_step % 8 != 0 || !wide(g.a) || !wide(g.b) || !stores(g.c))
+bool some_rows(const Queue& queue, const Products& g, bool any_rows) {
+  if (g.trans_a || !g.trans_b || g.ragged != Products::Ragged::none || g.m < (any_rows ? 1 : 2) || g.n == 0 ||
+      g.k == 0 || g.m > (any_rows ? kMostFixedRows : most_rows(g)) || g.n > kMostColumns ||
+      g.k > (any_rows ? kMostColumns : kMostDepth) || g.k % 8 != 0 || g.count > 65535 || g.c_row_step != 0 ||
+      g.a_col_step % 8 != 0 || !wide(g.a) || !wide(g.b) || !stores(g.c))
     return false;
   Side first = side_of(g.b, g.c, g.n);
   first.b += g.b_row_first * g.b.ld;

@@ -88,7 +88,7 @@ void CudaBackend::swiglu_backward(const SwigluBackward& g) {
   require_no_f64("swiglu_backward", {&g.x, &g.dx});
   if (g.dy.size() == 0) return;
   select();
-  if (g.quantized || g.x.dtype == DType::e4m3) return quantized_swiglu(g);
+  if (g.quantized || g.transposed || g.x.dtype == DType::e4m3) return quantized_swiglu(g);
   const Plane p = plane(g.dy.rows, g.dy.cols);
   with_act(g.dy.dtype, [&](auto act) {
     using T = decltype(act);

@@ -473,8 +473,28 @@ void check(const SwigluBackward& g) {
     c.stat("weights", g.weights, g.dy.dtype, 1, tokens);
     c.stat("dweights", g.dweights, g.dy.dtype, 1, tokens);
   }
-  c.apart({{"dx", g.dx}, {"y", g.y}, {"quantized", g.quantized}, {"dweights", g.dweights}},
-          {{"dy", g.dy}, {"x", g.x}, {"weights", g.weights}});
+  c.that(bool(g.transposed) == bool(g.y_transposed) && (!g.transposed || (g.dx && g.y)),
+         "transposed with y_transposed, dx and y");
+  c.that(bool(g.offsets) == bool(g.padded), "offsets and padded come together");
+  if (g.offsets) {
+    const int64_t experts = g.offsets.cols - 1;
+    c.that(experts > 0, "experts > 0");
+    c.index("offsets", g.offsets, 1, experts + 1);
+    c.index("padded", g.padded, 1, experts + 1);
+  }
+  if (g.transposed) {
+    const int64_t columns = g.offsets ? g.transposed.cols : tokens;
+    c.new_row_tiles("transposed", g.transposed, 2 * width, columns);
+    c.new_row_tiles("y_transposed", g.y_transposed, width, columns);
+    c.that(!g.offsets || columns % kScaleBlock == 0, "padded columns are a multiple of 128");
+  }
+  c.apart({{"dx", g.dx},
+           {"y", g.y},
+           {"quantized", g.quantized},
+           {"dweights", g.dweights},
+           {"transposed", g.transposed},
+           {"y_transposed", g.y_transposed}},
+          {{"dy", g.dy}, {"x", g.x}, {"weights", g.weights}, {"offsets", g.offsets}, {"padded", g.padded}});
 }
 
 void check(const GateForward& g) {

@@ -193,6 +193,7 @@ Cost cost_of(const SwigluForward& s, const ReadIndices&) {
   return memory(s.y ? s.y : s.quantized, bytes({&s.x, &s.y, &s.quantized, &s.cached}));
 }
 Cost cost_of(const SwigluBackward& s, const ReadIndices&) {
+  if (s.transposed) return memory(s.dy, bytes({&s.dy, &s.x, &s.quantized, &s.transposed, &s.y_transposed}));
   return memory(s.dy, bytes({&s.dy, &s.x, &s.dx, &s.y, &s.quantized}));
 }
 Cost cost_of(const GateForward& g, const ReadIndices&) {

@@ -55,6 +55,7 @@ TEST(ExpertMlp, MeetsTheMetric) {
       {.tokens = 70, .width = 128, .hidden = 96, .shared = 96, .experts = 16, .chosen = 4},
       {.tokens = 3, .width = 9, .hidden = 5, .shared = 3},
       {.tokens = 128, .width = 256, .hidden = 384, .shared = 384, .chosen = 6},
+      {.tokens = 200, .width = 64, .hidden = 64, .shared = 64},  // 133 of one expert
       {.tokens = 0}};
   for (Case c : shapes)
     for (const DType act : {DType::bf16, DType::f32}) {

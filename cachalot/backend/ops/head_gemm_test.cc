@@ -60,7 +60,7 @@ TEST(HeadGemm, QueriesIntoTheLatentAndValuesOutOfIt) {
 
 TEST(HeadGemm, AlignedHeadsInBf16) {
   for (const int64_t latent : {64, 256})
-    for (const int64_t tokens : {1, 5, 8, 20})
+    for (const int64_t tokens : {1, 5, 8, 20, 70})
       for (const int64_t nope : {32, 64})
         expect_like_ref(
             [&](Bench& b) {

@@ -1,5 +1,9 @@
 #include "backend/ops/latent_attention.h"
 
+#include <algorithm>
+#include <cmath>
+
+#include "backend/ops/latent_row.h"
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -140,9 +144,30 @@ TEST(LatentAttention, ManySequencesOfFewHeads) {
   }
 }
 
+// Few heads again: sequences of equal and of different lengths that a GPU cuts into a few, a dozen and more
+// than 64 pieces, each number of which it adds up in its own way.
+TEST(LatentAttention, SequencesInAFewAndInManyPieces) {
+  std::vector<std::vector<Lengths>> batches = {std::vector<Lengths>(12, {1, 300}),
+                                               {{1, 1000}, {2, 1500}, {1, 500}}};
+  if (tested_devices().back().name.starts_with("cuda")) batches.push_back({{1, 8200}});
+  for (const auto& lengths : batches) {
+    const Case c{.lengths = lengths,
+                 .heads = 5,
+                 .latent = 512,
+                 .rope = 64,
+                 .page_size = 64,
+                 .act = DType::bf16,
+                 .gap = 128,
+                 .table_cols = 65};  // longer than one kernel for short contexts takes
+    expect_like_ref([&](Bench& b) { return run(b, c); }, fmt::format("{} sequences", lengths.size()));
+  }
+}
+
 // Where `piece` fixes the cuts, a sequence has the same bits alone and in any batch, whoever works on it.
+// Pieces that every context fits into have kernels of their own.
 TEST(LatentAttention, FixedPiecesGiveTheSameBitsAloneAndInABatch) {
-  for (const int64_t heads : {8, 40, 128})
+  for (const auto& [heads, piece] : {std::pair(8, 128), std::pair(8, 1280), std::pair(16, 1280),
+                                     std::pair(40, 128), std::pair(40, 1280), std::pair(128, 128)})
     for (const TestedDevice& tested : tested_devices()) {
       const Case alone{.lengths = {{1, 700}},
                        .heads = heads,
@@ -151,13 +176,21 @@ TEST(LatentAttention, FixedPiecesGiveTheSameBitsAloneAndInABatch) {
                        .page_size = 64,
                        .act = DType::bf16,
                        .gap = 128,
-                       .piece = 128};
-      Case batch = alone;
+                       .piece = piece,
+                       .table_cols = 19};
+      Case batch = alone, more = alone;
       batch.lengths = {{1, 700}, {3, 129}, {1, 1}, {0, 9}, {2, 1111}};
-      Bench one(*tested.device), many(*tested.device);
+      more.lengths.resize(150, {1, 65});
+      Bench one(*tested.device);
       const std::string bits = read_bits(one.s, run(one, alone)[0]);
-      EXPECT_TRUE(read_bits(many.s, run(many, batch)[0]).substr(0, bits.size()) == bits)
-          << tested.name << ", " << heads << " heads";
+      for (const Case& c : {batch, more}) {
+        // Minutes elsewhere; and their short pieces would not fit.
+        if (c.lengths.size() > 100 && (!tested.name.starts_with("cuda") || piece == 128)) continue;
+        Bench many(*tested.device);
+        EXPECT_TRUE(read_bits(many.s, run(many, c)[0]).substr(0, bits.size()) == bits)
+            << tested.name << ", " << heads << " heads, pieces of " << piece << ", " << c.lengths.size()
+            << " sequences";
+      }
     }
 }
 
@@ -229,6 +262,78 @@ TEST(LatentAttention, ARowHasTheSameBitsWhateverStandsBesideIt) {
     const Tensor alone = run(one, {.lengths = {{1, 90}}})[0];
     EXPECT_TRUE(read_bits(one.s, alone) == read_bits(all.s, many.slice_rows(0, 1))) << tested.name;
   }
+}
+
+// A cache in e4m3 that something else wrote: in every third sequence scales that are too large, or no powers
+// of two, or no numbers. Attention ends, and the other sequences' rows have the bits that they have beside a
+// sound cache. Each kind has a sequence to itself: a score that is infinite or NaN would hide the others.
+TEST(LatentAttention, ScalesThatNothingWritesSpoilOnlyTheRowsThatSeeThem) {
+  constexpr int64_t kLatent = 512, kRope = 64, kPage = 64, kSequences = 12, kPages = 12;
+  constexpr int64_t kSlots = kSequences * kPages * kPage, kRow = latent_bytes(kLatent, kRope);
+  const auto foreign = [](int64_t sequence, int64_t slot, float sound) {
+    if (sequence == 1) return 3.4e38f;
+    if (sequence == 4) return 1.9f * sound;
+    if (sequence == 7) return slot % 2 ? NAN : -sound;
+    return slot % 3 == 0 ? INFINITY : slot % 3 == 1 ? 4.25e37f : 1e-40f;
+  };
+  std::vector<int32_t> table, lens, starts{0};
+  for (int32_t s = 0; s < kSequences; ++s) {
+    for (int32_t page = 0; page < kPages; ++page) table.push_back(page * kSequences + s);
+    lens.push_back(1 + s * 311 % 701), starts.push_back(s + 1);
+  }
+  const auto bytes_of = [&](bool spoiled) {
+    std::vector<uint8_t> bytes(size_t(kSlots * kRow));
+    for (int64_t slot = 0; slot < kSlots; ++slot) {
+      const LatentRow to{bytes.data() + slot * kRow, kLatent, kRope};
+      const int64_t sequence = slot / kPage % kSequences;
+      for (int64_t i = 0; i < kLatent; ++i) {
+        const auto code = uint8_t(256 * random_uniform(7, uint64_t(slot), uint64_t(i)));
+        to.codes()[i] = (code & 0x7F) == 0x7F ? 0 : code;
+      }
+      for (int64_t i = 0; i < to.tiles(); ++i) {
+        const float sound = std::ldexp(1.0f, int(slot + i) % 4 - 9);
+        const bool wrong = spoiled && sequence % 3 == 1 && slot % 5 == i;
+        to.set_scale(i, wrong ? foreign(sequence, slot, sound) : sound);
+        // No codes there: the score is a number, and only P is out of range.
+        if (wrong && sequence == 1) std::fill_n(to.codes() + i * kScaleBlock, kScaleBlock, uint8_t(0));
+      }
+      for (int64_t i = 0; i < kRope; ++i)
+        to.set_key(i, bf16(float(random_normal(8, uint64_t(slot), uint64_t(i)))));
+    }
+    return bytes;
+  };
+  const std::vector<uint8_t> sound_bytes = bytes_of(false), spoiled_bytes = bytes_of(true);
+  const auto bits = [&](Bench& b, int64_t heads, const std::vector<uint8_t>& bytes) {
+    const Tensor cache = b.t.garbage(DType::e4m3, kSlots, kRow);
+    on(b.s).upload(bytes.data(), cache);
+    const Tensor q_latent = b.t.normal(DType::bf16, kSequences, heads * kLatent),
+                 q_rope = b.t.normal(DType::bf16, kSequences, heads * kRope),
+                 o = b.t.garbage(DType::bf16, kSequences, heads * kLatent);
+    on(b.s).latent_attention({.q_latent = q_latent,
+                              .q_rope = q_rope,
+                              .cache = cache,
+                              .page_table = b.t.indices(kSequences, kPages, table),
+                              .kv_lens = b.t.indices(lens),
+                              .q_starts = b.t.indices(starts),
+                              .o_latent = o,
+                              .heads = heads,
+                              .latent = kLatent,
+                              .rope = kRope,
+                              .q_rope_stride = kRope,
+                              .page_size = kPage,
+                              .sequences = kSequences,
+                              .scale = 0.3});
+    std::string sound;
+    for (int64_t s = 0; s < kSequences; ++s)
+      if (s % 3 != 1) sound += read_bits(b.s, o.slice_rows(s, 1));
+    return sound;
+  };
+  for (const int64_t heads : {3, 16, 40})
+    for (const TestedDevice& tested : tested_devices()) {
+      Bench sound(*tested.device), spoiled(*tested.device);
+      EXPECT_TRUE(bits(spoiled, heads, spoiled_bytes) == bits(sound, heads, sound_bytes))
+          << tested.name << ", " << heads << " heads";
+    }
 }
 
 TEST(LatentAttention, PagesOutsideTheCacheAreRefused) {

@@ -16,7 +16,7 @@ struct Case {
   }
 };
 
-constexpr int64_t kSlots = 16;
+constexpr int64_t kSlots = 64;  // no two of up to 64 tokens have the same
 
 // V3's heads, with few tokens and with more, and others.
 std::vector<Case> cases() {
@@ -28,6 +28,7 @@ std::vector<Case> cases() {
   list.push_back({1, 264, 8, 128, 64, 512});
   list.push_back({2, 1536, 1, 128, 64, 512});
   list.push_back({9, 64, 1, 128, 64, 512});
+  list.push_back({45, 512, 2, 128, 64, 512});
   list.push_back({2, 512, 3, 128, 64, 512, DType::bf16, DType::e4m3});
   list.push_back({2, 40, 2, 16, 8, 32, DType::f32, DType::f32});
   return list;

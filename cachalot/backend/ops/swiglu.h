@@ -31,6 +31,11 @@ struct SwigluBackward {
   Tensor quantized = {};  // e4m3 [T, 2I] of dx, optional
   bool power_of_two = false;
   Tensor weights = {}, dweights = {};  // stat [1, T], together or not at all
+  // Operands of weight gradients: what Quantize::transposed makes of dx and of y, byte for byte, together or
+  // not at all. dx and y are there then, and what they hold afterwards is not said; nor is, with offsets (as
+  // in Quantize), what rows of nobody become.
+  Tensor transposed = {}, y_transposed = {};  // e4m3 [2I, R'], [I, R']
+  Tensor offsets = {}, padded = {};
 };
 
 }  // namespace cachalot

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "backend/ops/check.h"
 #include "backend/ref/number.h"
 #include "backend/ref/quantize.h"
@@ -50,6 +52,13 @@ void RefBackend::swiglu_backward(const SwigluBackward& b) {
     if (b.dweights) dweights.set(0, t, dweight);
     if (b.quantized) write_row_tiles(b.quantized, t, out, b.power_of_two);
   }
+  if (b.transposed)  // dx and y as they were rounded
+    for (const auto& [x, to] : {std::pair{b.dx, b.transposed}, {b.y, b.y_transposed}})
+      quantize({.x = x,
+                .transposed = to,
+                .offsets = b.offsets,
+                .padded = b.padded,
+                .power_of_two = b.power_of_two});
 }
 
 }  // namespace cachalot

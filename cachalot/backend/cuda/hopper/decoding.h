@@ -11,8 +11,9 @@ namespace cachalot::cuda::hopper {
 
 // False, and nothing is done: not of that kind.
 bool query_few(const Queue& queue, const LatentQuery& q, const Faults& faults);
-// Products behind a norm: 33 to 256 rows of bf16, K a multiple of 64 up to 1024, up to 264 tiles of 32 x 64.
-bool norm_tiles(const Queue& queue, const NormGemm& g);
+// Products behind a norm: 33 to 256 rows of bf16, K a multiple of 64 up to 1024, up to 264 tiles of 32 x 64. With
+// `any_rows` any number of them: the same bits for each.
+bool norm_tiles(const Queue& queue, const NormGemm& g, bool any_rows);
 bool route_few(const Queue& queue, const Route& r, const Faults& faults);
 
 }  // namespace cachalot::cuda::hopper

@@ -28,17 +28,22 @@ bool takes(const LatentAttention& a) {
 LatentFormat format_of(DType cache) { return cache == DType::e4m3 ? LatentFormat::fp8 : LatentFormat::bf16; }
 
 // Which kernel (one H200, us in a graph behind another kernel; "large" is latent_decode and its merge):
-//   8 heads, 1 sequence       of 513, 2048 tokens: few 9, 12; narrow 11, 14; large 14, 19
-//   8 heads, 8 sequences      of 513, 2048 tokens: few 9, 13; narrow 11, 16; large 15, 35
-//   8 heads, 16 sequences     of 513, 2048 tokens: few 18, 25; narrow 13, 18; large 16, 21
+//   8 heads, 1 sequence       of 513, 2048, 3900 tokens: few 9, 12, 20; narrow 11, 12, 11; large 14, 19
+//   8 heads, 8 sequences      of 513, 2048, 3900 tokens: few 10, 12, 22; narrow 11, 14, 16; large 15, 35
+//   8 heads, 16 sequences     of 513, 2048 tokens: few 18, 25; narrow 12, 15; large 16, 21
+//   16 heads, 32 sequences    of 1024, 4096 tokens: narrow 16, 45; large 22, 53; FP8 cache: narrow 35 of 4096
 //   8 heads, 128 sequences    of 513, 4096 tokens: narrow 27, 140; large 32, 154
 //   16 heads, 128 sequences   of 513, 4096 tokens: narrow 28, 142; large 32, 154
-//   the same, FP8 cache       narrow 22, 94; large 36, 164
+//   the same, FP8 cache       narrow 21, 90; large 36, 164
 //   32 heads, 128 sequences   of 4096 tokens: narrow 296, large 155
-// Fixed pieces are the large one's: the others have orders of sums of their own.
+// With fixed pieces the choice hangs on nothing that a neighbour could change. Where no table holds more than a piece,
+// nothing is ever cut and the narrow kernel walks over whole sequences; contexts of several pieces are the large one's.
 enum class Kernel { few, narrow, large };
 Kernel kernel_of(const LatentDecode& d) {
-  if (d.step.unit > 0) return Kernel::large;
+  constexpr int64_t kNarrowHeads = 16;
+  const LatentStep& s = d.step;
+  if (s.unit > 0)
+    return s.heads <= kNarrowHeads && s.table_cols * s.page_size <= s.unit ? Kernel::narrow : Kernel::large;
   const bool narrow = narrow_suits(d);
   if (few_suits(d) && (d.step.rows <= 8 || !narrow)) return Kernel::few;
   return narrow ? Kernel::narrow : Kernel::large;
@@ -74,6 +79,8 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
     latent_decode_few(call.queue, d);
     return true;
   }
+  const LatentStep planned = d.step;
+  if (kernel == Kernel::narrow) d.step.unit = 0;  // of a plan in units too, since they are not cut
   const int64_t plan_bytes = a.plan ? 0 : (4 * plan_words(d.step) + 15) / 16 * 16;
   if (const int64_t bytes = plan_bytes + piece_bytes(d.step); bytes > call.bytes) {
     // The portable kernel would answer, in other bits than for the same sequence alone.
@@ -89,7 +96,7 @@ bool latent_attention(const LatentCall& call, const LatentAttention& a) {
     d.plan = static_cast<const int32_t*>(a.plan.data);
   } else {
     int32_t* const plan = static_cast<int32_t*>(call.memory);
-    make_latent_plan(call.queue, d.step, plan);
+    make_latent_plan(call.queue, planned, plan);
     d.plan = plan;
   }
   if (kernel == Kernel::narrow) latent_decode_narrow(call.queue, d);

@@ -9,18 +9,21 @@
 //   O_own = shrink O_own + P V_j [own half]
 // and the other one, with P from shared memory,
 //   O_other = shrink O_other + P V_j [other half]
-// in the middle of its own next scores: so one's exponentials are taken while the tensor cores work for the
-// other. m and shrink go along with P; the sums of P stay with the owner of a block until the end. K and V
-// are the same shared memory: as K its rows are the columns of a product (64 numbers contiguous along the
-// sum), as V its rows are the sum; the tensor core reads either way.
+// behind the latent part of its own next scores, which keeps the tensor cores busy for about as long as the
+// owner's exponentials take. (In the middle of them: 3 % slower. Behind all of them: 7 %, as then a third
+// block would have to lie in shared memory.) m and shrink go along with P; the sums of P stay with the owner
+// of a block until the end. K and V are the same shared memory: as K its rows are the columns of a product
+// (64 numbers contiguous along the sum), as V its rows are the sum; the tensor core reads either way.
 //
 // m need not be the largest score, only near it: it moves when a score exceeds it by a factor of 2^8, so that
-// outputs in registers are almost never rescaled. P up to 2^8 and its sum are f32 and bf16 like any other.
+// outputs in registers are almost never rescaled, and a warp whose rows' m all stay need not find a row's
+// largest score among its four threads. P up to 2^8 and its sum are f32 and bf16 like any other.
 //
 // A block of tokens costs 36 products m64n64k16 and 8 of m64n256k16, 2176 clocks of the tensor cores, and 270
-// KB through shared memory, 2120 clocks at 128 bytes. Traced, 128 heads: 2760 a block at 1.69 GHz; a half
-// block that is asked for is here after 1300. The chain from P to P is: the other's products (they share the
-// tensor cores with the owner's) 1500, softmax 930, signals 300.
+// KB through shared memory, 2120 clocks at 128 bytes. Memory is not the bound: without arithmetic the same
+// boxes come in at 7.9 TB/s cold and 15 out of the second-level cache, 5.4 are needed; one block loading for
+// two (multicast) and lines called in ahead gain nothing or lose. But a half block that is asked for is here
+// after 1300 clocks, and there is room for five.
 #include "backend/cuda/hopper/latent_feed.cuh"
 #include "backend/cuda/hopper/latent_launch.cuh"
 #include "backend/cuda/mma.cuh"
@@ -106,23 +109,27 @@ template <int W> struct Math {
   // Softmax of S, P to shared memory, O += P V.
   __device__ __forceinline__ void use_scores(float (&s)[32], float (&o)[128], Rows& rows,
                                              const HalfPlace& at) const {
-    float top[2] = {fmaxf(s[0], s[1]), fmaxf(s[2], s[3])}, shrink[2];
+    float top[2] = {fmaxf(s[0], s[1]), fmaxf(s[2], s[3])}, shrink[2] = {1, 1};
 #pragma unroll
     for (int i = 4; i < 32; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+    // In nearly all blocks no row's m moves: then its four threads need not find its largest score.
+    const float above = fmaxf(top[0] - rows.largest[0], top[1] - rows.largest[1]);
+    if (__any_sync(~0u, above * a.scale2 > kSlack)) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
-      top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
+      for (int half = 0; half < 2; ++half) {
+        top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
+        top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
+        const float before = rows.largest[half];
+        if ((top[half] - before) * a.scale2 > kSlack) rows.largest[half] = top[half];
+        shrink[half] = exp2_of((before - rows.largest[half]) * a.scale2);
+        rows.sum[half] *= shrink[half];
+      }
     }
+    __syncwarp();
+    const float reference[2] = {rows.largest[0] * a.scale2, rows.largest[1] * a.scale2};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float before = rows.largest[half];
-      if ((top[half] - before) * a.scale2 > kSlack) rows.largest[half] = top[half];
-      shrink[half] = exp2_of((before - rows.largest[half]) * a.scale2);
-      rows.sum[half] *= shrink[half];
-      top[half] = rows.largest[half] * a.scale2;
+    for (int half = 0; half < 2; ++half)
       if (lane % 4 == 0) shared.moved[W][row + 8 * half] = {rows.largest[half], shrink[half]};
-    }
     const uint32_t to = shared_address(shared.rotary[W]) + (16 * warp + lane % 16) * 128;
     uint32_t p[4][4];
     meet(kAlone, 128);  // P is written over what the scores' products read
@@ -131,7 +138,7 @@ template <int W> struct Math {
       float parts[2] = {};
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        s[8 * k + i] = exp2_of(fmaf(s[8 * k + i], a.scale2, -top[i / 2 % 2]));
+        s[8 * k + i] = exp2_of(fmaf(s[8 * k + i], a.scale2, -reference[i / 2 % 2]));
         parts[i / 2 % 2] += s[8 * k + i];
       }
       rows.sum[0] += parts[0], rows.sum[1] += parts[1];
@@ -204,13 +211,12 @@ template <int W> struct Math {
           if (seen < kBlockTokens) clear_rest(seen, n + 2 * b, own & 1);
           float s[32];
           ask_scores<W, 0, 4>(s, q, at, false);
-          ask_scores<W ^ 1, 0, 2>(s, q, at2, true);
+          ask_scores<W ^ 1, 0, 4>(s, q, at2, true);
           if (other) ask_other(o, s, rows, others & 1, before);
-          ask_scores<W ^ 1, 2, 4>(s, q, at2, true);
+          ask_rotary_scores(s, q, own & 1);
           wgmma_wait<1>();
           pin(o);
           if (other) free_other(before);
-          ask_rotary_scores(s, q, own & 1);
           wgmma_wait<0>();
           pin(s);
           if (b + 2 >= blocks) give_back(&shared.q_free, lane);

@@ -26,10 +26,11 @@
 // One H200, cold second-level cache, events around decode and merge, median of 20; sequences of 4096
 // tokens, b = 128 (reading their cache alone takes 143 us by plain loads that go over it together, 147 us
 // by the copy engine a sequence a block):
-//   128 heads 232 us, 629 TFLOP/s; with 2 queries 428 to 460 us, 635 to 682 TFLOP/s from run to run
-//   64 heads 160 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 154 us
+//   128 heads 222 us, 657 TFLOP/s; with 2 queries 408 us, 714 TFLOP/s, and 440 to 465 us once the card has
+//   worked for a while and lowers its clock
+//   64 heads 160 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 156 us
 //   (latent_decode_narrow; in a graph 142 us, 4.3 TB/s)
-//   FP8 cache: 128 heads 332 us, 16 heads 106 us. One sequence of 65,536 tokens, 128 heads: 51 us
+//   FP8 cache: 128 heads 290 us, 16 heads 103 us. One sequence of 65,536 tokens, 128 heads: 51 us
 //
 //   DeepSeek-V2 report section 2.1 (MLA). FlashMLA's "seesaw" splits the output between two warpgroups too.
 #pragma once

@@ -14,9 +14,11 @@
 //   P_g(i, j) = 2^(x(i, j) - m(i)) s_g(j) r_g(i)
 // with powers of two r_g that keep the largest near 1, so that no scale can leave f16's range.
 //
-// Pieces of cut sequences leave normalised outputs and their log-sum-exps in memory; when all of a
-// sequence's are there, the blocks that wrote them add them up, each a share, in the order of the pieces. So
-// blocks wait for each other: there is one a multiprocessor, and all run at a time.
+// Pieces of cut sequences leave normalised outputs and their log-sum-exps in memory. Two pieces are added up
+// by the block that comes later; more, once all are there, by all blocks that wrote them, each a share, in
+// the order of the pieces. A block waits for the others' pieces only if all blocks of the launch have begun:
+// beside another kernel some may not, and would not before this one leaves. Then it leaves its share to the
+// block that comes last.
 #include "backend/cuda/hopper/latent_unit.cuh"
 #include "backend/cuda/hopper/launched.h"
 #include "backend/cuda/hopper/tensor_map.h"
@@ -28,9 +30,9 @@ namespace {
 
 constexpr int kRows = 16, kWarps = 8, kMathThreads = 32 * kWarps, kThreads = kMathThreads + 128;
 constexpr int kMathRegisters = 232,
-              kFeedRegisters = 40;  // of 504, three times the 168 that a thread starts with
-constexpr uint32_t kMath = 1;       // named barrier
-constexpr int kGroups = 4;          // scales a token
+              kFeedRegisters = 40;         // of 504, three times the 168 that a thread starts with
+constexpr uint32_t kMath = 1, kAsked = 2;  // named barriers; the second: the first queries are asked for
+constexpr int kGroups = 4;                 // scales a token
 constexpr int kColumns = kLatentWidth / kWarps;
 constexpr int kQueryPitch = 1168;  // 16 bytes more than a row: eight rows lie in eight different places
 constexpr int kPBytes = kRows * kBlockTokens * 2;
@@ -39,11 +41,12 @@ constexpr int kPBytes = kRows * kBlockTokens * 2;
 // rows of 656 bytes do, as they are. Those of 1152 are nine lines of 128: all lines of the cache are one
 // matrix to the copy engine, which moves piece c (of 16 bytes) of line i to c ^ i % 8; line k of token t is
 // number 9 t + k. (Rows further apart by 16, 32 or 64 bytes are copied 5 to 14 % slower.)
+// kEarly: blocks asked for before the first queries, which would wait behind them.
 template <LatentFormat F> struct Layout {
-  static constexpr int kRowBytes = 1152, kStages = 2, kPs = 1;
+  static constexpr int kRowBytes = 1152, kEarly = 1, kStages = 2, kPs = 1;
 };
 template <> struct Layout<LatentFormat::fp8> {
-  static constexpr int kRowBytes = 656, kStages = 4, kPs = kGroups;
+  static constexpr int kRowBytes = 656, kEarly = 1, kStages = 4, kPs = kGroups;
 };
 constexpr int kLines = 9, kBoxTokens = 8;
 
@@ -51,7 +54,9 @@ constexpr int kLines = 9, kBoxTokens = 8;
 // last.
 struct CutUnit {
   int sequence, rows, first_row;  // the sequence's rows, and the first in all
-  int slot, tiles, all, mine;     // its memory; pieces times tiles; which of them this is
+  int slot, tiles, all;           // its memory; pieces times tiles
+  int mine, shares;               // this block's share of their sum (-1: left to others), of so many
+  bool others;                    // it came last, and some had left their shares
 };
 
 template <LatentFormat F> struct Shared {
@@ -66,6 +71,8 @@ template <LatentFormat F> struct Shared {
   float sums[kWarps][kRows];
   float tops[Layout<F>::kPs == 1 ? 1 : 1 + kGroups][kWarps][kRows];
   Barrier full[Layout<F>::kStages], empty[Layout<F>::kStages];
+  Barrier counted;
+  uint32_t begun;  // blocks that began before this one, in this launch and earlier ones
 };
 static_assert(sizeof(Shared<LatentFormat::bf16>) <= 232448 && sizeof(Shared<LatentFormat::fp8>) <= 232448);
 
@@ -145,7 +152,7 @@ __device__ __forceinline__ int narrow_tiles(const Unit& u, int heads) {
 }
 
 // What is as old as the plan is asked for before the kernel ahead has ended: the plan itself, lengths and
-// pages, and blocks of tokens without any of the step's own, as many as there is room for.
+// pages, and kEarly blocks of tokens without any of the step's own.
 template <LatentFormat F>
 __device__ __forceinline__ void feed(const Args& args, const TensorMap* lines, Shared<F>& shared) {
   constexpr int kRowBytes = Layout<F>::kRowBytes, kStages = Layout<F>::kStages;
@@ -154,6 +161,7 @@ __device__ __forceinline__ void feed(const Args& args, const TensorMap* lines, S
             page_blocks = int(a.step.page_size) / kBlockTokens;
   Ring<kStages> at;
   bool waited = false;
+  int early = 0;
   Units units;
   Unit u;
   while (units.next(a, u)) {
@@ -191,20 +199,33 @@ __device__ __forceinline__ void feed(const Args& args, const TensorMap* lines, S
       int block = u.begin;
       if (!waited) {
         const int old_blocks = (u.shape.tokens - u.shape.queries) / kBlockTokens;
-        for (const int end = min(min(u.end, u.begin + kStages), old_blocks); block < end; ++block) ask(block);
+        early = min(min(u.end, u.begin + Layout<F>::kEarly), old_blocks);
+      }
+#pragma unroll 1
+      for (; block < u.end; ++block) {
+        if (!waited && block >= early) {
+          wait_for_earlier();
+          meet(kAsked, kMathThreads + 32);
+          waited = true;
+        }
+        ask(block);
+      }
+      if (!waited) {
         wait_for_earlier();
+        meet(kAsked, kMathThreads + 32);
         waited = true;
       }
-      for (; block < u.end; ++block) ask(block);
     }
   }
 }
 
 // Pieces of this block's cut sequences, once all of a sequence's are there: its share of their sum,
 //   o = sum_i w_i o_i / sum_i w_i,  w_i = exp(lse_i - max)
-// Few pieces: a thread four columns of a row, in the order of the pieces. Many: a block a quarter of a row's
-// columns; its warps take every eighth piece, and their sums are added in order.
-constexpr int kFewPieces = 8;
+// in the order of the pieces. What it costs is the time until numbers are here, so all that a thread needs
+// are asked for at once. Up to 8 pieces: a thread has several groups of four columns of a row. Up to 64: a
+// warp has a quarter of a row's columns. More: a block has a quarter of a row; its warps take every eighth
+// piece, and their sums are added in order.
+constexpr int kFewPieces = 8, kSomePieces = 64;
 struct MergeShared {
   float4 parts[kWarps][32];
   float sums[kWarps];
@@ -224,54 +245,110 @@ __device__ __forceinline__ float weight(float lse, float largest) {
   return largest > -INFINITY ? __expf(lse - largest) : 0;
 }
 
+template <int kPieces, int kAtOnce>
 __device__ __forceinline__ void merge_few(const LatentArgs& a, const CutUnit& c, int pieces) {
-  for (int i = c.mine * kMathThreads + threadIdx.x; i < c.rows * (kLatentWidth / 4);
-       i += c.all * kMathThreads) {
-    const int row = i / (kLatentWidth / 4), column = i % (kLatentWidth / 4) * 4;
-    const int64_t first = int64_t(c.slot + row / kTileRows) * kTileRows + row % kTileRows,
-                  step = int64_t(c.tiles) * kTileRows;
-    float4 x[kFewPieces];
-    float lse[kFewPieces], largest = -INFINITY, sum = 0;
+  const int count = c.rows * (kLatentWidth / 4), every = c.shares * kMathThreads;
+  for (int base = c.mine * kMathThreads + threadIdx.x; base < count; base += kAtOnce * every) {
+    float4 x[kAtOnce][kPieces];
+    float lse[kAtOnce][kPieces];
 #pragma unroll
-    for (int j = 0; j < kFewPieces; ++j) {
-      const int64_t at = first + min(j, pieces - 1) * step;
-      lse[j] = __ldcg(a.piece_lse + 2 * at);
-      x[j] = __ldcg(reinterpret_cast<const float4*>(a.piece_o + at * kLatentWidth + column));
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = min(base + i * every, count - 1), row = at / (kLatentWidth / 4),
+                column = at % (kLatentWidth / 4) * 4;
+#pragma unroll
+      for (int j = 0; j < kPieces; ++j) {
+        const int64_t from =
+            int64_t(c.slot + min(j, pieces - 1) * c.tiles + row / kTileRows) * kTileRows + row % kTileRows;
+        lse[i][j] = __ldcg(a.piece_lse + 2 * from);
+        x[i][j] = __ldcg(reinterpret_cast<const float4*>(a.piece_o + from * kLatentWidth + column));
+      }
     }
 #pragma unroll
-    for (int j = 0; j < kFewPieces; ++j) largest = fmaxf(largest, lse[j]);
-    float4 o{};
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = base + i * every;
+      if (at >= count) break;
+      float largest = -INFINITY, sum = 0;
 #pragma unroll
-    for (int j = 0; j < kFewPieces; ++j)
-      if (j < pieces) add_piece(o, sum, weight(lse[j], largest), x[j]);
+      for (int j = 0; j < kPieces; ++j) largest = fmaxf(largest, lse[i][j]);
+      float4 o{};
+#pragma unroll
+      for (int j = 0; j < kPieces; ++j)
+        if (j < pieces) add_piece(o, sum, weight(lse[i][j], largest), x[i][j]);
+      put_merged(a, c.first_row + at / (kLatentWidth / 4), at % (kLatentWidth / 4) * 4, o, sum, largest);
+    }
+  }
+}
+// Four columns of a row of the pieces' memory.
+__device__ __forceinline__ float4 piece_of(const LatentArgs& a, int64_t row, int column) {
+  return __ldcg(reinterpret_cast<const float4*>(a.piece_o + row * kLatentWidth + column));
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+  return x;
+}
+__device__ __forceinline__ void merge_some(const LatentArgs& a, const CutUnit& c, int pieces) {
+  constexpr int kAtOnce = 12;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int item = warp * c.shares + c.mine; item < c.rows * 4; item += kWarps * c.shares) {
+    const int row = item / 4, column = 128 * (item % 4) + 4 * lane;
+    const int64_t first = int64_t(c.slot + row / kTileRows) * kTileRows + row % kTileRows,
+                  step = int64_t(c.tiles) * kTileRows;
+    float4 x[kAtOnce], o{};
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) x[j] = piece_of(a, first + min(j, pieces - 1) * step, column);
+    float w[2], sum = 0;  // of pieces `lane` and 32 more
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      w[i] = lane + 32 * i < pieces ? __ldcg(a.piece_lse + 2 * (first + (lane + 32 * i) * step)) : -INFINITY;
+    const float largest = warp_max(fmaxf(w[0], w[1]));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) w[i] = weight(w[i], largest);
+    for (int base = 0;;) {
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float its = __shfl_sync(~0u, base + j < 32 ? w[0] : w[1], (base + j) % 32);
+        if (base + j < pieces) add_piece(o, sum, its, x[j]);
+      }
+      base += kAtOnce;
+      if (base >= pieces) break;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) x[j] = piece_of(a, first + min(base + j, pieces - 1) * step, column);
+    }
     put_merged(a, c.first_row + row, column, o, sum, largest);
   }
 }
 __device__ __forceinline__ void merge_many(const LatentArgs& a, const CutUnit& c, int pieces,
                                            MergeShared& shared) {
+  constexpr int kAtOnce = 9;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int item = c.mine; item < c.rows * 4; item += c.all) {
-    const int row = item / 4, quarter = item % 4, column = 128 * quarter + 4 * lane;
+  for (int item = c.mine; item < c.rows * 4; item += c.shares) {
+    const int row = item / 4, column = 128 * (item % 4) + 4 * lane;
     const int64_t first = int64_t(c.slot + row / kTileRows) * kTileRows + row % kTileRows,
                   step = int64_t(c.tiles) * kTileRows;
-    float largest = -INFINITY, sum = 0;
-    for (int j = lane; j < pieces; j += 32)
-      largest = fmaxf(largest, __ldcg(a.piece_lse + 2 * (first + j * step)));
-    for (int d = 1; d < 32; d *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
-    float4 o{};
-    constexpr int kAtOnce = 4;
-    for (int base = warp; base < pieces; base += kAtOnce * kWarps) {
-      float4 x[kAtOnce];
-      float lse[kAtOnce];
+    float4 x[kAtOnce], o{};
+    float lse[kAtOnce];
+    const auto ask = [&](int base) {
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int64_t at = first + min(base + j * kWarps, pieces - 1) * step;
-        x[j] = __ldcg(reinterpret_cast<const float4*>(a.piece_o + at * kLatentWidth + column));
+        x[j] = piece_of(a, at, column);
         lse[j] = __ldcg(a.piece_lse + 2 * at);
       }
+    };
+    ask(warp);
+    float largest = -INFINITY, sum = 0;
+#pragma unroll 4
+    for (int j = lane; j < pieces; j += 32)
+      largest = fmaxf(largest, __ldcg(a.piece_lse + 2 * (first + j * step)));
+    largest = warp_max(largest);
+    for (int base = warp;;) {
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
         if (base + j * kWarps < pieces) add_piece(o, sum, weight(lse[j], largest), x[j]);
+      base += kAtOnce * kWarps;
+      if (base >= pieces) break;
+      ask(base);
     }
     meet(kMath, kMathThreads);
     shared.parts[warp][lane] = o;
@@ -280,38 +357,88 @@ __device__ __forceinline__ void merge_many(const LatentArgs& a, const CutUnit& c
     if (warp > 0) continue;
     o = {}, sum = 0;
     for (int w = 0; w < kWarps; ++w) {
-      const float4 x = shared.parts[w][lane];
-      o.x += x.x, o.y += x.y, o.z += x.z, o.w += x.w, sum += shared.sums[w];
+      const float4 y = shared.parts[w][lane];
+      o.x += y.x, o.y += y.y, o.z += y.z, o.w += y.w, sum += shared.sums[w];
     }
     put_merged(a, c.first_row + row, column, o, sum, largest);
   }
 }
 
-__device__ __forceinline__ void merge(const LatentArgs& a, const CutUnit* cuts, int count,
-                                      MergeShared& shared) {
-  if (threadIdx.x < count) {  // until all pieces are there
-    const CutUnit& c = cuts[threadIdx.x];
-    int32_t n;
-    do
-      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
-                   : "=r"(n)
-                   : "l"(a.plan.arrived(a.step.sequences) + c.sequence)
-                   : "memory");
-    while (n < c.all);
+// A cut sequence's word counts, ten bits each: pieces that are there, blocks that left before, blocks that
+// are done with it. The last of these makes it zero for the next kernel.
+constexpr int32_t kArrived = 1, kLeft = 1 << 10, kDone = 1 << 20;
+__device__ __forceinline__ int arrived_of(int32_t word) { return word & 1023; }
+
+__device__ __forceinline__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+__device__ __forceinline__ int32_t load_acquire(const int32_t* from) {
+  int32_t x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+// To count when nothing of earlier kernels runs any more: launches follow each other whole.
+template <LatentFormat F>
+__device__ __forceinline__ void count_begun(const LatentArgs& a, Shared<F>& shared) {
+  wait_for_earlier();
+  shared.begun = uint32_t(atomicAdd(&a.plan.head().begun, 1));
+  arrive(&shared.counted);
+}
+template <LatentFormat F>
+__device__ __forceinline__ bool all_have_begun(const LatentArgs& a, Shared<F>& shared) {
+  wait(&shared.counted, 0);
+  return uint32_t(load_acquire(&a.plan.head().begun)) >= (shared.begun / gridDim.x + 1) * gridDim.x;
+}
+
+__device__ __forceinline__ void merge_share(const LatentArgs& a, CutUnit c, int share, MergeShared& shared) {
+  c.mine = share;
+  const int pieces = c.all / c.tiles;
+  if (pieces <= 2) merge_few<2, 4>(a, c, pieces);
+  else if (pieces <= 4) merge_few<4, 3>(a, c, pieces);
+  else if (pieces <= 6) merge_few<6, 2>(a, c, pieces);
+  else if (pieces <= kFewPieces) merge_few<kFewPieces, 2>(a, c, pieces);
+  else if (pieces <= kSomePieces) merge_some(a, c, pieces);
+  else merge_many(a, c, pieces, shared);
+}
+
+template <LatentFormat F> __device__ __forceinline__ void merge(const LatentArgs& a, Shared<F>& shared) {
+  const int count = shared.cuts;
+  if (count == 0) return;
+  MergeShared& memory = *reinterpret_cast<MergeShared*>(shared.tokens[0]);
+  bool done = false;
+  CutUnit& mine = shared.cut[threadIdx.x & 1];
+  int32_t* const word = a.plan.arrived(a.step.sequences) + mine.sequence;
+  int32_t* const left = a.plan.flags(a.step.sequences);  // [slots]
+  const bool alone = mine.shares == 1;
+  if (threadIdx.x < count && !alone && arrived_of(load_acquire(word)) < mine.all) {
+    if (all_have_begun(a, shared)) {
+      while (arrived_of(load_acquire(word)) < mine.all) {
+      }
+    } else {
+      int32_t* const flag = left + mine.slot + mine.mine;
+      *flag = 1;
+      fence_gpu();
+      const int32_t before = atomicAdd(word, kLeft + kDone);
+      done = true;
+      if (arrived_of(before) < mine.all) {
+        mine.mine = -1;
+      } else {  // in time all the same
+        *flag = 0;
+        if (before >> 20 == mine.all - 1) *word = 0;
+        fence_gpu();
+      }
+    }
   }
   meet(kMath, kMathThreads);
   for (int i = 0; i < count; ++i) {
-    const CutUnit& c = cuts[i];
-    const int pieces = c.all / c.tiles;
-    if (pieces <= kFewPieces) merge_few(a, c, pieces);
-    else merge_many(a, c, pieces, shared);
+    const CutUnit& c = shared.cut[i];
+    if (c.mine < 0) continue;
+    const int end = c.others ? c.all : c.mine + 1;
+    for (int share = c.others ? 0 : c.mine; share < end; ++share) {
+      bool its = share == c.mine;
+      if (c.others) its |= meet_any(threadIdx.x == 0 && atomicExch(left + c.slot + share, 0) != 0);
+      if (its) merge_share(a, c, share, memory);
+    }
   }
-  // The last one to leave makes it ready for the next kernel.
-  if (threadIdx.x < count) {
-    const CutUnit& c = cuts[threadIdx.x];
-    int32_t* const arrived = a.plan.arrived(a.step.sequences) + c.sequence;
-    if (atomicAdd(arrived, 1) == 2 * c.all - 1) *arrived = 0;
-  }
+  if (threadIdx.x < count && !done && (alone || atomicAdd(word, kDone) >> 20 == mine.all - 1)) *word = 0;
 }
 
 // A tile's queries to shared memory, two rows a warp; behind the last row the last one again. By plain loads:
@@ -319,8 +446,8 @@ __device__ __forceinline__ void merge(const LatentArgs& a, const CutUnit* cuts, 
 // as f16, the largest to between 2^13 and 2^14 (powers of two are exact). Lane `pair` of four gets the codes
 // 4 pair ... of 16: the queries are put in that order.
 template <LatentFormat F> __device__ __forceinline__ void put_queries(const Args& args, Shared<F>& shared,
-                                                                      const Unit& u, int first_row,
-                                                                      int rows) {
+                                                                      const Unit& u, int first_row, int rows,
+                                                                      bool first_time) {
   constexpr bool kCodes = F == LatentFormat::fp8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first = int64_t(u.shape.first_row) * args.a.step.heads;
@@ -337,6 +464,7 @@ template <LatentFormat F> __device__ __forceinline__ void put_queries(const Args
   if (lane < 16)
     rope = __ldcg(reinterpret_cast<const uint4*>(args.q_rope + row_of(rope_row) * args.q_rope_stride) +
                   lane % 8);
+  if (first_time) pass_by(kAsked, kMathThreads + 32);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int r = warp + kWarps * j;
@@ -377,7 +505,7 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
                  rope_row =
                      shared_address(shared.q) + lane % 16 * kQueryPitch + 2 * kLatentWidth + lane / 16 * 16;
   Ring<Layout<F>::kStages> at;
-  bool odd = false, waited = false;
+  bool odd = false, waited = false, asked = false;
   const Unit& u = shared.unit;
   while (true) {
     meet(kMath, kMathThreads);
@@ -399,7 +527,9 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
                                    .slot = slots[0],
                                    .tiles = all_tiles,
                                    .all = slots[1] - slots[0],
-                                   .mine = u.piece * all_tiles + u.tile};
+                                   .mine = u.piece * all_tiles + u.tile,
+                                   .shares = slots[1] - slots[0],
+                                   .others = false};
     }
     for (int tile = 0; tile < tiles; ++tile) {
       const int first_row = u.tile * kTileRows + tile * kRows;
@@ -410,7 +540,8 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
       uint32_t q[kCodes ? 32 : 36][4];
       float unscale[2] = {1, 1};  // FP8: of the queries
       if (begin < end) {
-        put_queries<F>(args, shared, u, first_row, rows);
+        put_queries<F>(args, shared, u, first_row, rows, !asked);
+        asked = true;
         meet(kMath, kMathThreads);
         const uint32_t address = shared_address(shared.q) + lane % 16 * kQueryPitch + lane / 16 * 16;
         if (kCodes)
@@ -502,9 +633,11 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           if (token + i % 2 >= visible[i / 2]) x[i] = -INFINITY;
-        // P, as it is if m (and the r) stay.
+        // P, as it is if m (and the r) stay. Else they move, and once is enough: then no score is more than
+        // 2^7.5 above m, and no P_g above 2^7.5, if scales are powers of two in the cache's range. With other
+        // scales, which nothing writes, rows that see them get what they get, in the same time.
         float added[2];
-        while (true) {
+        for (bool moved = false;; moved = true) {
           bool over = false;
           float p[4];
 #pragma unroll
@@ -530,7 +663,7 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
               *reinterpret_cast<uint32_t*>(shared.p[odd][g] + row * 128 + (warp ^ row % 8) * 16 + pair * 4) =
                   both;
             }
-          if (!meet_any(over)) break;
+          if (!meet_any(over) || moved) break;
 #pragma unroll
           for (int k = 0; k < kMs; ++k)
 #pragma unroll
@@ -641,7 +774,8 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
         if constexpr (kCodes) {
 #pragma unroll
           for (int g = 0; g < kGroups; ++g)
-            if (g == my_p) scale /= r[g][half];
+            if (g == my_p)  // over r, a power of two
+              scale *= __uint_as_float((254u << 23) - __float_as_uint(r[g][half]));
         }
         const float lse = total[half] > 0 ? m[half] * 0.6931471805599453f + logf(total[half]) : -INFINITY;
         const int64_t at_place = int64_t(u.shape.first_row) * heads + row,
@@ -679,9 +813,18 @@ template <LatentFormat F> __device__ __forceinline__ void work(const Args& args,
       }
     }
     if (!to_place) {
-      __threadfence();
       meet(kMath, kMathThreads);
-      if (threadIdx.x == 0) atomicAdd(a.plan.arrived(a.step.sequences) + u.sequence, 1);
+      if (threadIdx.x == 0) {
+        CutUnit& c = shared.cut[shared.cuts - 1];
+        fence_gpu();
+        const int32_t before = atomicAdd(a.plan.arrived(a.step.sequences) + u.sequence, kArrived);
+        fence_gpu();
+        c.others = arrived_of(before) == c.all - 1 && before >= kLeft;
+        if (c.all == 2) {
+          if (before == kArrived) c.mine = 0, c.shares = 1;
+          else --shared.cuts;  // the other's block does it
+        }
+      }
     }
   }
 }
@@ -690,9 +833,11 @@ template <LatentFormat F> __global__ void __launch_bounds__(kThreads, 1)
     narrow_kernel(const __grid_constant__ Args args, const __grid_constant__ TensorMap lines) {
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<F>& shared = *reinterpret_cast<Shared<F>*>(memory);
+  if (F == LatentFormat::bf16 && threadIdx.x == kMathThreads) prefetch(&lines);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Layout<F>::kStages; ++s)
       barrier_init(&shared.full[s], 1), barrier_init(&shared.empty[s], kWarps);
+    barrier_init(&shared.counted, 1);
     barrier_init_done();
     shared.units = Units();
     shared.cuts = 0;
@@ -704,11 +849,12 @@ template <LatentFormat F> __global__ void __launch_bounds__(kThreads, 1)
   if (role > 0) {
     keep_registers<kFeedRegisters>();
     if (threadIdx.x < kMathThreads + 32) feed<F>(args, &lines, shared);
+    else if (threadIdx.x == kMathThreads + 32) count_begun(args.a, shared);
   } else {
     take_registers<kMathRegisters>();
     work<F>(args, shared);
     meet(kMath, kMathThreads);
-    merge(args.a, shared.cut, shared.cuts, *reinterpret_cast<MergeShared*>(shared.tokens[0]));
+    merge(args.a, shared);
   }
 }
 

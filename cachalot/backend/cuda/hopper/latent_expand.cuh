@@ -6,19 +6,21 @@
 namespace cachalot::cuda::hopper {
 
 // E4M3's bits s eeee mmm, put at s 0000 eeee mmm 0000, are a bf16 of 2^-120 times the value (below the
-// smallest normal number of either format too): shift, mask, and one multiplication by 2^120 scale, which
-// is exact for a scale that is a power of two.
-__device__ __forceinline__ uint32_t expand_pair(uint32_t codes, uint32_t scale) {  // codes in bytes 0 and 2
-  // Shifts as products: the multipliers have time, the logic has not.
-  const uint32_t bits = (codes * 16 & 0x07F007F0u) | (codes * 256 & 0x80008000u);
+// smallest normal number of either format too): two codes are taken to 16 bits each with their signs, shifted
+// and masked, and one multiplication by 2^120 scale, which is exact for a scale that is a power of two, makes
+// them numbers. Four instructions a pair, two of them the multiplier's: with six the whole kernel took 331 us
+// instead of 295 (128 heads, 128 sequences of 4096 tokens).
+template <uint32_t Selector> __device__ __forceinline__ uint32_t expand_pair(uint32_t codes, uint32_t scale) {
   uint32_t x;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(x) : "r"(bits), "r"(scale));
+  asm("prmt.b32 %0, %1, %1, %2;" : "=r"(x) : "r"(codes), "n"(Selector));
+  x = x * 16 & 0x87F087F0u;  // the shift as a product
+  asm("mul.rn.bf16x2 %0, %0, %1;" : "+r"(x) : "r"(scale));
   return x;
 }
 __device__ __forceinline__ uint4 expand(uint32_t low, uint32_t high, uint32_t scale) {  // 8 codes
-  return make_uint4(
-      expand_pair(__byte_perm(low, 0, 0x4140), scale), expand_pair(__byte_perm(low, 0, 0x4342), scale),
-      expand_pair(__byte_perm(high, 0, 0x4140), scale), expand_pair(__byte_perm(high, 0, 0x4342), scale));
+  constexpr uint32_t kFirst = 0x9180, kSecond = 0xB3A2;  // bytes 0 and 1, 2 and 3, each below its own sign
+  return make_uint4(expand_pair<kFirst>(low, scale), expand_pair<kSecond>(low, scale),
+                    expand_pair<kFirst>(high, scale), expand_pair<kSecond>(high, scale));
 }
 
 // Where a block's codes lie in its stage: eight pieces [64 tokens][64] in the upper half; scales [64][4] f32

@@ -1,6 +1,6 @@
 // The tile scheduler of absorbed MLA decoding (latent_decode.h). One block, once a step.
 //
-// Sequences lie on a line of cost: kPieceCost for what begins and ends a piece, then their blocks. Part p
+// Sequences lie on a line of cost: piece_cost for what begins and ends a piece, then their blocks. Part p
 // owns the line from p / parts to (p + 1) / parts of its length; a boundary inside a sequence moves to an
 // even block, or to the end of a piece where units are fixed. Boundaries are found
 // by all parts at once, in the prefix sums of the costs.
@@ -11,7 +11,7 @@ namespace cachalot::cuda::hopper {
 
 namespace {
 
-constexpr int kThreads = 1024, kPieceCost = 3;
+constexpr int kThreads = 1024;
 
 // Sums of what stands before: x [count + 1], x[i] becomes x[0] + ... + x[i-1]; the last is the total.
 __device__ void prefix_sums(int32_t* x, int count) {
@@ -28,7 +28,7 @@ __device__ void prefix_sums(int32_t* x, int count) {
     if (lane == 31) of_warp[warp] = sum;
     __syncthreads();
     int earlier = before, all = before;
-    for (int w = 0; w < kThreads / 32; ++w) {
+    for (int w = 0; w < min(kThreads, count - base + 31) / 32; ++w) {
       if (w < warp) earlier += of_warp[w];
       all += of_warp[w];
     }
@@ -50,6 +50,9 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
   __shared__ int most_tiles, merge_count, most_pieces, active, longest, shortest;
   __shared__ Boundary boundary[kMostParts + 1];
   const int sequences = int(s.sequences), unit = int(s.unit / kBlockTokens);
+  // What latent_decode_narrow takes, at the speed of memory: there a piece costs the time of more blocks.
+  const bool few_rows = unit == 0 && s.rows * s.heads <= 16 * s.sequences;
+  const int piece_cost = few_rows ? 5 : 3;
   int32_t *const line = memory,                         // [S+1] prefix sums of cost, later of slots
       *const blocks = memory + sequences + 1,           // [S], -1: nobody asks
           *const tiles = blocks + sequences,            // [S]
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
     tiles[i] = q.tiles(int(s.heads));
     cuts[i] = 0, first_cut[i] = kMostParts;
     const int pieces = unit > 0 ? max((blocks[i] + unit - 1) / unit, 1) : 1;
-    line[i] = q.queries > 0 ? blocks[i] + pieces * kPieceCost : 0;
+    line[i] = q.queries > 0 ? blocks[i] + pieces * piece_cost : 0;
     atomicMax(&most_tiles, tiles[i]);
     if (q.queries > 0) {
       atomicAdd(&active, 1);
@@ -79,17 +82,22 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
   prefix_sums(line, sequences);
   // So few that no two boundaries meet. And where all sequences are equally long, a few less if whole
   // sequences then fall to each: that saves a piece's beginning and end.
-  const int total = line[sequences], least = unit > 0 ? unit + kPieceCost : 2,
+  const int total = line[sequences], least = unit > 0 && longest > unit + piece_cost ? unit + piece_cost : 2,
             most = max(min(min(s.multiprocessors / most_tiles, total / least), kMostParts), 1);
-  int parts = most;
+  int parts = most, pieces_each = 0;  // the latter: equally many for every sequence that is asked for
   if (longest == shortest) {
     const int each = (active + most - 1) / most, whole = (active + each - 1) / each;
-    if (active % whole == 0 && total / whole <= total / most + 2 * kPieceCost) parts = whole;
+    if (active % whole == 0 && total / whole <= total / most + 2 * piece_cost) parts = whole;
+    // Where memory bounds, a part is a piece: 3 % fewer parts cost less than a second piece in each.
+    const int equal = max(most / max(active, 1), 1);
+    if (few_rows && parts == most && active > 0 && active < most && longest >= 4 * equal + piece_cost &&
+        total / (active * equal) <= total / most + 2 * piece_cost)
+      parts = active * equal, pieces_each = equal;
   }
 
   const int p = threadIdx.x;
   if (p <= parts) {
-    const int at = int(int64_t(total) * p / parts);
+    const int at = pieces_each > 0 ? p / pieces_each * longest : int(int64_t(total) * p / parts);
     int low = 0, high = sequences;  // the last sequence that begins at or before
     while (high - low > 1) {
       const int middle = (low + high) / 2;
@@ -99,8 +107,9 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
     Boundary b{low, 0};
     if (p == parts) b = {sequences, 0};
     else if (blocks[low] > 0) {
-      b.block = unit > 0 ? (at - line[low] + (unit + kPieceCost) / 2) / (unit + kPieceCost) * unit
-                         : max(at - line[low] - kPieceCost, 0) & ~1;
+      b.block = pieces_each > 0 ? (blocks[low] * (p % pieces_each) / pieces_each + 1) & ~1
+                : unit > 0      ? (at - line[low] + (unit + piece_cost) / 2) / (unit + piece_cost) * unit
+                                : max(at - line[low] - piece_cost, 0) & ~1;
       if (b.block >= blocks[low]) b = {low + 1, 0};
     }
     boundary[p] = b;
@@ -137,7 +146,8 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
   for (int i = threadIdx.x; i < sequences; i += kThreads) plan.arrived(sequences)[i] = 0;
   // Evenly cut sequences leave at most two slots a block.
   for (int i = threadIdx.x; i < 4 * s.multiprocessors; i += kThreads) plan.flags(sequences)[i] = 0;
-  if (threadIdx.x == 0) plan.head() = {most_tiles, parts, unit > 0 ? unit : kUncut, merge_count, most_pieces};
+  if (threadIdx.x == 0)
+    plan.head() = {most_tiles, parts, unit > 0 ? unit : kUncut, merge_count, most_pieces, 0};
   // Whoever comes later in the stream may read the plan before its own wait.
   __threadfence();
   __syncthreads();

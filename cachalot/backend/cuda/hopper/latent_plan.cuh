@@ -26,6 +26,7 @@ struct Part {
 
 struct PlanHead {
   int32_t tiles, parts, unit_blocks, merge_count, most_pieces;
+  int32_t begun;  // blocks of the launches that have used this plan
 };
 
 constexpr int kMostParts = 256, kHeadWords = 8, kPartWords = 9;
@@ -58,7 +59,7 @@ struct PlanView {
   __host__ __device__ int32_t* merged_sequences(int64_t sequences) const {
     return piece_slots() + sequences + 1;
   }
-  // Pieces of a sequence that lie in memory; zero between kernels.
+  // Pieces of a sequence that lie in memory, and what their blocks tell each other; zero between kernels.
   __host__ __device__ int32_t* arrived(int64_t sequences) const {
     return merged_sequences(sequences) + sequences;
   }

@@ -1,4 +1,5 @@
-// Contract: backend/ops/norm_gemm.h, 33 to 256 rows of bf16, K up to 1024: a decoding step of many sequences.
+// Contract: backend/ops/norm_gemm.h, 33 to 256 rows of bf16 (or any number), K up to 1024: a decoding step of many
+// sequences.
 // There is little to multiply and to read; what counts is how long one such kernel makes the next one wait. A
 // block makes 32 rows by 64 columns over all of K: its weights are in shared memory before the kernel before
 // has ended, then it waits once for all of its rows, which it normalises on the way.
@@ -23,7 +24,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 32, kColumns = 64,
               kMostDepth = 1024;
 constexpr int kPieces = kMostDepth / kPieceStep, kMyRows = kRows / kWarps;
 constexpr int kSumLd = kColumns + 8, kSumBytes = kQuarters * kRows * kSumLd * int(sizeof(float));
-constexpr int64_t kFewest = 33, kMost = 256, kMostBlocks = 264;  // rows; blocks: two for each multiprocessor
+constexpr int64_t kFewest = 33, kMost = 256, kMostFixed = int64_t(1) << 20,
+                  kMostBlocks = 264;  // rows; blocks: two for each multiprocessor
 
 struct Side {  // a matrix of weights and its product
   const bf16* w = nullptr;
@@ -150,15 +152,15 @@ int64_t tiles_of(const Tensor& w) { return (w.rows + kColumns - 1) / kColumns; }
 
 }  // namespace
 
-bool norm_tiles(const Queue& queue, const NormGemm& g) {
+bool norm_tiles(const Queue& queue, const NormGemm& g, bool any_rows) {
   const bool two = bool(g.w2);
-  if (g.x.rows < kFewest || g.x.rows > kMost || g.x.cols > kMostDepth || g.x.cols % kChunk != 0 ||
-      !wide(g.x) || !wide(g.w) || !wide(g.y) || !is_wide(g.gain) || !is_wide(g.c) ||
-      g.c.dtype == DType::e4m3 || g.gain.dtype != DType::f32 ||
+  if (g.x.rows < (any_rows ? 1 : kFewest) || g.x.rows > (any_rows ? kMostFixed : kMost) ||
+      g.x.cols > kMostDepth || g.x.cols % kChunk != 0 || !wide(g.x) || !wide(g.w) || !wide(g.y) ||
+      !is_wide(g.gain) || !is_wide(g.c) || g.c.dtype == DType::e4m3 || g.gain.dtype != DType::f32 ||
       (two && (!wide(g.w2) || !is_wide(g.c2) || g.c2.dtype != g.c.dtype)))
     return false;
   const int64_t columns = tiles_of(g.w) + (two ? tiles_of(g.w2) : 0), rows = (g.x.rows + kRows - 1) / kRows;
-  if (columns * rows > kMostBlocks) return false;
+  if (columns * rows > kMostBlocks && !any_rows) return false;
   Args p{.first = side_of(g.w, g.c),
          .second = {},
          .x = static_cast<const bf16*>(g.x.data),

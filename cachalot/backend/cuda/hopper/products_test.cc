@@ -4,6 +4,7 @@
 #include <array>
 
 #include "backend/cuda/hopper/tested_shapes.h"
+#include "backend/masked_gemm.h"
 #include "backend/ops/op_testing.h"
 
 namespace cachalot {
@@ -125,6 +126,61 @@ TEST_F(HopperProducts, ExpertsWithManyRows) {
           return y;
         },
         fmt::format("{} experts, {} rows, {} x {}", c.experts(), c.rows(), c.n, c.k));
+}
+
+// Rows that stand apart, as decoding over expert-parallel ranks receives them. What lies in the rest of an
+// expert's room is NaN in x and stays as it is in y; the tile that a guess of the counts chooses changes no bit.
+TEST_F(HopperProducts, ExpertsWithRoomForMoreRows) {
+  uint64_t seed = 40;
+  for (const TestedRoom& c : kTestedRooms) {
+    const ScopedTrace trace(
+        __FILE__, __LINE__,
+        fmt::format("{} x {} rows, {} x {}, {} expected", c.experts(), c.max_rows, c.n, c.k, c.expected));
+    const int64_t rows = c.experts() * c.max_rows;
+    ++seed;
+    Bench b(*cuda, seed), oracle(ref_device(), seed);
+    const auto operands = [&](Bench& of) {
+      const Tensor x = of.t.normal_row_tiles(rows, c.k);
+      return std::pair{x, of.t.normal_e4m3(c.experts() * c.n, c.k, c.n)};
+    };
+    const auto [x, w] = operands(b);
+    const auto [ref_x, ref_w] = operands(oracle);
+    const auto rest = [&](const Tensor& t, int64_t e) {
+      return t.slice_rows(e * c.max_rows + c.counts[size_t(e)], c.max_rows - c.counts[size_t(e)]);
+    };
+    for (int64_t e = 0; e < c.experts(); ++e) {
+      Tensor codes = rest(x, e);
+      codes.scales = nullptr;
+      const std::string nan(size_t(codes.size()), '\x7F');
+      if (codes.size() > 0) on(b.s).upload(nan.data(), codes);
+    }
+    const Tensor counts = b.t.indices(c.counts);
+    std::vector<Tensor> made;
+    for (const int64_t expected : {c.expected, c.expected, int64_t(0)}) {
+      made.push_back(b.t.garbage(DType::bf16, rows, c.n, 24));
+      ASSERT_TRUE(masked_gemm(on(b.s), {.x = x,
+                                        .w = w,
+                                        .y = made.back(),
+                                        .counts = counts,
+                                        .experts = c.experts(),
+                                        .max_rows = c.max_rows,
+                                        .expected_rows = expected}));
+      EXPECT_TRUE(b.t.padding_intact(made.back()));
+      EXPECT_TRUE(read_bits(b.s, made.back()) == read_bits(b.s, made[0])) << "other bits than the first time";
+    }
+    for (int64_t e = 0; e < c.experts(); ++e) {
+      const int64_t first = e * c.max_rows, count = c.counts[size_t(e)];
+      const Tensor expected = oracle.t.garbage(DType::bf16, count, c.n), untouched = rest(made[0], e);
+      on(oracle.s).gemm({.a = ref_x.slice_rows(first, count),
+                         .b = ref_w.slice_rows(e * c.n, c.n),
+                         .c = expected,
+                         .trans_b = true});
+      EXPECT_METRIC(read(b.s, made[0].slice_rows(first, count)), read(oracle.s, expected), 1e-5)
+          << "expert " << e;
+      EXPECT_TRUE(read_bits(b.s, untouched) == std::string(size_t(2 * untouched.size()), '\xFF'))
+          << "rows behind those of expert " << e;
+    }
+  }
 }
 
 TEST_F(HopperProducts, InputGradientsOfExperts) {

@@ -54,6 +54,21 @@ inline const std::vector<TestedExperts> kTestedExperts = {{{0, 77, 77, 78, 400, 
                                                           {{0, 3000, 6100, 6100, 12003, 15005}, 272, 144},
                                                           {{0, 400, 401, 999, 1300, 1665}, 5648, 144},
                                                           {{0, 2001, 5000}, 272, 4112}};
+// Experts with room for max_rows rows each, of which the first counts[e] are there. `expected` rows of an
+// expert choose the tile, so that large ones meet small counts.
+struct TestedRoom {
+  std::vector<int32_t> counts;
+  int64_t max_rows, n, k, expected;
+  int64_t experts() const { return int64_t(counts.size()); }
+};
+inline const std::vector<TestedRoom> kTestedRooms = {{{77, 0, 1, 128, 129}, 132, 240, 144, 16000},
+                                                     {{131, 64}, 131, 496, 272, 16000},
+                                                     {{0, 65, 260}, 261, 528, 272, 16000},
+                                                     {{1, 0, 257, 130, 63}, 259, 528, 144, 16000},
+                                                     {{5, 133}, 200, 272, 400, 2000},
+                                                     {{0, 0, 129}, 129, 144, 272, 3000},
+                                                     {{3, 64, 0, 65, 1, 17, 0, 0, 63}, 65, 144, 1040, 20},
+                                                     {{0, 0}, 7, 144, 144, 0}};
 struct TestedGradients {
   std::vector<int32_t> offsets;
   int64_t m, n;
