@@ -37,6 +37,7 @@ CLUSTERS, COPIES = "blocks of a cluster that wait at mbarriers", "the copy engin
 RACED = {"Attention": (["ForwardAndBackward*", "WithoutRope*", "RowsOfNo*"], COPIES),
          "LatentAttention": (["MeetsTheMetric*"], COPIES),
          "Gemm": (["SomeRows*", "EveryLayout*", "NothingToSum*"], "kernels of cuBLASLt, or none of a GPU"),
+         "FixedRows": (["Products*", "Wide*", "Heads*", "Experts"], CLUSTERS),
          "RmsNorm": (["Forward*", "BackwardOverwrites*", "WhatIs*", "ARow*"], COPIES),
          "Sample": (["DrawsWhatRefDraws", "DrawsWhatRefDrawsFromMoreLogits", "Equal*", "Nan*", "ARow*",
                      "Frequencies*"], CLUSTERS)}
