@@ -5,13 +5,15 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <regex>
 #include <set>
+#include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/files.h"
@@ -91,10 +93,40 @@ class Program : public testing::Test {
   std::vector<Command> commands_;
 };
 
-std::set<std::string> matches(const std::string& text, const std::string& pattern) {
-  const std::regex regex(pattern);
+// The flag that `text` begins with ("--max-seqs" of "--max-seqs INT …"); "" where it begins with none. Written
+// by hand: g++ 12's <regex> does not compile under the sanitizers with warnings as errors.
+std::string flag_at(std::string_view text) {
+  if (!text.starts_with("--")) return "";
+  size_t end = 2;
+  const auto in_a_name = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.';
+  };
+  while (end < text.size() && in_a_name(text[end])) ++end;
+  while (end > 2 && !std::isalnum(static_cast<unsigned char>(text[end - 1])))
+    --end;  // the stop of a sentence
+  return end > 2 ? std::string(text.substr(0, end)) : "";
+}
+
+// The flags that --help has a line for, which begins "  -m,--model" or "  --model".
+std::set<std::string> flags_listed(const std::string& help) {
   std::set<std::string> found;
-  for (std::sregex_iterator i(text.begin(), text.end(), regex), end; i != end; ++i) found.insert(i->str(1));
+  std::istringstream lines(help);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t begin = line.find_first_not_of(' ');
+    if (begin == 0 || begin == std::string::npos) continue;
+    std::string_view entry = std::string_view(line).substr(begin);
+    if (entry.size() > 3 && entry[0] == '-' && entry[2] == ',') entry.remove_prefix(3);
+    if (const std::string flag = flag_at(entry); !flag.empty()) found.insert(flag);
+  }
+  return found;
+}
+
+// The flags that it speaks of, wherever.
+std::set<std::string> flags_named(const std::string& help) {
+  std::set<std::string> found;
+  for (size_t at = help.find("--"); at != std::string::npos; at = help.find("--", at + 2))
+    if (const std::string flag = flag_at(std::string_view(help).substr(at)); !flag.empty())
+      found.insert(flag);
   return found;
 }
 
@@ -121,8 +153,8 @@ TEST_F(Program, HelpOfEveryCommandListsEveryOptionItParsesAndNoOther) {
     for (const CLI::Option* option : c.options)
       for (const std::string& name : option->get_lnames())
         (option->get_group().empty() ? hidden : parsed).insert("--" + name);
-    EXPECT_EQ(matches(help, "\n +(?:-[a-z],)?(--[A-Za-z0-9_.-]+)"), parsed) << where;
-    for (const std::string& flag : matches(help, "(--[a-z][A-Za-z0-9_.-]*[a-z0-9])"))
+    EXPECT_EQ(flags_listed(help), parsed) << where;
+    for (const std::string& flag : flags_named(help))
       EXPECT_TRUE(all.contains(flag)) << where << " --help speaks of " << flag;
     for (const std::string& flag : hidden)  // these are refused with a word on what to give instead
       EXPECT_TRUE(c.path == std::vector<std::string>{"extend"} && is_planned_by_extend(flag.substr(2)))
