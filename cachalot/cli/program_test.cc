@@ -215,6 +215,7 @@ TEST_F(Program, NumbersOutOfTheirRangeAreRefused) {
       ++numbers;
     }
   EXPECT_GT(numbers, 40);
+  expect_refused({"eval", "text", "--model", ".", "--input", "=x"}, "--input =x: not NAME=PATH and no path");
   expect_refused({"eval", "needle", "--lengths", "64,31"}, "--lengths: 31 is given; it must be from 32 to");
   expect_refused({"generate", "--top-p", "1.01"}, "--top-p: 1.01 is given; it must be from 0 to 1");
   expect_refused({"convert", "--max-shard-size", "0"}, "--max-shard-size");

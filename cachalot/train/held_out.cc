@@ -30,11 +30,12 @@ std::string acceptance_text(const std::vector<TextScore::Depth>& depths) {
 }  // namespace
 
 HeldOut::HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len,
-                 const std::vector<TokenStream>& validation) {
+                 const std::vector<TokenStream>& validation, std::optional<int32_t> begin) {
   CHECK(seq_len >= 1);
   const auto add = [&](const TokenStream& part, bool is_held_out) {
     const int32_t end_of_text = int32_t(part.shards()[0].header().end_of_text);
-    std::vector<int32_t>& tokens = tokens_.emplace_back(size_t(part.tokens()) + 1, end_of_text);
+    std::vector<int32_t>& tokens =
+        tokens_.emplace_back(size_t(part.tokens()) + 1, begin.value_or(end_of_text));
     part.read(0, std::span(tokens).subspan(1));
     const auto text_bytes = [&](TokenSpan ids) {  // exactly the text's: an end-of-text token stands for none
       int64_t bytes = 0;
@@ -42,14 +43,14 @@ HeldOut::HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& toke
       return bytes;
     };
     const TokenSpan all(tokens);
-    const size_t begin = windows_.size();
+    const size_t before = windows_.size();
     for (size_t first = 0; first + 1 < all.size(); first += size_t(seq_len)) {
       windows_.push_back(all.subspan(first, std::min(size_t(seq_len) + 1, all.size() - first)));
       bytes_.push_back(text_bytes(windows_.back().subspan(1)));
     }
-    if (windows_.size() > begin)
+    if (windows_.size() > before)
       ranges_.push_back(
-          {.name = part.name(), .first = begin, .end = windows_.size(), .held_out = is_held_out});
+          {.name = part.name(), .first = before, .end = windows_.size(), .held_out = is_held_out});
   };
   for (const TokenStream& part : held_out) add(part, true);
   for (const TokenStream& set : validation) add(set, false);
@@ -65,51 +66,63 @@ std::vector<std::string> HeldOut::sets() const {
   return names;
 }
 
-std::optional<HeldOut::Result> HeldOut::score(Trainer& trainer, int64_t limit,
-                                              const std::atomic<bool>& stop) const {
+bool HeldOut::in_result(const Range& range) const {
+  const auto held_out = [](const Range& r) { return r.held_out; };
+  return range.held_out == std::any_of(ranges_.begin(), ranges_.end(), held_out);
+}
+
+std::vector<TokenSpan> HeldOut::windows_of(const Range& range, int64_t limit, int64_t* bytes) const {
   const int64_t all = int64_t(windows_.size()), n = limit == 0 ? all : std::min(limit, all);
-  std::vector<size_t> chosen;
-  for (int64_t i = 0; i < n; ++i) chosen.push_back(size_t(i * all / n));
-  const bool held_out =
-      std::any_of(ranges_.begin(), ranges_.end(), [](const Range& r) { return r.held_out; });
+  std::vector<TokenSpan> windows;
+  for (int64_t i = 0; i < n; ++i)
+    if (const size_t w = size_t(i * all / n); range.first <= w && w < range.end) {
+      windows.push_back(windows_[w]);
+      *bytes += bytes_[w];
+    }
+  return windows;
+}
+
+std::optional<HeldOut::Result> HeldOut::score(const Scorer& scorer, int64_t limit) const {
   Result result;
-  std::vector<std::vector<TokenSpan>> counted;  // of the sets that `result` is about
   for (const Range& range : ranges_) {
     Set set{.name = range.name, .score = {}, .bytes = 0};
-    std::vector<TokenSpan> windows;
-    for (const size_t w : chosen)
-      if (range.first <= w && w < range.end) {
-        windows.push_back(windows_[w]);
-        set.bytes += bytes_[w];
-      }
+    const std::vector<TokenSpan> windows = windows_of(range, limit, &set.bytes);
     if (set.bytes == 0) continue;
-    const auto score = trainer.score_text(windows, Drafts::yes, stop);
+    const auto score = scorer(windows);
     if (!score) return std::nullopt;
     set.score = *score;
-    if (range.held_out == held_out) {
+    if (in_result(range)) {
       TextScore sum{.nats = result.nats, .targets = result.tokens, .depths = std::move(result.depths)};
       sum += *score;
       result.nats = sum.nats;
       result.tokens = sum.targets;
       result.depths = std::move(sum.depths);
       result.bytes += set.bytes;
-      counted.push_back(std::move(windows));
     }
     result.sets.push_back(std::move(set));
   }
-  if (result.bytes == 0) return std::nullopt;
-  if (Ema* average = trainer.average()) {
-    average->lend(trainer.stream());
-    bool stopped = false;
-    for (const auto& windows : counted) {
-      const auto score = stopped ? std::nullopt : trainer.score_text(windows, Drafts::no, stop);
-      stopped = !score;
-      if (score) result.average_nats += score->nats;
-    }
-    average->take_back(trainer.stream());
-    if (stopped) return std::nullopt;
+  return result.bytes == 0 ? std::nullopt : std::optional(std::move(result));
+}
+
+std::optional<HeldOut::Result> HeldOut::score(Trainer& trainer, int64_t limit,
+                                              const std::atomic<bool>& stop) const {
+  std::optional<Result> result = score(
+      [&](std::span<const TokenSpan> windows) { return trainer.score_text(windows, Drafts::yes, stop); },
+      limit);
+  Ema* average = trainer.average();
+  if (!result || !average) return result;
+  average->lend(trainer.stream());
+  bool stopped = false;
+  for (const Range& range : ranges_) {
+    int64_t bytes = 0;
+    const std::vector<TokenSpan> windows = windows_of(range, limit, &bytes);
+    if (stopped || bytes == 0 || !in_result(range)) continue;
+    const auto score = trainer.score_text(windows, Drafts::no, stop);
+    stopped = !score;
+    if (score) result->average_nats += score->nats;
   }
-  return result;
+  average->take_back(trainer.stream());
+  return stopped ? std::nullopt : std::move(result);
 }
 
 Json held_out_json(const HeldOut::Result& r) {

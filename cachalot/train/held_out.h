@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,9 +23,9 @@ class HeldOut {
   // Set by set, `held_out` and then `validation`: tokens preceded by an end-of-text token, in windows of up
   // to seq_len targets: window i holds tokens [i T, i T + T], so that neighbours share a token and every
   // token is a target exactly once, its context what its window holds before it. Keeps 4 bytes a token in
-  // memory.
+  // memory. `begin` stands before a set's first token instead of end-of-text.
   HeldOut(const std::vector<TokenStream>& held_out, const Tokenizer& tokenizer, int64_t seq_len,
-          const std::vector<TokenStream>& validation = {});
+          const std::vector<TokenStream>& validation = {}, std::optional<int32_t> begin = {});
 
   struct Set {
     std::string name;
@@ -45,6 +47,9 @@ class HeldOut {
   // All windows, or `limit` of them spread evenly (0: all). nullopt when there are none, or when `stop` was
   // set.
   std::optional<Result> score(Trainer& trainer, int64_t limit, const std::atomic<bool>& stop) const;
+  // The same by whatever gives the score of some windows; nullopt when that does.
+  using Scorer = std::function<std::optional<TextScore>(std::span<const TokenSpan>)>;
+  std::optional<Result> score(const Scorer& scorer, int64_t limit) const;
 
   const std::vector<TokenSpan>& windows() const { return windows_; }
   std::vector<std::string> sets() const;
@@ -55,6 +60,9 @@ class HeldOut {
     size_t first = 0, end = 0;  // of the windows
     bool held_out = true;       // else a validation set
   };
+  bool in_result(const Range& range) const;  // whether Result's sums are about it
+  std::vector<TokenSpan> windows_of(const Range& range, int64_t limit, int64_t* bytes) const;
+
   std::vector<std::vector<int32_t>> tokens_;  // by set
   std::vector<TokenSpan> windows_;
   std::vector<int64_t> bytes_;  // of the targets of every window
