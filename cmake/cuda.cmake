@@ -39,11 +39,23 @@ set_target_properties(cachalot_cuda PROPERTIES
   COMPILE_OPTIONS "--expt-relaxed-constexpr;-Werror;all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
 # Hopper's own instructions (wgmma, setmaxnreg) exist for sm_90a alone.
 file(GLOB hopper_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backend/cuda/hopper/*.cu)
+set(hopper_tests ${hopper_sources})  # those that need kernels of their own
+list(FILTER hopper_tests INCLUDE REGEX "_test\\.cu$")
+list(FILTER hopper_sources EXCLUDE REGEX "_test\\.cu$")
 add_library(cachalot_hopper STATIC ${hopper_sources})
 get_target_property(cuda_options cachalot_cuda COMPILE_OPTIONS)
 set_target_properties(cachalot_hopper PROPERTIES CUDA_ARCHITECTURES "90a-real" COMPILE_OPTIONS "${cuda_options}")
 # (Back to backend: the choice of tiles is plain C++ there, and tested without a GPU.)
-target_link_libraries(cachalot_hopper PUBLIC cachalot_base cachalot_tensor cachalot_backend CUDA::cudart_static)
-target_link_libraries(cachalot_cuda PUBLIC cachalot_hopper cachalot_base cachalot_tensor CUDA::cudart_static
-                      ${CMAKE_DL_LIBS})
+# The runtime PRIVATE: no C++ file needs its headers, and all of them have the options, and so ccache's objects, of the
+# preset cpu.
+target_link_libraries(cachalot_hopper PUBLIC cachalot_base cachalot_tensor cachalot_backend PRIVATE CUDA::cudart_static)
+target_link_libraries(cachalot_cuda PUBLIC cachalot_hopper cachalot_base cachalot_tensor ${CMAKE_DL_LIBS}
+                      PRIVATE CUDA::cudart_static)
 target_link_libraries(cachalot_backend PUBLIC cachalot_cuda)
+if(hopper_tests AND TARGET backend_test)
+  add_library(cachalot_hopper_tests OBJECT ${hopper_tests})
+  set_target_properties(cachalot_hopper_tests PROPERTIES CUDA_ARCHITECTURES "90a-real"
+                        COMPILE_OPTIONS "${cuda_options}")
+  target_link_libraries(cachalot_hopper_tests PUBLIC cachalot_hopper GTest::gtest)
+  target_link_libraries(backend_test PRIVATE cachalot_hopper_tests)
+endif()

@@ -14,6 +14,8 @@ Rules
   5. No preprocessor condition on CUDA, except the one that defines CACHALOT_HD in tensor/dtype.h and, in device
      code of backend/cuda, __CUDA_ARCH__ (one source is compiled for several cards).
   6. CLI11 stays in cli/ (it costs every file that sees it seconds).
+  7. CUDA calls that take memory or wait for the card: only where a device is opened and data is moved
+     (backend/cuda/cuda_device.cu, and doctor's copy test in cuda.cu). An operation queues and returns.
 """
 
 import re
@@ -27,6 +29,9 @@ CUDA_WORD = re.compile(r"CUDA|NVCC", re.IGNORECASE)
 CUDA_HEADER = re.compile(r"^(?:cuda|cublas|cudnn|curand|nccl|nvml|nvtx|cub/|thrust/|cutlass/|mma\.h|cooperative_gr)")
 PRIVATE_BACKENDS = ("ref", "cpu", "fake", "cuda")
 PUBLIC_SEAMS = ("backend/cuda/cuda.h", "backend/cpu/kernels.h")
+WAITS = re.compile(r"\bcu(?:da)?(?:\w*Synchronize|Malloc\w*|Mem(?:Alloc\w*|Free\w*)|Free\w*|HostAlloc|HostRegister|"
+                   r"Memcpy(?:2D|3D|ToSymbol|FromSymbol)?|Memset(?:2D|3D)?)\s*\(")
+MAY_WAIT = ("backend/cuda/cuda_device.cu", "backend/cuda/cuda.cu")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
 
 
@@ -69,6 +74,10 @@ def check_file(source, path, layers, problems):
             if not (str(path) == "tensor/dtype.h" and "__CUDACC__" in condition[1]
                     or device_code and "__CUDA_ARCH__" in condition[1]):
                 report(f"condition on CUDA: {line.strip()} (choose between files in CMake instead)")
+        if str(path).startswith("backend/cuda/") and str(path) not in MAY_WAIT and not is_test:
+            call = WAITS.search(line.split("//")[0])
+            if call:
+                report(f"{call[0]}...) takes memory or waits for the card")
         include = INCLUDE.match(line)
         if not include:
             continue
@@ -117,6 +126,8 @@ def self_test():
         "backend/backend.cc": '#include "backend/ref/ref.h"\n',
         "backend/cuda/cuda.h": "#include <string>\n",
         "backend/cuda/cuda.cu": '#include <cuda_runtime.h>\n#include "backend/cuda/cuda.h"\n',
+        "backend/cuda/cuda_device.cu": "cudaMalloc(&p, 1);\n",
+        "backend/cuda/add.cu": "must(cudaMemsetAsync(p, 0, 4, s), \"add\");  // cudaMemset() would wait\n",
         "comm/comm_test.cc": '#include "backend/ref/ref.h"\n',
         "cli/main.cc": '#include <CLI/CLI.hpp>\n#include "backend/cuda/cuda.h"\n',
     }
@@ -133,6 +144,9 @@ def self_test():
         ("a condition on CUDA", {"backend/b.cc": "#ifdef CACHALOT_CUDA\n#endif\n"}, "condition on CUDA"),
         ("an #if on nvcc", {"tensor/x.h": "#if defined(__CUDACC__)\n#endif\n"}, "condition on CUDA"),
         ("CLI11 outside cli/", {"backend/b.cc": "#include <CLI/CLI.hpp>\n"}, "<CLI/CLI.hpp> outside cli/"),
+        ("an operation that waits", {"backend/cuda/x.cu": "must(cudaStreamSynchronize(s), op);\n"}, "waits for"),
+        ("an operation that takes memory", {"backend/cuda/x.cuh": "  cudaMallocAsync(&p, n, s);\n"}, "takes memory"),
+        ("a copy that waits", {"backend/cuda/hopper/x.cu": "cudaMemcpy(a, b, n, k);\n"}, "waits for the card"),
         ("a folder without a line", {"extra/x.h": "\n"}, "not in a folder of LAYERS"),
         ("a file in no folder", {"x.h": "\n"}, "not in a folder of LAYERS"),
         ("a cycle in LAYERS", {"LAYERS": good["LAYERS"].replace("base:", "base: cli", 1)}, "not above it"),

@@ -2,16 +2,18 @@
 # Tests and measures cachalot on a machine with an NVIDIA GPU: what CI, which has none, cannot do.
 #   scripts/gpu_check.sh                        builds the preset cuda, then everything below
 #   scripts/gpu_check.sh --build build/cuda     takes a finished build (the folder that holds `cachalot`)
-#   scripts/gpu_check.sh tests ops              some stages: tests goldens ops gemm kernels attention train decode
-#                                               layer peer_kernels peer_layer peer_model sanitize
+#   scripts/gpu_check.sh tests ops              some stages: tests portable goldens ops gemm kernels attention train
+#                                               decode layer peer_kernels peer_layer peer_model sanitize sanitize_portable
 #   scripts/gpu_check.sh --out DIR              where results go (default build/gpu_check)
-# All but `sanitize` run when none is named, on the first card of CUDA_VISIBLE_DEVICES. With several cards, stages can
-# run side by side, each call with a card and a DIR of its own; scripts/gpu_tables.py puts the records together. The
-# peer is PyTorch with transformers; without them (python3 -c 'import torch, transformers') its rows stay empty. In
-# `attention` the peer (cuDNN) and cachalot take turns on the card; `kernels` and `peer_kernels` are their products.
-# Results: DIR/report.json (device, driver, clocks, power, energy, peak memory, date, commit, ours, the peer's,
-# ceilings), DIR/performance.md (rows for docs/performance.md), DIR/<stage>.log. Exits 1 when a test failed, 2 when
-# there is nothing to test on.
+# All but the last two run when none is named, on the first card of CUDA_VISIBLE_DEVICES. With several cards, stages can
+# run side by side, each call with a card and a DIR of its own; scripts/gpu_tables.py puts the records together.
+# `portable` is the tests again with the kernels of older cards (CACHALOT_CUDA_KERNELS). The peer is PyTorch with
+# transformers; without them (python3 -c 'import torch, transformers') its rows stay empty. In `attention` the peer
+# (cuDNN) and cachalot take turns on the card; `kernels` and `peer_kernels` are their products.
+# Results: DIR/report.json (device, driver, clocks, power, energy, peak memory, date, commit or what CACHALOT_COMMIT
+# says, ours, the peer's, ceilings), written after every stage, so a run that is cut short keeps what it measured;
+# DIR/performance.md (rows for docs/performance.md), DIR/<stage>.log. Exits 1 when a test failed, 2 when there is
+# nothing to test on.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
@@ -22,13 +24,14 @@ while (($#)); do
   case $1 in
     --build) build=${2:?--build needs a folder}; shift 2 ;;
     --out) out=${2:?--out needs a folder}; shift 2 ;;
-    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    tests | goldens | ops | gemm | kernels | attention | train | decode | layer | peer_kernels | peer_layer | \
-      peer_model | sanitize) stages+=("$1"); shift ;;
+    -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    tests | portable | goldens | ops | gemm | kernels | attention | train | decode | layer | peer_kernels | \
+      peer_layer | peer_model | sanitize | sanitize_portable) stages+=("$1"); shift ;;
     *) echo "gpu_check: no option or stage \"$1\" (scripts/gpu_check.sh --help)" >&2; exit 2 ;;
   esac
 done
-((${#stages[@]})) || stages=(tests goldens ops gemm kernels peer_kernels attention train decode layer peer_layer peer_model)
+((${#stages[@]})) || \
+  stages=(tests portable goldens ops gemm kernels peer_kernels attention train decode layer peer_layer peer_model)
 wants() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 stop() { echo "gpu_check: $1" >&2; [[ -n ${2:-} ]] && echo "  try: $2" >&2; exit 2; }
 
@@ -38,9 +41,9 @@ command -v nvidia-smi >/dev/null || stop "no NVIDIA driver on this machine (nvid
 card=${CUDA_VISIBLE_DEVICES:-0} card=${card%%,*}
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit,compute_cap \
   --format=csv,noheader,nounits -i "$card" 2>/dev/null) || stop "the driver shows no GPU" "nvidia-smi says why"
-IFS=',' read -r name driver memory clock memory_clock power_limit capability <<<"${gpu//, /,}"
-[[ ${capability%%.*} -ge 8 ]] || stop "$name has compute capability $capability; 8.0 (Ampere) is the oldest that runs"
-echo "gpu        $name, driver $driver, $memory MiB, $clock MHz, compute capability $capability"
+IFS=',' read -r card_name driver memory clock memory_clock power_limit capability <<<"${gpu//, /,}"
+[[ ${capability%%.*} -ge 8 ]] || stop "$card_name has compute capability $capability; 8.0 (Ampere) is the oldest that runs"
+echo "gpu        $card_name, driver $driver, $memory MiB, $clock MHz, compute capability $capability"
 
 if [[ -z $build ]]; then
   build=build/cuda
@@ -49,7 +52,7 @@ fi
 [[ -x $build/cachalot ]] || stop "$build holds no program cachalot" "scripts/gpu_check.sh without --build"
 cachalot=$build/cachalot
 mkdir -p "$out/parts" || exit 2
-rm -f "$out"/parts/* "$out"/*.log
+rm -f "$out"/parts/* "$out"/*.log "$out"/{report.json,performance.md}
 "$cachalot" doctor --gpu-test >"$out/doctor.log" 2>&1 || { cat "$out/doctor.log"; stop "the GPU test of doctor failed"; }
 sed -n '/^.. *gpu/,/^.. *mpi/p' "$out/doctor.log" | sed '$d'
 
@@ -61,7 +64,31 @@ start_meter() {
   meter=$!
 }
 stop_meter() { kill "$meter" 2>/dev/null; wait "$meter" 2>/dev/null; meter=""; }
-trap '[[ -n $meter ]] && kill "$meter" 2>/dev/null' EXIT
+end() {
+  [[ -n $meter ]] && kill "$meter" 2>/dev/null
+  [[ -n ${cut:-} ]] && write_record  # with what the stage under way has measured
+}
+trap end EXIT
+trap 'cut=yes; exit 143' INT TERM
+
+commit=${CACHALOT_COMMIT:-}
+if [[ -z $commit ]]; then
+  commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+  git diff --quiet HEAD 2>/dev/null || commit+=" with changes"
+fi
+write_record() {  # one JSON object, put together from the parts, and the tables made of it
+  local separator="" f
+  {
+    printf '{"date":"%s","commit":"%s","device":"%s","driver":"%s","memory_mib":%s,"max_sm_mhz":%s,"max_memory_mhz":%s,"power_limit_watts":%s' \
+      "$(date -u +%FT%TZ)" "$commit" "$card_name" "$driver" "$memory" "$clock" "$memory_clock" "${power_limit%.*}"
+    printf ',"stages":['
+    for f in "$out"/parts/*.stage; do [[ -f $f ]] && { printf '%s' "$separator"; cat "$f"; separator=,; }; done
+    printf ']'
+    for f in "$out"/parts/*.json; do [[ -s $f ]] && { printf ',"%s":' "$(basename "$f" .json)"; cat "$f"; }; done
+    printf '}\n'
+  } >"$out/report.json"
+  command -v python3 >/dev/null && python3 scripts/gpu_tables.py "$out/report.json" >"$out/performance.md"
+}
 
 rows=() failed=0
 stage() {  # name, command...: into DIR/name.log, measured
@@ -78,14 +105,15 @@ stage() {  # name, command...: into DIR/name.log, measured
                  name, result, seconds, power / n, most
           printf "\"energy_joules\":%.0f,\"sm_mhz\":%d,\"peak_memory_mib\":%d}", power / n * seconds, clock, memory }
   ' "$out/parts/$name.meter" >"$out/parts/$name.stage"
-  rows+=("$(printf '%-10s %-7s %5d s' "$name" "$result" $((SECONDS - begin)))")
+  rows+=("$(printf '%-17s %-7s %5d s' "$name" "$result" $((SECONDS - begin)))")
+  write_record
   if [[ $result == ok ]]; then tail -n "${tail:-3}" "$out/$name.log"
   else grep -aE 'FAILED|Failure|rror|findings,|failed:|timed out' "$out/$name.log" | head -n 20; tail -n 5 "$out/$name.log"; fi
 }
 
-run_tests() {  # the programs whose tests open a GPU, each cut into parts that run side by side
+run_tests() {  # folders: the programs whose tests open a GPU, each cut into parts that run side by side
   local folder program i parts=8 pids status=0
-  for folder in backend nn model infer train; do
+  for folder; do
     program=$build/bin/${folder}_test
     [[ -x $program ]] || { echo "$program is missing"; status=1; continue; }
     pids=()
@@ -97,6 +125,13 @@ run_tests() {  # the programs whose tests open a GPU, each cut into parts that r
     done
     echo "-- $(basename "$program"): $(cat "$out"/parts/test.* | awk '/PASSED/ { n += $4 } END { print n + 0 }') passed"
   done
+  return $status
+}
+run_portable() {
+  export CACHALOT_CUDA_KERNELS=portable CACHALOT_TEST_DEVICE=cuda
+  run_tests backend nn model infer train
+  local status=$?
+  unset CACHALOT_CUDA_KERNELS CACHALOT_TEST_DEVICE
   return $status
 }
 run_goldens() { [[ -x $build/bin/model_test ]] && "$build/bin/model_test" --gtest_brief=1 --gtest_filter='*Golden*'; }
@@ -137,9 +172,11 @@ run_peer_model() {
   python3 scripts/bench_transformers.py --config configs/v3-1b.json --device cuda --parts decode,train \
     --sequences 1,128 --json "$out/parts/peer_model.json"
 }
-run_sanitize() {
+run_sanitize() {  # the name of the stage, more arguments
+  local part=$1
+  shift
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not in PATH"; return 1; }
-  python3 scripts/gpu_sanitize.py "$build/bin/backend_test" --json "$out/parts/sanitize.json" --keep "$out/sanitize"
+  python3 scripts/gpu_sanitize.py "$build/bin/backend_test" --json "$out/parts/$part.json" --keep "$out/$part" "$@"
 }
 
 peer=""
@@ -148,7 +185,8 @@ if wants attention || wants peer_kernels || wants peer_layer || wants peer_model
   else printf '\n==== peer ====\nleft out: python3 has no torch with CUDA and transformers\n'; fi
 fi
 
-wants tests && stage tests run_tests
+wants tests && stage tests run_tests backend nn model infer train
+wants portable && tail=4 stage portable run_portable
 wants goldens && stage goldens run_goldens
 wants ops && tail=60 stage ops bench ops ops
 wants gemm && tail=9 stage gemm bench gemm gemm
@@ -160,24 +198,10 @@ wants layer && tail=60 stage layer run_layer
 wants peer_kernels && [[ -n $peer ]] && tail=60 stage peer_kernels run_peer_kernels
 wants peer_layer && [[ -n $peer ]] && tail=4 stage peer_layer run_peer_layer
 wants peer_model && [[ -n $peer ]] && tail=4 stage peer_model run_peer_model
-wants sanitize && stage sanitize run_sanitize
+wants sanitize && stage sanitize run_sanitize sanitize
+wants sanitize_portable && stage sanitize_portable run_sanitize sanitize_portable --portable
 
-# The record: one JSON object, put together from the parts.
-{
-  commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
-  git diff --quiet HEAD 2>/dev/null || commit+=" with changes"
-  printf '{"date":"%s","commit":"%s","device":"%s","driver":"%s","memory_mib":%s,"max_sm_mhz":%s,"max_memory_mhz":%s,"power_limit_watts":%s' \
-    "$(date -u +%FT%TZ)" "$commit" "$name" "$driver" "$memory" "$clock" "$memory_clock" "${power_limit%.*}"
-  printf ',"stages":['
-  separator=""
-  for f in "$out"/parts/*.stage; do [[ -f $f ]] && { printf '%s' "$separator"; cat "$f"; separator=,; }; done
-  printf ']'
-  for f in "$out"/parts/*.json; do [[ -f $f ]] && { printf ',"%s":' "$(basename "$f" .json)"; cat "$f"; }; done
-  printf '}\n'
-} >"$out/report.json"
-if command -v python3 >/dev/null; then
-  python3 scripts/gpu_tables.py "$out/report.json" >"$out/performance.md" && printf '\n' && cat "$out/performance.md"
-fi
+[[ -s $out/performance.md ]] && printf '\n' && cat "$out/performance.md"
 printf '\n'
 printf '%s\n' "${rows[@]}"
 echo "written: $out/report.json$([[ -s $out/performance.md ]] && echo ", $out/performance.md")"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """backend_test under compute-sanitizer, on the GPU alone: memcheck and synccheck over every operation, racecheck over
 what it follows. Suites that are new to this script get a process of their own under each tool; what racecheck leaves
-out is said with the reason.
+out is said with the reason. With --portable instead: memcheck and racecheck over the kernels of older cards where newer
+ones have others.
 
 A process for every line of output. Exits 1 unless all is clean.
 """
@@ -19,6 +20,8 @@ import time
 # Suites that put nothing on a GPU.
 ELSEWHERE = re.compile(r"Cpu|Ref[A-Z]|Fake|Vectors|Arena|Buffer|Plan|HostMemory|EnergyMeter|Cost|Profile|Number|"
                        r"OpenDevice|Elementwise|Fp8Tiles|TestingTest|Cuda$")
+# Suites of large tensors or many cases, of which others cover the kernels, and of time.
+LARGE = re.compile(r"LatentTable|AttentionLarge|CudaLarge|CudaQueue")
 # More memory than there is, which the tools report; what measures time; large shapes of what small ones cover.
 LEFT_OUT = ["CudaDevice.MemoryIsAlignedAndTooMuchIsRefusedWithNumbers", "CudaDevice.AnotherStreamWaits*",
             "RmsNorm.*LargeShapes*"]
@@ -43,6 +46,14 @@ RACED = {"Attention": (["ForwardAndBackward*", "WithoutRope*", "RowsOfNo*"], COP
                      "Frequencies*"], CLUSTERS)}
 NOT_RACED = {"Route": CLUSTERS, "LatentQuery": CLUSTERS, "HopperProducts": COPIES, "Fp8Product": COPIES,
              "GroupedGemm": COPIES, "GroupedWeightGrad": COPIES, "CudaDevice": "every operation, so " + COPIES}
+# What older cards run (CACHALOT_CUDA_KERNELS) where a Hopper card runs its own: no mbarriers, so racecheck follows.
+# Each is a process; what else such a card composes is of kernels that every card runs.
+PORTABLE = [["Attention.AlignedHeads*"], ["Attention.ManyHeads*", "Attention.TheWidths*", "Attention.NanOf*"],
+            ["Attention.BlocksOf*", "Attention.AQueryHas*", "Attention.Large*"],
+            ["LatentAttention.TheWidths*", "LatentAttention.LongContexts*", "LatentAttention.PackedAs*"],
+            ["LatentAttention.OverACache*", "LatentAttention.ShortSequences*"], ["LatentQuery.*"], ["GroupedGemm.*"],
+            ["GroupedWeightGrad.*", "RmsNorm.BackwardOfAligned*"], ["Fp8Product.EveryExpert*", "Fp8Product.Weight*"],
+            ["CrossEntropy.L*"], ["ExpertMlp.*"]]
 SLOW = ["Sample", "NormGemm", "Rows", "ExpertMlp"]  # under racecheck: they come first
 RACE_PARTS = {"Sample": 6, "NormGemm": 4, "Rows": 4, "Attention": 3, "LatentAttention": 1, "Gemm": 2, "Permute": 2,
               "Swiglu": 3}
@@ -55,7 +66,7 @@ def tests_of(program):
     for line in listed.splitlines():
         if re.match(r"\w+\.\s*$", line):
             suite = line.strip()[:-1]
-            if not ELSEWHERE.match(suite):
+            if not ELSEWHERE.match(suite) and not LARGE.match(suite):
                 tests[suite] = []
         elif suite in tests and line.startswith("  "):
             tests[suite].append(line.split()[0])
@@ -66,6 +77,8 @@ def raced(tests):
     """The same, of what racecheck runs as filters; lines about the rest; what the lists above name and is not there."""
     filters, left_out = {}, []
     gone = [suite for suite in list(NOT_RACED) + list(RACED) if suite not in tests]  # RACED: patterns, why no others
+    gone += [one for filters in PORTABLE for one in filters
+             if not fnmatch.filter([f"{suite}.{name}" for suite, names in tests.items() for name in names], one)]
     for suite, names in tests.items():
         if suite in NOT_RACED:
             left_out.append(f"{suite}: {NOT_RACED[suite]}")
@@ -93,6 +106,12 @@ def jobs_of(tests, tools):
     for _, parts, tool, filters in sorted(runs, key=lambda run: run[:2], reverse=True):  # the longest first
         for part in range(parts):
             yield {"tool": tool, "tests": ":".join(filters), "part": part + 1, "parts": parts}
+
+
+def portable_jobs(tools):
+    for tool in tools:
+        for filters in PORTABLE:
+            yield {"tool": tool, "tests": ":".join(filters), "part": 1, "parts": 1, "kernels": "portable"}
 
 
 def judge(job, text, status):
@@ -129,7 +148,7 @@ def run(job, options, deadline):
     if left <= 0:
         return {**job, "result": "not run", "seconds": 0}
     environment = {**os.environ, "CACHALOT_TEST_DEVICE": "cuda", "GTEST_TOTAL_SHARDS": str(job["parts"]),
-                   "GTEST_SHARD_INDEX": str(job["part"] - 1)}
+                   "GTEST_SHARD_INDEX": str(job["part"] - 1), "CACHALOT_CUDA_KERNELS": job.get("kernels", "")}
     command = ["compute-sanitizer", "--tool", job["tool"], "--error-exitcode", "9", "--print-limit", "10",
                options.program, "--gtest_brief=1", "--gtest_filter=" + job["tests"] + "-" + ":".join(LEFT_OUT)]
     child = subprocess.Popen(command, env=environment, text=True, errors="replace", stdout=subprocess.PIPE,
@@ -143,7 +162,7 @@ def run(job, options, deadline):
     judge(job, text, status)
     if options.keep and job["result"] != "clean":
         os.makedirs(options.keep, exist_ok=True)
-        name = re.sub(r"\W+", "_", f"{job['tool']}_{job['tests']}_{job['part']}")
+        name = re.sub(r"\W+", "_", f"{job['tool']}_{job.get('kernels', '')}{job['tests']}_{job['part']}")
         with open(os.path.join(options.keep, name + ".txt"), "w") as f:
             f.write(text)
     job["seconds"] = round(time.time() - begin, 1)
@@ -159,17 +178,22 @@ def main():
     p.add_argument("--limit", type=float, default=90, help="seconds a process may take (default 90)")
     p.add_argument("--race-limit", type=float, default=140, help="seconds one of racecheck may take (default 140)")
     p.add_argument("--within", type=float, default=0, help="seconds that all may take together")
-    p.add_argument("--tools", default="memcheck,synccheck,racecheck")
+    p.add_argument("--tools", help="default memcheck,synccheck,racecheck; with --portable memcheck,racecheck")
+    p.add_argument("--portable", action="store_true", help="what older cards run")
     options = p.parse_args()
     if not os.access(options.program, os.X_OK):
         sys.exit(f"gpu_sanitize: {options.program} is no program\n  try: cmake --build --preset cuda --target backend_test")
-    tools = options.tools.split(",")
+    tools = options.tools or ("memcheck,racecheck" if options.portable else "memcheck,synccheck,racecheck")
+    tools = tools.split(",")
     tests = tests_of(options.program)
     left_out, gone = raced(tests)[1:] if "racecheck" in tools else ([], [])
+    if options.portable:
+        left_out = []
     deadline = time.time() + options.within if options.within else None
     done = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(run, job, options, deadline) for job in jobs_of(tests, tools)]
+        jobs = portable_jobs(tools) if options.portable else jobs_of(tests, tools)
+        waiting = [pool.submit(run, job, options, deadline) for job in jobs]
         for future in concurrent.futures.as_completed(waiting):
             job = future.result()
             done.append(job)
@@ -177,6 +201,7 @@ def main():
             said = {"findings": f"{job.get('findings')} findings, first: {job.get('first')}",
                     "failed": f"failed: {job.get('first')}"}.get(job["result"], job["result"])
             skipped = f", {job['skipped']} skipped" if job.get("skipped") else ""
+            part += ", portable kernels" if job.get("kernels") else ""
             print(f"{job['tool']:9} {job['tests']}{part}: {said} ({job.get('passed', 0)} tests passed{skipped}, "
                   f"{job['seconds']} s)", flush=True)
     summary = []

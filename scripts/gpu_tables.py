@@ -200,17 +200,19 @@ def main(paths):
             else:
                 print(f"| {row['op']}, {row['shape']} | {us:.1f} | | | |")
         print()
-    if "sanitize" in r:
-        print("**compute-sanitizer**, all operations at small sizes\n\n"
+    for stage, what in (("sanitize", "all operations"), ("sanitize_portable", "what older cards run")):
+        if stage not in r:
+            continue
+        print(f"**compute-sanitizer**, {what} at small sizes\n\n"
               "| tool | tests | processes | not clean |\n|---|---|---|---|")
-        runs = r["sanitize"]["runs"]
+        runs = r[stage]["runs"]
         for tool in sorted({run["tool"] for run in runs}):
             of = [run for run in runs if run["tool"] == tool]
             bad = [f"{run['tests']}: {run['result']}" + (f", {run['first']}" if run.get("first") else "")
                    for run in of if run["result"] != "clean"]
             print(f"| {tool} | {sum(run.get('passed', 0) for run in of)} | {len(of)} | "
                   f"{'; '.join(bad).replace('|', ',') or 'none'} |")
-        for tool, lines in r["sanitize"].get("left_out", {}).items():
+        for tool, lines in r[stage].get("left_out", {}).items():
             if lines:
                 print(f"\n{tool} leaves out {'; '.join(lines)}.")
         print()

@@ -15,7 +15,10 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <mutex>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend/buffer.h"
@@ -123,6 +126,26 @@ inline double read_number(Stream& s, const Tensor& t) {
   return read(s, t)[0];
 }
 
+// The first `count` numbers of a stream, as `draw` (random_normal, random_uniform) gives them. Every device
+// and most tests begin the same streams, and drawing was more than half of the time of all tests of
+// operations: what was drawn is kept, until it is more than kMost in all.
+inline std::vector<double> draws(double (*draw)(uint64_t, uint64_t, uint64_t), uint64_t seed, uint64_t stream,
+                                 size_t count) {
+  constexpr size_t kMost = size_t(24) << 20;
+  static std::mutex mutex;
+  static std::map<std::tuple<decltype(draw), uint64_t, uint64_t>, std::vector<double>> kept;
+  static size_t total = 0;
+  const std::lock_guard lock(mutex);
+  std::vector<double>* drawn = &kept[{draw, seed, stream}];
+  if (count > drawn->size() && total + count - drawn->size() > kMost) {
+    kept.clear();
+    total = 0;
+    drawn = &kept[{draw, seed, stream}];
+  }
+  for (size_t i = drawn->size(); i < count; ++i, ++total) drawn->push_back(draw(seed, stream, i));
+  return {drawn->begin(), drawn->begin() + ptrdiff_t(count)};
+}
+
 // Tensors that live until the end of the test. The k-th one of a seed holds the same numbers on every device
 // (each rounded to its format). `padding` puts that many columns of NaN behind each row: ld > cols.
 class TestTensors {
@@ -131,16 +154,13 @@ class TestTensors {
       : device_(device), stream_(stream), seed_(seed) {}
 
   Tensor normal(DType dtype, int64_t rows, int64_t cols, double scale = 1, int64_t padding = 0) {
-    std::vector<double> values(size_t(rows * cols));
-    ++count_;
-    for (size_t i = 0; i < values.size(); ++i) values[i] = scale * random_normal(seed_, count_, i);
+    std::vector<double> values = draws(random_normal, seed_, ++count_, size_t(rows * cols));
+    for (double& x : values) x *= scale;
     return make(dtype, rows, cols, values, padding);
   }
   Tensor uniform(DType dtype, int64_t rows, int64_t cols, double low, double high, int64_t padding = 0) {
-    std::vector<double> values(size_t(rows * cols));
-    ++count_;
-    for (size_t i = 0; i < values.size(); ++i)
-      values[i] = low + (high - low) * random_uniform(seed_, count_, i);
+    std::vector<double> values = draws(random_uniform, seed_, ++count_, size_t(rows * cols));
+    for (double& x : values) x = low + (high - low) * x;
     return make(dtype, rows, cols, values, padding);
   }
   // FP8 codes with a different scale in every block; `part_rows` as in Tensor. `padding` is of the codes.
@@ -228,10 +248,11 @@ class TestTensors {
   Tensor make(DType dtype, int64_t rows, int64_t cols, const std::vector<double>& values, int64_t padding) {
     const int64_t ld = cols + padding, bytes = rows * ld * size_of(dtype);
     CHECK(values.empty() || int64_t(values.size()) == rows * cols);
-    std::vector<double> host(size_t(bytes / 8 + 1));
-    std::memset(host.data(), 0xFF, size_t(bytes));
-    for (int64_t i = 0; i < int64_t(values.size()); ++i)
-      set_number(host.data(), dtype, i / cols * ld + i % cols, values[size_t(i)]);
+    std::vector<uint64_t> host(size_t(bytes / 8 + 1), ~uint64_t(0));
+    if (!values.empty())
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < cols; ++c)
+          set_number(host.data(), dtype, r * ld + c, values[size_t(r * cols + c)]);
     buffers_.emplace_back(device_, bytes, "test");
     Tensor t = make_tensor(buffers_.back().data(), dtype, rows, ld);
     if (bytes > 0) on(stream_).upload(host.data(), t);

@@ -340,6 +340,16 @@ void add_bench(CLI::App& app) {
       ->capture_default_str();
   c->add_option("--cache", o->generate.cache, "prefill, decode: latents in bf16 or fp8")
       ->capture_default_str();
+  c->add_option("--temperature", o->generate.sampling.temperature,
+                "decode: of the draws; 0: the likeliest token")
+      ->check(at_least(0))
+      ->capture_default_str();
+  c->add_option("--top-p", o->generate.sampling.top_p, "decode: only the likeliest tokens of this share")
+      ->check(in_range(0, 1))
+      ->capture_default_str();
+  c->add_option("--top-k", o->generate.sampling.top_k, "decode: only the k likeliest tokens; 0: all")
+      ->check(at_least(0))
+      ->capture_default_str();
   c->add_flag("--batch-invariant", o->generate.batch_invariant,
               "prefill, decode: bits that no neighbour changes");
   c->add_option("--seconds", o->seconds, "at least so long for each part")

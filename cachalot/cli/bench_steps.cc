@@ -260,7 +260,8 @@ class GenerateRun {
                                                      .batch_invariant = bench.batch_invariant});
     for (int64_t i = 0; i < bench.sequences; ++i)
       requests_.push_back(
-          {.prompt = random_tokens(bench.context, model.vocab_size, uint64_t(i * bench.context))});
+          {.prompt = random_tokens(bench.context, model.vocab_size, uint64_t(i * bench.context)),
+           .sampling = bench.sampling});
   }
 
   // `on_decode` is called when the prompts are done.

@@ -7,6 +7,7 @@
 
 #include "backend/profile/profile_device.h"
 #include "config/model.h"
+#include "infer/steps.h"
 #include "train/config.h"
 
 namespace cachalot::cli {
@@ -47,6 +48,7 @@ struct GenerateBench {
   int64_t new_tokens = 32;
   std::string precision = "bf16", cache = "bf16";
   bool batch_invariant = false;
+  Sampling sampling;
 };
 // A prompt of `context` tokens through the cache, one sequence.
 StepTime bench_prefill(Device& device, const ModelConfig& model, const GenerateBench& bench, double seconds);

@@ -99,7 +99,7 @@ Finding memory_finding() {
 Finding disk_finding() {
   Finding f{.area = "disk"};
   const std::string folder = fs::current_path().string();
-  struct statvfs status {};
+  struct statvfs status{};
   if (::statvfs(folder.c_str(), &status) != 0) {
     f.ok = false;
     f.found = fmt::format("cannot ask about {}: {}", folder, std::strerror(errno));
@@ -131,6 +131,9 @@ Finding cuda_finding(bool test, bool& failed) {
     if (info.memory_bytes_per_second > 0)
       f.found += fmt::format(", {:.2f} TB/s nominal", info.memory_bytes_per_second / 1e12);
     if (!info.usable()) f.found += " (too old: needs 8.0)";
+    CudaDeviceInfo chosen = info;
+    chosen.major = cuda_generation(info);
+    if (chosen.major != info.major) f.found += "\n   portable kernels, as CACHALOT_CUDA_KERNELS says";
     devices.push_back({{"name", info.name},
                        {"compute_capability", fmt::format("{}.{}", info.major, info.minor)},
                        {"memory_bytes", info.memory_bytes},
@@ -139,7 +142,7 @@ Finding cuda_finding(bool test, bool& failed) {
                        {"nominal_bytes_per_second", info.memory_bytes_per_second}});
     Json fallbacks = Json::array();
     if (info.usable())
-      for (const CudaFallback& fallback : cuda_fallbacks(info)) {
+      for (const CudaFallback& fallback : cuda_fallbacks(chosen)) {
         f.found += fmt::format("\n   without {}: {}; {}", fallback.what, fallback.instead, fallback.cost);
         fallbacks.push_back(
             {{"what", fallback.what}, {"instead", fallback.instead}, {"cost", fallback.cost}});

@@ -21,6 +21,7 @@
 #include "infer/generation_config.h"
 #include "model/load.h"
 #include "train/config.h"
+#include "train/newest_model.h"
 #include "train/report.h"
 #include "train/run_directory.h"
 #include "train/step_plan.h"
@@ -38,10 +39,10 @@ struct Options {
   int threads = 0;
 };
 
-// Texts by the newest checkpoint; none when the run has not saved one yet.
-std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) {
-  if (!fs::exists(o.run + "/model") || (o.samples == 0 && o.prompts.empty())) return {};
-  const std::string directory = resolve_model_directory(o.run);
+using Samples = std::vector<std::pair<std::string, std::string>>;  // prompt, what follows
+
+// Texts by the model in `directory`, drawn on `device`.
+Samples draw_samples(const Options& o, Device& device, const std::string& directory) {
   const ModelConfig config = load_model_config(directory);
   const Tokenizer tokenizer = Tokenizer::load(directory);
   const GenerationConfig wishes = load_generation_config(directory, config);
@@ -56,13 +57,12 @@ std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) 
     r.end_tokens = wishes.end_tokens;
     requests.push_back(std::move(r));
   }
-  const auto device = open_device(o.device, {.threads = o.threads});
-  Stream stream(*device);
+  Stream stream(device);
   const LoadedModel model = load_model(stream, directory, parse_precision(o.precision),
                                        {.drop_mtp = true, .progress = show_loading()});
   const EngineOptions options = checked(model.config, {.max_context = config.max_position_embeddings});
-  Engine engine(*device, model.config, *model.params, options);
-  std::vector<std::pair<std::string, std::string>> samples;
+  Engine engine(device, model.config, *model.params, options);
+  Samples samples;
   for (size_t i = 0; i < requests.size(); ++i) {
     check(requests[i], model.config, options, "a prompt of the report");
     const Completion c = engine.generate(requests[i], [](size_t, std::span<const int32_t>) { return true; });
@@ -70,6 +70,16 @@ std::vector<std::pair<std::string, std::string>> draw_samples(const Options& o) 
     for (const int32_t id : c.tokens) text += tokenizer.token_bytes(id);
     samples.emplace_back(prompts[i], utf8_lossy(text));
   }
+  return samples;
+}
+
+// By the newest checkpoint; none when the run has not saved one yet.
+Samples samples_of_run(const Options& o) {
+  Samples samples;
+  if (RunDirectory::newest_step(o.run) == 0 || (o.samples == 0 && o.prompts.empty())) return samples;
+  const auto device = open_device(o.device, {.threads = o.threads});
+  read_newest_model(o.run,
+                    [&](const std::string& directory) { samples = draw_samples(o, *device, directory); });
   return samples;
 }
 
@@ -97,7 +107,7 @@ void run(const Options& o) {
   in.now = double(std::time(nullptr));
   struct stat file{};
   if (stat(metrics.c_str(), &file) == 0) in.written = double(file.st_mtime);
-  in.samples = draw_samples(o);
+  in.samples = samples_of_run(o);
   const std::string out = o.out.empty() ? o.run + "/report.html" : o.out;
   write_file_atomic(out, report_html(in));
   fmt::print(out.starts_with("/dev/") ? stderr : stdout,  // not into the page

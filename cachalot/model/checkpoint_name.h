@@ -1,5 +1,6 @@
 // A run's checkpoints are the folders checkpoints/step-00000123, of 8 or more digits, that hold COMPLETE. What
-// has a suffix is none: .tmp, .old and .tmp.old are half written or half removed, .damaged was put aside.
+// has a suffix is none: .tmp, .old and .tmp.old are half written or half removed, .damaged and .rewound were
+// put aside.
 #pragma once
 
 #include <charconv>

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/disk_space.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "model/checkpoint_name.h"
@@ -101,6 +102,7 @@ class Conversion {
     int64_t done = 0;
     for (const TensorSource& t : tensors) summary.bytes_written += t.bytes();
     summary.tensors = int64_t(tensors.size());
+    require_disk(o_.to, summary.bytes_written, "the converted model");
 
     AtomicDirectory target(o_.to);
     const Json config = converted_config(read_json_file(o_.from + "/config.json"), config_, o_.storage);
@@ -153,7 +155,7 @@ class Conversion {
             .name = v.hf_name};
         for (TensorSource& t :
              view_tensors(p, v, o_.storage, quantise, [this, &p, &v](int64_t row, int64_t rows, float* out) {
-               source_.read_rows_f32(p, v, row, rows, out);
+               source_.read_rows_f32(p, v, row, rows, out, o_.pool);
              }))
           tensors.push_back(std::move(t));
       }

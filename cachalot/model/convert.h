@@ -30,7 +30,8 @@ struct ConvertSummary {
   int64_t files = 0;                          // safetensors files written
 };
 
-// Tensor by tensor through strips of a few megabytes. config.json keeps the source's keys except those that
+// Tensor by tensor through strips of a few megabytes. Error before anything is written, when the disk at
+// `to` has no room for all of it. config.json keeps the source's keys except those that
 // say how weights are stored (and num_nextn_predict_layers under drop_mtp); tokenizer files and
 // generation_config.json are copied. `to` appears complete or not at all.
 //

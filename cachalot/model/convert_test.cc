@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/disk_space.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/thread_pool.h"
@@ -256,6 +257,44 @@ TEST(Convert, AFullDiskLeavesTheOldModel) {
   }
   EXPECT_EQ(weights(dir / "out"), before);
   EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), {}), 1);
+}
+
+// A source that is all hole: its weights in F32 are more than this disk holds.
+TEST(Convert, WhatDoesNotFitOnTheDiskIsToldBeforeAnythingIsWritten) {
+  TemporaryDirectory dir;
+  fs::create_directory(dir / "in");
+  Json config = read_json_file(golden("nano/model/config.json"));
+  const int64_t free = free_disk(dir.path()), width = config["hidden_size"].get<int64_t>();
+  const int64_t vocabulary = free / width / 4 + 1;  // the embedding alone
+  if (vocabulary > INT32_MAX) GTEST_SKIP() << "this disk is too large to be filled by one model";
+  config["vocab_size"] = vocabulary;
+  write_file_atomic(dir / "in/config.json", config.dump());
+  Json header = Json::object();
+  int64_t at = 0;
+  for (const Param& p : parameter_table(parse_model_config(config, "config.json")))
+    for (const ParamView& v : p.views)
+      for (const TensorSource& t : view_tensors(p, v, DType::bf16, {}, {})) {
+        if (v.copy) continue;  // it would be compared with the original
+        header[t.name] = {
+            {"dtype", name_of(t.type)}, {"shape", t.shape}, {"data_offsets", {at, at + t.bytes()}}};
+        at += t.bytes();
+      }
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');
+  std::string file(8, '\0');
+  for (int i = 0; i < 8; ++i) file[size_t(i)] = char(text.size() >> 8 * i & 0xFF);
+  const std::string path = dir / "in/model.safetensors";
+  write_file_atomic(path, file + text);
+  std::error_code code;
+  fs::resize_file(path, file.size() + text.size() + size_t(at), code);
+  if (code) GTEST_SKIP() << "no files with holes on this disk: " << code.message();
+
+  const ConvertOptions options{.from = dir / "in", .to = dir / "out", .storage = DType::f32};
+  const std::string message = message_of(options);
+  EXPECT_TRUE(message.starts_with("the converted model needs ")) << message;
+  EXPECT_NE(message.find(" in " + options.to + ", where "), std::string::npos) << message;
+  EXPECT_TRUE(message.ends_with(" are free")) << message;
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), {}), 1) << "nothing but the source";
 }
 
 TEST(Convert, StoppedByItsProgressItLeavesNothing) {

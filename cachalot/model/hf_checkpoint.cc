@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/thread_pool.h"
 
 namespace cachalot {
 
@@ -22,12 +23,12 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kScaleSuffix = "_scale_inv";
-constexpr int64_t kStripValues = int64_t{1}
-                                 << 22;  // rows are read and written in strips of about 16 MB of float32
+constexpr int64_t kStripValues = int64_t{1} << 22;  // written in strips of about 16 MB of float32
+constexpr int64_t kPieceValues = int64_t{1} << 16;  // of a strip that several threads share
 constexpr size_t kListed = 10;
 
-int64_t strip_rows(int64_t cols) {
-  return std::max<int64_t>(1, kStripValues / std::max<int64_t>(1, cols) / 128) * 128;
+int64_t strip_rows(int64_t cols, int64_t values = kStripValues) {
+  return std::max<int64_t>(1, values / std::max<int64_t>(1, cols) / 128) * 128;
 }
 
 std::vector<int64_t> view_shape(const Param& p, const ParamView& v) {
@@ -193,19 +194,30 @@ std::vector<float> HfCheckpoint::read_scales(const ParamView& view, int64_t firs
 }
 
 void HfCheckpoint::read_rows_f32(const Param& param, const ParamView& view, int64_t first_row, int64_t rows,
-                                 float* out) const {
+                                 float* out, ThreadPool* pool) const {
   const StoredTensor* t = find(view);
   CHECK(t && 0 <= first_row && first_row + rows <= view.rows, view.hf_name);
-  const int64_t begin = first_row * param.cols, count = rows * param.cols;
+  const int64_t first = first_row * param.cols, count = rows * param.cols;
+  const auto ranges = [&](int64_t n, int64_t grain, const auto& body) {
+    if (pool) pool->parallel_ranges(n, grain, body);
+    else body(0, n);
+  };
   switch (t->type) {
-    case StoredType::f32: std::memcpy(out, t->data + begin * 4, size_t(count) * 4); return;
+    case StoredType::f32:
+      return ranges(count, kPieceValues, [&](int64_t begin, int64_t end) {
+        std::memcpy(out + begin, t->data + (first + begin) * 4, size_t(end - begin) * 4);
+      });
     case StoredType::bf16:
-      for (int64_t i = 0; i < count; ++i) out[i] = float(load<bf16>(t->data + (begin + i) * 2));
-      return;
+      return ranges(count, kPieceValues, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) out[i] = float(load<bf16>(t->data + (first + i) * 2));
+      });
     default: {
       CHECK(t->type == StoredType::f8_e4m3 && first_row % 128 == 0, view.hf_name);
       const std::vector<float> scales = read_scales(view, first_row / 128, fp8_blocks(rows));
-      dequantise(t->data + begin, scales.data(), rows, param.cols, out);
+      ranges(rows, 128, [&](int64_t begin, int64_t end) {
+        dequantise(t->data + first + begin * param.cols, scales.data() + begin / 128 * fp8_blocks(param.cols),
+                   end - begin, param.cols, out + begin * param.cols);
+      });
     }
   }
 }
@@ -216,20 +228,30 @@ void HfCheckpoint::read_f32(const Param& param, float* out) const {
   check_copies(param);
 }
 
-void HfCheckpoint::read_fp8(const Param& param, uint8_t* codes, float* scales) const {
-  for (const ParamView& v : param.views) {
-    const StoredTensor* t = find(v);
-    CHECK(t && t->type == StoredType::f8_e4m3 && v.rows == param.part_rows, v.hf_name);
-    std::memcpy(codes + v.first_row * param.cols, t->data, size_t(v.rows * param.cols));
-    const std::vector<float> s = read_scales(v, 0, fp8_blocks(v.rows));
-    std::copy(s.begin(), s.end(), scales + v.first_row / param.part_rows * int64_t(s.size()));
-  }
+void HfCheckpoint::read_rows_fp8(const Param& param, const ParamView& view, int64_t first_row, int64_t rows,
+                                 uint8_t* codes, float* scales) const {
+  const StoredTensor* t = find(view);
+  CHECK(t && t->type == StoredType::f8_e4m3 && first_row % 128 == 0 && first_row + rows <= view.rows,
+        view.hf_name);
+  std::memcpy(codes, t->data + first_row * param.cols, size_t(rows * param.cols));
+  const std::vector<float> s = read_scales(view, first_row / 128, fp8_blocks(rows));
+  std::copy(s.begin(), s.end(), scales);
+}
+
+void for_strips(int64_t rows, int64_t cols, int64_t values,
+                const std::function<void(int64_t first_row, int64_t rows)>& body) {
+  const int64_t strip = strip_rows(cols, values);
+  for (int64_t row = 0; row < rows; row += strip) body(row, std::min(strip, rows - row));
 }
 
 void HfCheckpoint::check_copies(const Param& param) const {
   const ParamView& original = param.views[0];
   for (const ParamView& v : param.views) {
     if (!v.copy || !find(v)) continue;
+    const StoredTensor &kept = *find(original), &copy = *find(v);
+    if (kept.type == copy.type && kept.type != StoredType::f8_e4m3 &&
+        std::memcmp(kept.data, copy.data, size_t(copy.bytes())) == 0)
+      continue;
     const int64_t strip = strip_rows(param.cols);
     std::vector<float> a(size_t(std::min(strip, v.rows) * param.cols)), b(a.size());
     for (int64_t row = 0; row < v.rows; row += strip) {
@@ -267,19 +289,17 @@ struct Fp8View {
   ViewRows read;
   std::vector<float> scales;
 
-  template <class Body> void for_strips(const Body& body) const {  // body(first row, rows, values)
-    const int64_t strip = strip_rows(cols);
-    std::vector<float> x(size_t(std::min(strip, rows) * cols));
-    for (int64_t row = 0; row < rows; row += strip) {
-      const int64_t n = std::min(strip, rows - row);
+  template <class Body> void for_values(const Body& body) const {  // body(first row, rows, values)
+    std::vector<float> x(size_t(std::min(strip_rows(cols), rows) * cols));
+    for_strips(rows, cols, kStripValues, [&](int64_t row, int64_t n) {
       read(row, n, x.data());
       body(row, n, x.data());
-    }
+    });
   }
   const std::vector<float>& get_scales() {
     if (!scales.empty()) return scales;
     scales.resize(size_t(fp8_blocks(rows) * fp8_blocks(cols)));
-    for_strips([&](int64_t row, int64_t n, const float* x) {
+    for_values([&](int64_t row, int64_t n, const float* x) {
       const int64_t at = row / 128 * fp8_blocks(cols);
       QuantiseOptions strip = options;
       if (strip.known_scales) strip.known_scales += at;
@@ -293,7 +313,7 @@ struct Fp8View {
   void append_codes(const Append& append) {
     get_scales();
     std::vector<uint8_t> codes;
-    for_strips([&](int64_t row, int64_t n, const float* x) {
+    for_values([&](int64_t row, int64_t n, const float* x) {
       codes.resize(size_t(n * cols));
       quantise(x, scales.data() + row / 128 * fp8_blocks(cols), n, cols, options, codes.data());
       append(bytes_of(codes.data(), n * cols));
@@ -301,20 +321,21 @@ struct Fp8View {
   }
 };
 
-void append_plain(StoredType type, int64_t rows, int64_t cols, const ViewRows& read, const Append& append) {
-  const int64_t strip = strip_rows(cols);
-  std::vector<float> x(size_t(std::min(strip, rows) * cols));
+void append_plain(StoredType type, int64_t rows, int64_t cols, const ViewRows& read, ThreadPool* pool,
+                  const Append& append) {
+  std::vector<float> x(size_t(std::min(strip_rows(cols), rows) * cols));
   std::vector<bf16> narrow(type == StoredType::bf16 ? x.size() : 0);
-  for (int64_t row = 0; row < rows; row += strip) {
-    const int64_t n = std::min(strip, rows - row), count = n * cols;
+  for_strips(rows, cols, kStripValues, [&](int64_t row, int64_t n) {
+    const int64_t count = n * cols;
     read(row, n, x.data());
-    if (type == StoredType::f32) {
-      append(bytes_of(x.data(), count * 4));
-    } else {
-      for (int64_t i = 0; i < count; ++i) narrow[size_t(i)] = bf16(x[size_t(i)]);
-      append(bytes_of(narrow.data(), count * 2));
-    }
-  }
+    if (type == StoredType::f32) return append(bytes_of(x.data(), count * 4));
+    const auto round = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) narrow[size_t(i)] = bf16(x[size_t(i)]);
+    };
+    if (pool) pool->parallel_ranges(count, kPieceValues, round);
+    else round(0, count);
+    append(bytes_of(narrow.data(), count * 2));
+  });
 }
 
 }  // namespace
@@ -322,6 +343,14 @@ void append_plain(StoredType type, int64_t rows, int64_t cols, const ViewRows& r
 StoredType stored_type(const Param& param, DType storage) {
   if (storage == DType::f32 || param.kind == ParamKind::gate_bias) return StoredType::f32;
   return storage == DType::e4m3 && param.can_be_fp8() ? StoredType::f8_e4m3 : StoredType::bf16;
+}
+
+int64_t model_bytes(const std::vector<Param>& table, DType storage) {
+  int64_t bytes = 0;
+  for (const Param& p : table)
+    for (const ParamView& v : p.views)
+      for (const TensorSource& t : view_tensors(p, v, storage, {}, {})) bytes += t.bytes();
+  return bytes;
 }
 
 std::vector<TensorSource> view_tensors(const Param& param, const ParamView& view, DType storage,
@@ -332,9 +361,8 @@ std::vector<TensorSource> view_tensors(const Param& param, const ParamView& view
   weight.type = type;
   weight.shape = view_shape(param, view);
   if (type != StoredType::f8_e4m3) {
-    weight.fill = [type, rows = view.rows, cols = param.cols, read](const Append& append) {
-      append_plain(type, rows, cols, read, append);
-    };
+    weight.fill = [type, rows = view.rows, cols = param.cols, read, pool = quantise.pool](
+                      const Append& append) { append_plain(type, rows, cols, read, pool, append); };
     return {std::move(weight)};
   }
   auto fp8 = std::make_shared<Fp8View>(

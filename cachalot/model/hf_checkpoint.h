@@ -33,18 +33,19 @@ class HfCheckpoint {
 
   const StoredTensor* find(const ParamView& view) const { return reader_.find(view.hf_name); }
   bool is_fp8(const ParamView& view) const;
-  bool is_fp8(const Param& param) const;  // all of it: then read_fp8 can deliver it
+  bool is_fp8(const Param& param) const;  // all of it
 
   // A whole parameter, [rows, cols] as the table has it; E4M3 is dequantised. Compares MTP's copies of the
   // embedding and the head with the original (Error if they differ; absent copies are fine).
   void read_f32(const Param& param, float* out) const;
-  // The same as codes [rows, cols] and scales [parts * blocks(part_rows), blocks(cols)], where blocks(n) =
-  // ceil(n / 128) and parts = rows / part_rows: the layout of Tensor::scales.
-  void read_fp8(const Param& param, uint8_t* codes, float* scales) const;
-
-  // `rows` rows of one view, from `first_row` of the view (E4M3: a multiple of 128).
-  void read_rows_f32(const Param& param, const ParamView& view, int64_t first_row, int64_t rows,
-                     float* out) const;
+  // `rows` rows of one view, from `first_row` of the view (E4M3: a multiple of 128), on the threads of `pool`
+  // if there are any. Large parameters are read so, in strips (for_strips), without a copy of the whole.
+  void read_rows_f32(const Param& param, const ParamView& view, int64_t first_row, int64_t rows, float* out,
+                     ThreadPool* pool = nullptr) const;
+  // The same of an E4M3 view as codes [rows, cols] and scales [blocks(rows), blocks(cols)], where blocks(n) =
+  // ceil(n / 128): the layout of Tensor::scales. From a multiple of 128 too.
+  void read_rows_fp8(const Param& param, const ParamView& view, int64_t first_row, int64_t rows,
+                     uint8_t* codes, float* scales) const;
   void check_copies(const Param& param) const;
   // `count` block rows of a view's scales; Error if one is negative or not finite.
   std::vector<float> read_scales(const ParamView& view, int64_t first, int64_t count) const;
@@ -54,6 +55,11 @@ class HfCheckpoint {
   std::vector<Param> table_;
   CheckpointReader reader_;
 };
+
+// body(first row, rows) over all rows of a view, some `values` numbers at a time: whole blocks of 128 rows
+// but for the last.
+void for_strips(int64_t rows, int64_t cols, int64_t values,
+                const std::function<void(int64_t first_row, int64_t rows)>& body);
 
 // Delivers rows [first_row, first_row + rows) of a parameter as float32 into out [rows, cols].
 using RowSource = std::function<void(const Param& param, int64_t first_row, int64_t rows, float* out)>;
@@ -79,6 +85,9 @@ void copy_tokenizer_files(const std::string& from, const std::string& to);
 
 // What a parameter is stored as in a checkpoint of type f32, bf16 or e4m3 (see WriteModelOptions::storage).
 StoredType stored_type(const Param& param, DType storage);
+
+// Bytes of tensor data that write_model writes, every copy included.
+int64_t model_bytes(const std::vector<Param>& table, DType storage);
 
 // The tensors that one view is stored as, each with the function that computes its bytes. `read` delivers
 // rows of the view as float32. Shared by write_model and convert (model/convert.h).

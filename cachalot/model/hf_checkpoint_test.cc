@@ -102,7 +102,12 @@ TEST(HfCheckpoint, AllGoldenModelsOpenAndStackTheirParts) {
     const int64_t parts = p.rows / p.part_rows, scale_ld = fp8_blocks(p.cols);
     std::vector<uint8_t> codes(all.size());
     std::vector<float> scales(size_t(parts * fp8_blocks(p.part_rows) * scale_ld));
-    narrow.read_fp8(p, codes.data(), scales.data());
+    for (const ParamView& v : p.views)
+      for_strips(v.rows, p.cols, 0, [&](int64_t row, int64_t rows) {
+        const int64_t block = v.first_row / p.part_rows * fp8_blocks(p.part_rows) + row / 128;
+        narrow.read_rows_fp8(p, v, row, rows, codes.data() + (v.first_row + row) * p.cols,
+                             scales.data() + block * scale_ld);
+      });
     const Tensor t{.data = codes.data(),
                    .dtype = DType::e4m3,
                    .rows = p.rows,

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
+#include <bit>
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "model/checkpoint_name.h"
 #include "model/hf_checkpoint.h"
 
@@ -37,52 +39,102 @@ std::string resolve_model_directory(const std::string& path) {
 
 namespace {
 
+constexpr int64_t kStrip = int64_t(1) << 20;  // numbers that are read together; they stay in a cache
+constexpr int64_t kPiece = int64_t(1) << 15;  // of them, for one thread
+
+bool is_finite(float x) { return (std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
+bool is_finite(uint8_t code) { return (code & 0x7f) != 0x7f; }  // of an e4m3
+
 // Logits of weights that are not finite are none: every token would be the first of the vocabulary.
-template <class T, class IsFinite>
-void require_finite(const Param& p, const std::vector<T>& values, const IsFinite& is_finite) {
-  const auto bad = std::find_if_not(values.begin(), values.end(), is_finite);
-  if (bad == values.end()) return;
-  const int64_t at = bad - values.begin(), row = at / p.cols;
-  for (const ParamView& v : p.views)
-    if (!v.copy && v.first_row <= row && row < v.first_row + v.rows)
-      throw Error(
-          fmt::format("{}: element [{}, {}] is not finite", v.hf_name, row - v.first_row, at % p.cols))
-          .hint("the model diverged, or the file is damaged: copy or download it again");
+// `values` begin with row `row` of the view.
+template <class T> void require_finite(const Param& p, const ParamView& v, int64_t row, const T* values,
+                                       int64_t count, ThreadPool& pool) {
+  std::atomic<int64_t> first = count;
+  pool.parallel_ranges(count, kPiece, [&](int64_t begin, int64_t end) {
+    bool good = true;
+    for (int64_t i = begin; i < end; ++i) good &= is_finite(values[i]);
+    if (good) return;
+    while (is_finite(values[begin])) ++begin;
+    for (int64_t was = first; begin < was && !first.compare_exchange_weak(was, begin);) {
+    }
+  });
+  if (first < count)
+    throw Error(
+        fmt::format("{}: element [{}, {}] is not finite", v.hf_name, row + first / p.cols, first % p.cols))
+        .hint("the model diverged, or the file is damaged: copy or download it again");
 }
 
-void load_parameter(Stream& s, const HfCheckpoint& checkpoint, const ParamSet& params, size_t i) {
+// use(row of the parameter, rows, values) for strip after strip.
+template <class Use>
+void read_strips(const HfCheckpoint& checkpoint, const Param& p, ThreadPool& pool, const Use& use) {
+  std::vector<float> values;
+  for (const ParamView& v : p.views)
+    if (!v.copy)
+      for_strips(v.rows, p.cols, kStrip, [&](int64_t row, int64_t rows) {
+        values.resize(size_t(rows * p.cols));
+        checkpoint.read_rows_f32(p, v, row, rows, values.data(), &pool);
+        require_finite(p, v, row, values.data(), rows * p.cols, pool);
+        use(v.first_row + row, rows, values);
+      });
+  checkpoint.check_copies(p);
+}
+
+// Codes that stay codes.
+void upload_fp8(Stream& s, const HfCheckpoint& checkpoint, const ParamSet& params, size_t i,
+                ThreadPool& pool) {
+  const Param& p = params.table()[i];
+  const Tensor w = params.weight(i), w_scales = params.scales(i);
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+  for (const ParamView& v : p.views) {
+    CHECK(v.rows == p.part_rows, v.hf_name);
+    for_strips(v.rows, p.cols, 4 * kStrip, [&](int64_t row, int64_t rows) {
+      const int64_t block = v.first_row / p.part_rows * fp8_blocks(p.part_rows) + row / kScaleBlock;
+      codes.resize(size_t(rows * p.cols));
+      scales.resize(size_t(fp8_blocks(rows) * fp8_blocks(p.cols)));
+      checkpoint.read_rows_fp8(p, v, row, rows, codes.data(), scales.data());
+      require_finite(p, v, row, codes.data(), rows * p.cols, pool);
+      on(s).upload(codes.data(), w.slice_rows(v.first_row + row, rows));
+      on(s).upload(scales.data(), w_scales.slice_rows(block, fp8_blocks(rows)));
+    });
+  }
+  transpose_weight(s, params, i);
+}
+
+void load_parameter(Stream& s, const HfCheckpoint& checkpoint, const ParamSet& params, size_t i,
+                    ThreadPool& pool) {
   const Param& p = params.table()[i];
   const Tensor w = params.weight(i);
-  if (w.dtype == DType::e4m3 && checkpoint.is_fp8(p)) {
-    const Tensor scales = params.scales(i);
-    std::vector<uint8_t> codes(size_t(p.size()));
-    std::vector<float> scale(size_t(scales.size()));
-    checkpoint.read_fp8(p, codes.data(), scale.data());
-    require_finite(p, codes, [](uint8_t code) { return (code & 0x7f) != 0x7f; });
-    on(s).upload(codes.data(), w);
-    on(s).upload(scale.data(), scales);
-    transpose_weight(s, params, i);
-    return;
-  }
-  std::vector<float> values(size_t(p.size()));
-  checkpoint.read_f32(p, values.data());
-  require_finite(p, values, [](float x) { return std::isfinite(x); });
-  if (w.dtype == DType::e4m3) {
-    upload_quantised(s, params, i, values);
-  } else if (w.dtype == DType::f32) {
-    on(s).upload(values.data(), w);
-  } else if (w.dtype == DType::bf16) {
-    std::vector<bf16> rounded(values.size());
-    for (size_t k = 0; k < values.size(); ++k) rounded[k] = bf16(values[k]);
-    on(s).upload(rounded.data(), w);
-  } else {
-    CHECK(w.dtype == DType::f64);
-    const std::vector<double> wide(values.begin(), values.end());
-    on(s).upload(wide.data(), w);
-  }
+  if (w.dtype != DType::e4m3) return upload_parameter(s, checkpoint, p, w, pool);
+  if (checkpoint.is_fp8(p)) return upload_fp8(s, checkpoint, params, i, pool);
+  read_strips(checkpoint, p, pool, [&](int64_t row, int64_t rows, const std::vector<float>& values) {
+    upload_quantised_rows(s, params, i, row, rows, values.data(), pool);
+  });
+  transpose_weight(s, params, i);
 }
 
 }  // namespace
+
+void upload_parameter(Stream& s, const HfCheckpoint& checkpoint, const Param& param, const Tensor& to,
+                      ThreadPool& pool) {
+  CHECK(to.rows == param.rows && to.cols == param.cols, param.name + " into " + to.describe());
+  std::vector<bf16> rounded;
+  std::vector<double> wide;
+  read_strips(checkpoint, param, pool, [&](int64_t row, int64_t rows, const std::vector<float>& values) {
+    const Tensor strip = to.slice_rows(row, rows);
+    if (to.dtype == DType::f32) return on(s).upload(values.data(), strip);
+    if (to.dtype == DType::f64) {
+      wide.assign(values.begin(), values.end());
+      return on(s).upload(wide.data(), strip);
+    }
+    CHECK(to.dtype == DType::bf16, to.describe());
+    rounded.resize(values.size());
+    pool.parallel_ranges(int64_t(values.size()), kPiece, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) rounded[size_t(k)] = bf16(values[size_t(k)]);
+    });
+    on(s).upload(rounded.data(), strip);
+  });
+}
 
 LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Precision precision,
                        const LoadOptions& options) {
@@ -95,10 +147,11 @@ LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Pre
   const auto fp8 = [&](const Param& p) { return options.keep_fp8 && p.can_be_fp8() && checkpoint.is_fp8(p); };
   model.params = std::make_unique<ParamSet>(s.device(), model.config, recipe,
                                             ParamSet::Options{.gradients = options.gradients, .fp8 = fp8});
+  ThreadPool pool(available_cpus());
   int64_t read = 0, all = 0;
   for (const Param& p : model.params->table()) all += p.size();
   for (size_t i = 0; i < model.params->table().size(); ++i) {
-    load_parameter(s, checkpoint, *model.params, i);
+    load_parameter(s, checkpoint, *model.params, i, pool);
     if (options.progress) options.progress(read += model.params->table()[i].size(), all);
   }
   on(s).synchronize();

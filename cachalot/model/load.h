@@ -10,6 +10,8 @@
 
 namespace cachalot {
 
+class HfCheckpoint;
+
 // A model directory is taken as it is; a checkpoint of a run stands for its model, a run directory for that of
 // its newest complete checkpoint. Error when the path is none of these.
 std::string resolve_model_directory(const std::string& path);
@@ -33,6 +35,12 @@ struct LoadedModel {
 // Reads, checks and uploads every parameter. Errors name file, tensor and values (model/hf_checkpoint.h).
 LoadedModel load_model(Stream& s, const std::string& model_or_run_directory, Precision precision,
                        const LoadOptions& options);
+
+// Queues one parameter as it is in a checkpoint into `to` [rows, cols], of f32, bf16 or f64: read, checked
+// and rounded strip by strip on the threads of `pool`, so that no copy of the whole is made. Error: a number
+// is not finite.
+void upload_parameter(Stream& s, const HfCheckpoint& checkpoint, const Param& param, const Tensor& to,
+                      ThreadPool& pool);
 
 struct SaveOptions {
   DType storage = DType::bf16;      // or f32

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "base/rng.h"
@@ -124,25 +125,36 @@ void transpose_weight(Stream& s, const ParamSet& params, size_t i) {
 }
 
 void upload_quantised(Stream& s, const ParamSet& params, size_t i, const std::vector<float>& numbers) {
-  const Param& p = params.table()[i];
-  const Tensor scale_tensor = params.scales(i);
-  std::vector<uint8_t> codes(size_t(p.size()));
-  std::vector<float> scales(size_t(scale_tensor.size()));
   ThreadPool threads(available_cpus());
+  upload_quantised_rows(s, params, i, 0, params.table()[i].rows, numbers.data(), threads);
+  transpose_weight(s, params, i);
+}
+
+void upload_quantised_rows(Stream& s, const ParamSet& params, size_t i, int64_t first_row, int64_t rows,
+                           const float* numbers, ThreadPool& threads) {
+  const Param& p = params.table()[i];
+  CHECK(first_row % p.part_rows % kScaleBlock == 0, p.name);
+  const int64_t first_block =
+      first_row / p.part_rows * blocks(p.part_rows) + first_row % p.part_rows / kScaleBlock;
+  std::vector<uint8_t> codes(size_t(rows * p.cols));
+  std::vector<float> scales;
   const QuantiseOptions options{
       .format = params.recipe().power_of_two ? ScaleFormat::power_of_two : ScaleFormat::float32,
       .stored_as_bf16 = true,  // no trace of older scales is looked for
       .pool = &threads,
       .name = p.name};
-  for (int64_t row = 0; row < p.rows; row += p.part_rows) {
-    const float* x = numbers.data() + row * p.cols;
-    float* scale = scales.data() + row / p.part_rows * blocks(p.part_rows) * scale_tensor.cols;
-    choose_scales(x, p.part_rows, p.cols, options, scale);
-    quantise(x, scale, p.part_rows, p.cols, options, codes.data() + row * p.cols);
+  for (int64_t row = 0; row < rows;) {
+    const int64_t n = std::min(p.part_rows - (first_row + row) % p.part_rows, rows - row);
+    const float* x = numbers + row * p.cols;
+    const size_t at = scales.size();
+    scales.resize(at + size_t(blocks(n) * blocks(p.cols)));
+    choose_scales(x, n, p.cols, options, scales.data() + at);
+    quantise(x, scales.data() + at, n, p.cols, options, codes.data() + row * p.cols);
+    row += n;
   }
-  on(s).upload(codes.data(), params.weight(i));
-  on(s).upload(scales.data(), scale_tensor);
-  transpose_weight(s, params, i);
+  on(s).upload(codes.data(), params.weight(i).slice_rows(first_row, rows));
+  const int64_t block_rows = int64_t(scales.size()) / blocks(p.cols);
+  on(s).upload(scales.data(), params.scales(i).slice_rows(first_block, block_rows));
 }
 
 void initialize(Stream& s, const ParamSet& params, const ModelConfig& config, uint64_t seed,

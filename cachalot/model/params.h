@@ -13,6 +13,8 @@
 
 namespace cachalot {
 
+class ThreadPool;
+
 class ParamSet {
  public:
   struct Options {
@@ -29,7 +31,7 @@ class ParamSet {
   Tensor weight(size_t i) const { return weights_[i]; }
   Tensor gradient(size_t i) const {
     return gradients_.empty() ? Tensor{} : gradients_[i];
-  }                                             // absent: not trained
+  }  // absent: not trained
   size_t index(const std::string& name) const;  // CHECKs that it exists
   Tensor weight(const std::string& name) const { return weight(index(name)); }
   // fp8 recipe with gradients: the transpose of each expert's matrix, E4M3 blocks; absent elsewhere.
@@ -59,6 +61,10 @@ void quantise_weight(Stream& s, const ParamSet& params, size_t i, const Tensor& 
 void transpose_weight(Stream& s, const ParamSet& params, size_t i);
 // Sets E4M3 weight i and its transpose from numbers in host memory, rows after rows; returns when it is done.
 void upload_quantised(Stream& s, const ParamSet& params, size_t i, const std::vector<float>& numbers);
+// The same for some rows, without the transpose: whole blocks of 128, or to the end of a part
+// (Param::part_rows).
+void upload_quantised_rows(Stream& s, const ParamSet& params, size_t i, int64_t first_row, int64_t rows,
+                           const float* numbers, ThreadPool& threads);
 
 // Random weights: normal with standard deviation initializer_range (V3 report section 4.2), norm gains 1,
 // router bias 0. Element i of parameter p is a pure function of (seed, p, i), the same for every precision:

@@ -18,6 +18,7 @@
 #include "model/safetensors.h"
 #include "train/bits_identity.h"
 #include "train/guard_state.h"
+#include "train/rewind_state.h"
 #include "train/state_tensor.h"
 
 namespace cachalot {
@@ -56,6 +57,7 @@ struct RunState {
   int64_t ranks = 1;
   BitsIdentity bits;
   GuardState guard;
+  RewindState rewinds;
   RouterBiases router_bias;
   std::vector<FileRecord> files;
 
@@ -73,6 +75,7 @@ struct RunState {
     v("ranks", ranks, "that trained");
     v("bits", bits, "");
     v("guard", guard, "");
+    v("rewinds", rewinds, "");
     v("router_bias", router_bias, "by router");
     v("files", files, "of the checkpoint");
   }
@@ -102,8 +105,7 @@ class Checkpoint {
  public:
   // Error naming the file: one that is missing, cut, or has other bytes than were written; a checkpoint
   // without the state of the optimizer, of an earlier version.
-  explicit Checkpoint(
-      const std::string& directory, const PieceDone& progress = [] {});
+  explicit Checkpoint(const std::string& directory, const PieceDone& progress = [] {});
 
   const std::string& directory() const { return directory_; }
   const RunState& state() const { return state_; }

@@ -179,7 +179,7 @@ TEST_F(CheckpointTest, ADamagedCheckpointIsPutAsideAndTheOneBeforeItTaken) {
     EXPECT_EQ(run_.checkpoints(), std::vector<std::string>{first});
   }
   EXPECT_EQ(told.size(), 1u);
-  run_.put_aside(first);
+  run_.put_aside(first, RunDirectory::Aside::damaged);
   EXPECT_TRUE(
       contains(error_of([&] { newest_checkpoint(run_, tell); }), "has no checkpoint but those put aside"));
   const RunDirectory empty(folder_ / "empty", RunDirectory::Open::fresh);
@@ -294,12 +294,12 @@ TEST_F(CheckpointTest, AWriterThatCannotTakeItsFirstCopyIsAnError) {
   Faults faults;
   Training a(std::make_unique<FaultyDevice>(open_device("cpu", {.threads = 1}), faults), "f32");
   faults.before = [](const char*) { throw Error("the card is gone"); };
-  EXPECT_TRUE(contains(
-      error_of([&] {
-        CheckpointWriter writer(*a.device, a.trainer,
-                                {.run = &run_, .model = &model_, .config = "{}", .storage = DType::f32});
-      }),
-      "the card is gone"));
+  EXPECT_TRUE(contains(error_of([&] {
+                         CheckpointWriter writer(
+                             *a.device, a.trainer,
+                             {.run = &run_, .model = &model_, .config = "{}", .storage = DType::f32});
+                       }),
+                       "the card is gone"));
   faults.before = {};
 }
 

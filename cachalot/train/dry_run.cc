@@ -5,30 +5,21 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
+#include <numeric>
 #include <ostream>
 
+#include "base/disk_space.h"
 #include "base/rng.h"
 #include "base/text.h"
 #include "train/checkpoint.h"
+#include "train/run_directory.h"
 #include "train/snapshot.h"
 
 namespace cachalot {
 
-namespace fs = std::filesystem;
-
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Of the file system that `path` will be on; -1: unknown.
-int64_t free_disk(const std::string& path) {
-  fs::path at = fs::absolute(path);
-  while (!fs::exists(at) && at.has_parent_path() && at != at.parent_path()) at = at.parent_path();
-  std::error_code code;
-  const fs::space_info space = fs::space(at, code);
-  return code ? -1 : int64_t(space.available);
-}
 
 // Seconds of a step of `rows` rows: a whole one where that is short, else what its micro-batches take.
 double time_step(Stream& s, Trainer& trainer, const ModelConfig& model, const TrainSection& t, int64_t rows) {
@@ -59,11 +50,60 @@ double time_step(Stream& s, Trainer& trainer, const ModelConfig& model, const Tr
   return best;
 }
 
+int64_t trained_parameters(const std::vector<Param>& table) {
+  int64_t n = 0;
+  for (const Param& p : table) n += p.trained() ? p.size() : 0;
+  return n;
+}
+
 }  // namespace
 
+CheckpointCount count_checkpoints(const TrainSection& train) {
+  const int64_t steps = StepPlan(train).steps(), every = train.save_every;
+  if (every == 0 || every >= steps) return {.most = 1, .kept = 1};
+  const int64_t saves = (steps - 1) / every + 1;  // those on the way, and the last
+  int64_t for_good = 0;                           // those of its multiples stay; 0: none do
+  if (train.keep_every > 0 && train.keep_every <= steps) {
+    const int64_t factor = every / std::gcd(every, train.keep_every);
+    if (factor <= steps / train.keep_every) for_good = factor * train.keep_every;
+  }
+  const auto after = [&](int64_t saved) {  // so many
+    const int64_t newest = std::min(saved, train.keep_last), oldest = saved - newest + 1;
+    const int64_t its_step = oldest == saves ? steps : oldest * every;
+    return newest + (for_good ? (its_step - 1) / for_good : 0);
+  };
+  // An old one goes when the new one is complete.
+  return {.most = std::min(saves, after(saves - 1) + 1), .kept = after(saves)};
+}
+
+void print_disk(std::ostream& out, const ModelConfig& model, const RunConfig& config,
+                const std::string& run_dir) {
+  const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
+  const TrainSection& t = config.train;
+  const auto nowhere = open_device("plan");
+  Stream s(*nowhere);
+  TrainSection on_device = t;  // the average would take memory of the host
+  on_device.ema_decay = 0;
+  const Trainer trainer(s, model, on_device, 0);
+  const std::vector<Param>& table = trainer.params().table();
+  int64_t one = checkpoint_bytes(trainer.state(), table, trainer.params().recipe().weight);
+  if (t.ema_decay > 0) one += trained_parameters(table) * size_of(DType::f32);
+
+  const auto [most, kept] = count_checkpoints(t);
+  const int64_t there = std::min(most, RunDirectory::complete_checkpoints(run_dir));
+  const int64_t free = free_disk(run_dir);
+  fmt::print(out, "disk       {} for {} checkpoint{} of {}{}{}; {} free\n", bytes(most * one), most,
+             most == 1 ? "" : "s", bytes(one),
+             most > kept ? fmt::format(" ({} kept, one being written)", kept) : "",
+             there > 0 ? fmt::format(", {} of them there", there) : "", free < 0 ? "unknown" : bytes(free));
+  if (free >= 0 && free < (most - there) * one)
+    fmt::print(out, "           WARNING: that does not fit: {}\n",
+               most > 1 ? "fewer by --train.keep_last and --train.keep_every, or another --run-dir"
+                        : "another --run-dir");
+}
+
 void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig& config, Device& device,
-                   const MemoryPlan& plan, const std::string& run_dir, const std::string& device_name,
-                   int64_t done) {
+                   const MemoryPlan& plan, const std::string& device_name, int64_t done) {
   const TrainSection& t = config.train;
   const StepPlan steps(t);
   const auto bytes = [](int64_t n) { return human_bytes(double(n)); };
@@ -71,19 +111,6 @@ void print_dry_run(std::ostream& out, const ModelConfig& model, const RunConfig&
   Trainer trainer(s, model, t, plan.arena);
   trainer.init();
 
-  const int64_t one =
-      checkpoint_bytes(trainer.state(), trainer.params().table(), trainer.params().recipe().weight);
-  const int64_t saves = t.save_every > 0 ? (steps.steps() - 1) / t.save_every + 1 : 1;
-  int64_t kept = std::min(saves, t.keep_last);
-  if (t.keep_every > 0 && t.save_every > 0) kept += steps.steps() / t.keep_every;
-  const int64_t most = std::min(saves, kept + 1);  // an old one goes when the new one is complete
-  const int64_t free = free_disk(run_dir);
-  fmt::print(out, "disk       {} for {} checkpoint{} of {}{}; {} free\n", bytes(most * one), most,
-             most == 1 ? "" : "s", bytes(one),
-             most > kept ? fmt::format(" ({} kept, one being written)", kept) : "",
-             free < 0 ? "unknown" : bytes(free));
-  if (free >= 0 && free < most * one)
-    fmt::print(out, "           WARNING: that does not fit: fewer --train.keep_last, or another --run-dir\n");
   {
     const Snapshot snapshot(device, trainer.state());
     const char* where = snapshot.place() == Snapshot::Place::device ? "on the device"

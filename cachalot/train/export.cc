@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "base/disk_space.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "model/convert.h"
@@ -78,6 +79,7 @@ void export_weights(const ExportOptions& o) {
   }
   ModelConfig config = model.config();
   config.fp8_power_of_two_scales = o.scale_format == ScaleFormat::power_of_two;
+  require_disk(o.to, model_bytes(model.table(), o.storage), "the exported model");
   AtomicDirectory target(o.to);
   write_model(target.path(), config,
               {.storage = o.storage,

@@ -59,6 +59,7 @@ std::optional<Verdict> Guard::judge(double loss, double grad_norm) const {
     return Verdict{.trouble = "not_finite",
                    .what = fmt::format("the loss is {:.4g}, the norm of the gradient {:.4g}", std::abs(loss),
                                        std::abs(grad_norm)),  // no "-nan"
+                   .setting = "guard.on_not_finite",
                    .action = parse_action(section_.on_not_finite)};
   if (section_.spike == 0 || state_.losses.size() < size_t(GuardSection::kFewestSteps)) return std::nullopt;
   std::vector<double> losses = state_.losses;
@@ -69,6 +70,7 @@ std::optional<Verdict> Guard::judge(double loss, double grad_norm) const {
         .trouble = "loss_spike",
         .what = fmt::format("the loss is {:.4f}, above {:.4f}; the median of the last {} steps is {:.4f}",
                             loss, loss_limit, losses.size(), usual_loss),
+        .setting = "guard.on_spike",
         .action = parse_action(section_.on_spike)};
   std::vector<double> norms = state_.norms;
   const double usual_norm = median(norms);
@@ -79,6 +81,7 @@ std::optional<Verdict> Guard::judge(double loss, double grad_norm) const {
         .what = fmt::format("the norm of the gradient is {:.4g}, above {:.4g}; the median of the last {} "
                             "steps is {:.4g}",
                             grad_norm, norm_limit, norms.size(), usual_norm),
+        .setting = "guard.on_spike",
         .action = parse_action(section_.on_spike)};
   return std::nullopt;
 }
@@ -100,7 +103,10 @@ std::optional<Verdict> Guard::learn(double loss, double grad_norm, bool taken,
   std::optional<Verdict> verdict;
   const auto say = [&](const char* trouble, std::string what) {
     if (!verdict)
-      verdict = {.trouble = trouble, .what = std::move(what), .action = parse_action(section_.on_collapse)};
+      verdict = {.trouble = trouble,
+                 .what = std::move(what),
+                 .setting = "guard.on_collapse",
+                 .action = parse_action(section_.on_collapse)};
   };
   for (size_t l = 0; l < counts.size(); ++l) {
     int64_t& collapsed = state_.collapsed[l];

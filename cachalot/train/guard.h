@@ -28,6 +28,7 @@ const char* name_of(Action action);
 struct Verdict {
   const char* trouble = "";  // "not_finite", "loss_spike", "norm_spike", "collapse", "idle_expert"
   std::string what;          // for people, with the values
+  const char* setting = "";  // that chose the action: "guard.on_spike"
   Action action = Action::log;
 };
 

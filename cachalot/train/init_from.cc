@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "base/thread_pool.h"
 #include "model/hf_checkpoint.h"
 #include "model/load.h"
 
@@ -59,13 +60,12 @@ void initialize_from(Stream& s, Trainer& trainer, const std::string& path) {
   require_same_shapes(trainer.model().config(), path);
   const HfCheckpoint checkpoint(resolve_model_directory(path), {});
   const ParamSet& params = trainer.params();
+  ThreadPool pool(available_cpus());
   for (size_t i = 0; i < params.table().size(); ++i) {
     const Param& p = params.table()[i];
     const Tensor t = p.trained() ? trainer.optimizer().master(i) : params.weight(i);
     CHECK(t.dtype == DType::f32, p.name);
-    std::vector<float> values(size_t(p.size()));
-    checkpoint.read_f32(p, values.data());
-    on(s).upload(values.data(), t);
+    upload_parameter(s, checkpoint, p, t, pool);
   }
   trainer.adopt_state(0);
   if (trainer.average()) trainer.average()->start(s);

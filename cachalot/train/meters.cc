@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "backend/ceilings.h"
 #include "backend/cpu_kernel_set.h"
@@ -54,12 +55,12 @@ ProductCeiling product_ceiling(Device& device, const std::string& device_name) {
 }
 
 Meters::Meters(const ModelConfig& model, const TrainSection& train, Device& device,
-               const std::string& device_name)
+               const std::string& device_name, EnergyMeter energy)
     : flops_per_token_(training_flops_per_token(model, train.seq_len)),
       price_per_hour_(train.price_per_hour),
       price_per_kwh_(train.price_per_kwh),
       ceiling_(product_ceiling(device, device_name)),
-      energy_(device_name) {}
+      energy_(std::move(energy)) {}
 
 void Meters::add_to(Json& line, int64_t tokens, double step_seconds, double seconds) {
   tokens_here_ += tokens;

@@ -30,12 +30,16 @@ ProductCeiling product_ceiling(Device& device, const std::string& device_name);
 class Meters {
  public:
   // `device_name` as open_device() takes it.
-  Meters(const ModelConfig& model, const TrainSection& train, Device& device, const std::string& device_name);
+  Meters(const ModelConfig& model, const TrainSection& train, Device& device, const std::string& device_name)
+      : Meters(model, train, device, device_name, EnergyMeter(device_name)) {}
+  Meters(const ModelConfig& model, const TrainSection& train, Device& device, const std::string& device_name,
+         EnergyMeter energy);
 
   void go_on_from(double joules) { joules_before_ = joules; }  // that the run had used before this process
   // mfu; with counters energy_joules (of the run so far) and tokens_per_joule (of this process); with a price
   // cost. `seconds`: the run's age.
   void add_to(Json& line, int64_t tokens, double step_seconds, double seconds);
+  double flops_per_token() const { return flops_per_token_; }
   std::string peak() const;  // of which MFU is a share, in short: "989T"; "" when it is not known
   // "MFU of 989 TFLOP/s nominal; energy of the processor and the GPU"
   std::string describe() const;

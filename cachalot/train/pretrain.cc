@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ostream.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -216,6 +217,8 @@ void print_start(std::ostream& out, const RunConfig& config, const ModelConfig& 
   if (!held_out.windows().empty())
     fmt::print(out, "held out   every token once, in {} windows of up to {} targets\n",
                held_out.windows().size(), t.seq_len);
+  if (const std::vector<std::string> sets = held_out.sets(); sets.size() > 1)
+    fmt::print(out, "           {} sets, each scored: {}\n", sets.size(), fmt::join(sets, ", "));
   fmt::print(out,
              "memory     {} needed, {} free\n           weights {}, gradients {}, optimizer {},\n"
              "           activations {}, tables {}\n",
@@ -342,10 +345,11 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
                                    : open_device(options.device, device_options);
   const MemoryPlan plan = Trainer::plan(model, t);
   print_start(out, config, model, run_tokenizer, data, planned, held_out, *device, plan, run_dir);
+  if (options.dry_run) print_disk(out, model, config, run_dir);
   plan.require_fit(*device, t);
 
   if (options.dry_run) {
-    print_dry_run(out, model, config, *device, plan, run_dir, options.device,
+    print_dry_run(out, model, config, *device, plan, options.device,
                   resume ? RunDirectory::newest_step(run_dir) : 0);
     return {};
   }
@@ -389,7 +393,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
   fmt::print(out, "measuring  {}\n", meters.describe());
   write_machine(run.path(), *device, meters.describe());
   telemetry.use(std::move(meters));
-  telemetry.write_tensorboard(run.path() + "/tb");
+  telemetry.write_tensorboard(run.path() + "/tb", trainer.expert_layers());
   if (checkpoint && telemetry.last_step() != checkpoint->state().step)
     tell(
         fmt::format("WARNING: {} ends with step {}, the checkpoint is of step {}: the lines between are lost",
@@ -400,7 +404,10 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
                            .config = resolved,
                            .storage = trainer.params().recipe().weight,
                            .progress = [&] { ++activity.progress; }});
-  fmt::print(out, "saving     {}\n", describe(writer.snapshot()));
+  fmt::print(out, "saving     {}, {}\n",
+             t.save_every > 0 ? fmt::format("every {} steps", t.save_every)
+                              : "at the end only (--train.save_every N: also on the way)",
+             describe(writer.snapshot()));
   std::optional<Watchdog> watchdog;
   if (options.on_hang && config.guard.hang_seconds > 0)
     watchdog.emplace(activity, Watchdog::Options{.least_seconds = config.guard.hang_seconds,
@@ -421,7 +428,7 @@ PretrainResult pretrain(const RunConfig& given, const PretrainOptions& options, 
                      .watchdog = watchdog ? &*watchdog : nullptr,
                      .restart = begin,
                      .bits = bits});
-  if (checkpoint) loop.resume(*checkpoint);
+  if (resume) loop.resume(checkpoint);
   PretrainResult result{.resumed_from = checkpoint ? checkpoint->state().step : 0};
   checkpoint.reset();
   const LoopResult done = loop.run(stop);

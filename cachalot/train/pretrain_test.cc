@@ -65,8 +65,7 @@ TEST_F(PretrainTest, ARunLeavesItsConfigurationMetricsTokenizerAndTheLastTwoChec
   EXPECT_NEAR(nats, result.held_out->nats, 1e-6 * nats);
 
   const std::string text = out_.str();
-  for (const char* part :
-       {"memory ", " 1/10 ", "10/10 ", "bits per byte", "loss (nats a token)", "tok/s"})
+  for (const char* part : {"memory ", " 1/10 ", "10/10 ", "bits per byte", "loss (nats a token)", "tok/s"})
     EXPECT_TRUE(contains(text, part));
 }
 
@@ -231,6 +230,22 @@ TEST_F(PretrainTest, OtherTextIsRefusedBeforeAnythingOfTheRunIsWritten) {
   EXPECT_EQ(read_file(folder_ / "r/metrics.jsonl"), metrics);
 }
 
+TEST_F(PretrainTest, OtherArithmeticIsRefusedBeforeAnythingOfTheRunIsWrittenUnlessAskedFor) {
+  run("r");
+  const std::string config = read_file(folder_ / "r/config.json");
+  config_.train.steps = 12;
+  PretrainOptions o = options("r");
+  o.device = "ref";  // doubles
+  const std::string text = error_of([&] { pretrain(config_, o, out_, stop_); });
+  EXPECT_TRUE(contains(text, "the checkpoint was computed by "));
+  EXPECT_TRUE(contains(text, "--allow-different-bits"));
+  EXPECT_EQ(read_file(folder_ / "r/config.json"), config);
+  o.allow_different_bits = true;
+  const PretrainResult rest = pretrain(config_, o, out_, stop_);
+  EXPECT_EQ(rest.resumed_from, 10);
+  EXPECT_EQ(rest.steps, 12);
+}
+
 TEST_F(PretrainTest, WhatARunLacksIsSaidWithWhereToFindIt) {
   run("r");
   fs::resize_file(folder_ / "r/metrics.jsonl", 1500);
@@ -278,8 +293,11 @@ TEST_F(PretrainTest, ADryRunOfARunThatIsThereTellsWhatIsLeft) {
 }
 
 TEST_F(PretrainTest, EveryCheckpointThatTrainingWaitedForIsInTheMetrics) {
+  run("end");
+  EXPECT_TRUE(contains(out_.str(), "saving     at the end only (--train.save_every N"));
   config_.train.save_every = 3;
   run("r");
+  EXPECT_TRUE(contains(out_.str(), "saving     every 3 steps, "));
   EXPECT_TRUE(contains(out_.str(), "saving     4 checkpoints; "));
   const std::vector<Json> steps = metrics("r");
   for (size_t i = 0; i < steps.size(); ++i) {
@@ -368,6 +386,7 @@ TEST_F(PretrainShardsTest, TrainsOnAMixtureAndKeepsCountOfItsParts) {
     EXPECT_EQ(parts["en"].get<int64_t>(), (i + 1) * 36 * 3 / 4);
   }
   EXPECT_TRUE(contains(out_.str(), "75.0 % of the run"));
+  EXPECT_TRUE(contains(out_.str(), "2 sets, each scored: code, en"));
   EXPECT_EQ(read_file(folder_ / "r/tokenizer.json"), read_file(folder_ / "tokenizer/tokenizer.json"));
   // And again, from what it wrote, to the same bits.
   config_ = load_run_config(folder_ / "r/config.json", {});
@@ -424,6 +443,14 @@ TEST_F(PretrainShardsTest, MixturesThatCannotBeAndForeignShardsAreRefused) {
   EXPECT_TRUE(contains(message(), "holds tokens of tokenizer"));
   EXPECT_TRUE(contains(message(), "make them anew with --tokenizer " + (folder_ / "other")));
   config_.tokenizer.path = "";
+  {  // learned from the text, it is nowhere that shards could be made with it
+    RunConfig text = config_;
+    text.data = {.files = {folder_ / "text.txt"}, .validation = {.of = {{"old", {folder_ / "shards"}}}}};
+    text.tokenizer.vocab_size = 290;
+    const std::string refused = error_of([&] { pretrain(text, options("refused"), out_, stop_); });
+    EXPECT_TRUE(contains(refused, "holds tokens of tokenizer"));
+    EXPECT_TRUE(contains(refused, "train with the tokenizer of the shards (--tokenizer.path"));
+  }
   fs::remove(folder_ / "shards/tokenizer.json");
   EXPECT_TRUE(contains(message(), "there is no tokenizer.json beside the shards"));
   config_.tokenizer.path = folder_ / "tokenizer";

@@ -81,7 +81,7 @@ std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
       Checkpoint checkpoint(*path);
       for (const auto& [other, damage] : damaged)
         tell(fmt::format("WARNING: {}\n         this checkpoint is not used; it is now {}", damage,
-                         run.put_aside(other)));
+                         run.put_aside(other, RunDirectory::Aside::damaged)));
       if (!damaged.empty()) run.link_model(*path);
       return checkpoint;
     } catch (const Error& e) {
@@ -97,7 +97,9 @@ std::optional<Checkpoint> newest_checkpoint(const RunDirectory& run,
   if (const std::vector<std::string> aside = run.aside(); !aside.empty())
     throw Error(
         fmt::format("{} has no checkpoint but those put aside: {}", run.path(), fmt::join(aside, ", ")))
-        .hint("restore a checkpoint from a copy, or begin anew with --overwrite");
+        .hint(
+            "restore a checkpoint from a copy, take the ending .rewound off a name to go on from there, or "
+            "begin anew with --overwrite");
   if (run.had_checkpoint())
     throw Error(
         fmt::format("{0}/checkpoints is empty, but {0}/model says that there was a checkpoint", run.path()))

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kAside = ".damaged";
+constexpr const char* kAside[] = {".damaged", ".rewound"};  // by RunDirectory::Aside
 
 bool present(const fs::path& path) { return fs::symlink_status(path).type() != fs::file_type::not_found; }
 
@@ -189,8 +189,16 @@ void RunDirectory::link_model(const std::string& checkpoint) const {
     ::unlink(fresh.c_str());
 }
 
-std::string RunDirectory::put_aside(const std::string& checkpoint) const {
-  const std::string aside = checkpoint + kAside;
+std::string RunDirectory::name_aside(const std::string& checkpoint, Aside why) {
+  return checkpoint + kAside[size_t(why)];
+}
+
+std::string RunDirectory::rewind_path(const std::string& checkpoint) const {
+  return (checkpoint.empty() ? path_ + "/checkpoints" : checkpoint) + "/rewind.json";
+}
+
+std::string RunDirectory::put_aside(const std::string& checkpoint, Aside why) const {
+  const std::string aside = name_aside(checkpoint, why);
   std::error_code code;
   fs::remove_all(aside, code);
   fs::rename(checkpoint, aside, code);
@@ -207,7 +215,9 @@ int64_t RunDirectory::step_of(const std::string& checkpoint) {
 std::vector<std::string> RunDirectory::aside() const {
   std::vector<std::string> found;
   for (const auto& entry : fs::directory_iterator(path_ + "/checkpoints"))
-    if (is_checkpoint_with(kAside, entry.path().filename().string())) found.push_back(entry.path().string());
+    for (const char* suffix : kAside)
+      if (is_checkpoint_with(suffix, entry.path().filename().string()))
+        found.push_back(entry.path().string());
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -229,6 +239,12 @@ int64_t RunDirectory::newest_step(const std::string& path) {
   for (const auto& [step, checkpoint] : list_checkpoints(path))
     if (fs::exists(fs::path(checkpoint) / kCompleteFile)) newest = step;
   return newest;
+}
+
+int64_t RunDirectory::complete_checkpoints(const std::string& path) {
+  const auto all = list_checkpoints(path);
+  return std::count_if(all.begin(), all.end(),
+                       [](const auto& c) { return fs::exists(fs::path(c.second) / kCompleteFile); });
 }
 
 bool RunDirectory::had_checkpoint() const { return fs::is_symlink(path_ + "/model"); }

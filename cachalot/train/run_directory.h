@@ -5,7 +5,8 @@
 //   checkpoints/step-00000123/        a checkpoint (train/checkpoint.h)
 //   model -> checkpoints/step-.../model   the newest one
 //   run.lock                          held by the process that trains; no process, no lock
-// A checkpoint appears at once or not at all. One that was found damaged is put aside as step-….damaged.
+// A checkpoint appears at once or not at all. Put aside are step-….damaged, which was found damaged, and
+// step-….rewound, a good one that training went back beyond (train/guard.h).
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,7 @@ class RunDirectory {
   // begins.
   static bool is_locked(const std::string& path);
   static int64_t newest_step(const std::string& path);  // of the complete checkpoints; 0: there is none
+  static int64_t complete_checkpoints(const std::string& path);  // how many
 
   // Makes the directory and removes what a killed process left half-done. overwrite: and what an earlier run
   // wrote there, but nothing else. Error: another process trains there; fresh, and it is not free.
@@ -56,9 +58,14 @@ class RunDirectory {
   std::vector<std::string> all_checkpoints() const;  // and of those that have lost their COMPLETE since
   bool had_checkpoint() const;                       // "model" is there, and only a checkpoint makes it
   static int64_t step_of(const std::string& checkpoint);
-  std::string put_aside(const std::string& checkpoint) const;  // returns where it is now
-  std::vector<std::string> aside() const;                      // paths of those that were
+  enum class Aside : uint8_t { damaged, rewound };
+  static std::string name_aside(const std::string& checkpoint, Aside why);
+  // Returns where it is now. What was put there before, for the same reason, is replaced.
+  std::string put_aside(const std::string& checkpoint, Aside why) const;
+  std::vector<std::string> aside() const;  // paths of those that were, for any reason
   void link_model(const std::string& checkpoint) const;
+  // The file of a rewind to `checkpoint`, or, "", to the beginning (train/rewind_state.h).
+  std::string rewind_path(const std::string& checkpoint) const;
 
  private:
   struct Lock {

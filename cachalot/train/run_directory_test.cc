@@ -48,6 +48,7 @@ TEST(RunDirectory, KeepsTheLastTwoCheckpointsAndLinksTheNewest) {
   EXPECT_EQ(entries(folder / "run/checkpoints"), 2);
   EXPECT_EQ(read_file(folder / "run/model/weights"), read_file(kept[1] + "/model/weights"));
   EXPECT_EQ(RunDirectory::newest_step(run.path()), 100000000);
+  EXPECT_EQ(RunDirectory::complete_checkpoints(run.path()), 2);
   fs::remove(kept[1] + "/COMPLETE");
   EXPECT_EQ(RunDirectory::newest_step(run.path()), 10);
 }
@@ -80,7 +81,8 @@ TEST(RunDirectory, WhatAKilledProcessLeftHalfDoneIsRemovedAndNothingElse) {
   EXPECT_FALSE(fs::exists(checkpoints + "/step-00000002.tmp"));
   EXPECT_FALSE(fs::exists(checkpoints + "/step-00000001.tmp.old"));
   EXPECT_TRUE(fs::exists(checkpoints + "/step-00000003.damaged"));
-  EXPECT_EQ(run.put_aside(run.checkpoints()[0]), checkpoints + "/step-00000001.damaged");
+  EXPECT_EQ(run.put_aside(run.checkpoints()[0], RunDirectory::Aside::damaged),
+            checkpoints + "/step-00000001.damaged");
   EXPECT_TRUE(run.checkpoints().empty());
 }
 
@@ -194,11 +196,12 @@ TEST(RunDirectory, TheModelOfARunIsThatOfItsNewestCheckpointNotOfOnePutAside) {
   save(run, 100000000);
   EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-100000000/model");
   EXPECT_EQ(resolve_model_directory(run.checkpoints()[0]), run.checkpoints()[0] + "/model");
-  run.put_aside(run.checkpoints().back());
+  EXPECT_EQ(run.put_aside(run.checkpoints().back(), RunDirectory::Aside::rewound),
+            run.path() + "/checkpoints/step-100000000.rewound");
   EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-99999999/model");
-  run.put_aside(run.checkpoints().back());
+  run.put_aside(run.checkpoints().back(), RunDirectory::Aside::damaged);
   EXPECT_EQ(resolve_model_directory(run.path()), run.path() + "/checkpoints/step-00000008/model");
-  run.put_aside(run.checkpoints().back());
+  run.put_aside(run.checkpoints().back(), RunDirectory::Aside::rewound);
   EXPECT_EQ(run.aside().size(), 3u);
   EXPECT_TRUE(contains(error_of([&] { resolve_model_directory(run.path()); }), "no complete checkpoint"));
 }

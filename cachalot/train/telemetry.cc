@@ -31,33 +31,39 @@ double wall_time() {
 }
 
 // torchtitan's tags where it has one (components/metrics.py), ours below moe/ and energy/.
-std::vector<std::pair<std::string, double>> board_values(const Json& line) {
+std::vector<std::pair<std::string, double>> board_values(const Json& line,
+                                                         const std::vector<int64_t>& expert_layers) {
   std::vector<std::pair<std::string, double>> values;
   const auto put = [&](const char* key, const std::string& tag, double factor = 1) {
     if (line.contains(key) && line[key].is_number())
       values.emplace_back(tag, factor * line[key].get<double>());
   };
-  const auto put_list = [&](const char* key, const std::string& tag, size_t first) {
+  const auto put_list = [&](const char* key, const std::string& tag, const auto& number) {
     if (!line.contains(key)) return;
     for (size_t i = 0; i < line[key].size(); ++i)
       if (line[key][i].is_number())
-        values.emplace_back(fmt::format(fmt::runtime(tag), i + first), line[key][i].get<double>());
+        values.emplace_back(fmt::format(fmt::runtime(tag), number(i)), line[key][i].get<double>());
   };
+  const auto depth = [](size_t i) { return int64_t(i) + 1; };
+  const auto layer = [&](size_t i) { return i < expert_layers.size() ? expert_layers[i] : int64_t(i); };
   put("loss", "loss_metrics/global_avg_loss");
-  put_list("mtp_loss", "loss_metrics/mtp_{}_loss", 1);
+  put_list("mtp_loss", "loss_metrics/mtp_{}_loss", depth);
   put("balance_loss", "loss_metrics/seq_load_balancing_loss");
   put("lr", "lr");
   put("batch", "batch_size");
   put("grad_norm", "grad_norm");
   put("tokens", "n_tokens_seen");
   put("tokens_per_second", "throughput(tps)");
+  put("tflops", "tflops");
   put("mfu", "mfu(%)", 100);
+  put("step_seconds", "time_metrics/end_to_end(s)");
   put("data_seconds", "time_metrics/data_loading(s)");
+  put("data_share", "time_metrics/data_loading(%)", 100);
   put("checkpoint_stall_seconds", "time_metrics/checkpoint_stall(s)");
   put("seconds", "time_metrics/since_start(s)");
   put("average_wait_seconds", "time_metrics/average_wait(s)");
-  put_list("max_vio", "moe/max_vio/layer_{}", 0);
-  put_list("groups_per_token", "moe/groups_per_token/layer_{}", 0);
+  put_list("max_vio", "moe/max_vio/layer_{}", layer);
+  put_list("groups_per_token", "moe/groups_per_token/layer_{}", layer);
   put("experts_per_group", "moe/experts_per_group");
   put("energy_joules", "energy/joules");
   put("tokens_per_joule", "energy/tokens_per_joule");
@@ -159,7 +165,8 @@ void Telemetry::use(Meters meters) {
   meters_->go_on_from(last_joules_);
 }
 
-void Telemetry::write_tensorboard(const std::string& directory) {
+void Telemetry::write_tensorboard(const std::string& directory, std::vector<int64_t> expert_layers) {
+  expert_layers_ = std::move(expert_layers);
   try {
     // Also without a step: earlier events are of a run that was killed before its first checkpoint.
     std::error_code none_yet;
@@ -176,7 +183,7 @@ void Telemetry::write_tensorboard(const std::string& directory) {
 void Telemetry::show_on_board(const Json& line) {
   if (!board_) return;
   try {
-    board_->scalars(line["step"].get<int64_t>(), wall_time(), board_values(line));
+    board_->scalars(line["step"].get<int64_t>(), wall_time(), board_values(line, expert_layers_));
   } catch (const Error& e) {
     note(fmt::format("WARNING: {}; TensorBoard gets no more events", e.what()));
     board_.reset();
@@ -248,7 +255,11 @@ void Telemetry::step(int64_t step, const StepMetrics& m, const std::optional<Hel
   if (held_out) line["held_out"] = held_out_json(*held_out);
   write(line);
   step_end_ = metrics_.bytes();
-  show_on_board(line);
+  Json shown = line;  // and what metrics.jsonl need not tell twice
+  shown["step_seconds"] = last_;
+  if (last_ > 0) shown["data_share"] = data_ / last_;
+  if (meters_) shown["tflops"] = 1e-12 * meters_->flops_per_token() * line["tokens_per_second"].get<double>();
+  show_on_board(shown);
   steps_.push_back(double(step));
   losses_.push_back(m.loss);
 

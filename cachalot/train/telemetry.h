@@ -46,7 +46,8 @@ class Telemetry {
 
   // From here on lines have what the meters read, and RUN/tb has events.
   void use(Meters meters);
-  void write_tensorboard(const std::string& directory);
+  // `expert_layers`: the numbers of the layers that a list of one number a layer is of.
+  void write_tensorboard(const std::string& directory, std::vector<int64_t> expert_layers = {});
   // Steps whose experts' loads are written as events: some two hundred of the run, and the last.
   bool wants_expert_load(int64_t step) const;
 
@@ -110,6 +111,7 @@ class Telemetry {
   double last_joules_ = 0;  // of the last line read
   std::optional<Meters> meters_;
   std::optional<TensorBoardWriter> board_;
+  std::vector<int64_t> expert_layers_;
   double last_ = 0, step_seconds_ = 0, recent_ = 0;  // seconds: of the last step, of all, smoothed a step
   std::vector<double> steps_, losses_, held_out_steps_, held_out_losses_;
 };

@@ -91,6 +91,7 @@ TEST(Telemetry, RowsOfALogStandUnderTheirHeadsWithin120Columns) {
                            "MaxVio ", "experts/group ", "data "})
     EXPECT_TRUE(contains(lines[0], head));
   EXPECT_EQ(lines[0].size(), lines[1].size());
+  EXPECT_NE(lines[1].back(), ' ') << "the time that is left";
   EXPECT_EQ(lines[0].find("experts/group") + 13, lines[1].find("2.75") + 4);  // right-aligned
   const std::string file = read_file(folder / "m.jsonl");
   const Json line = parse_json(file.substr(0, file.find('\n')), "line");
@@ -217,6 +218,54 @@ TEST(Telemetry, TensorBoardGetsTheScoreAndTheAcceptanceOfEverySet) {
   for (const char* tag : {"validation_metrics/bits_per_byte", "validation_metrics/mtp_1_acceptance",
                           "validation_metrics/en/bits_per_byte", "validation_metrics/code/mtp_1_acceptance"})
     EXPECT_TRUE(events.find(tag) != std::string::npos) << tag;
+}
+
+// Tags are torchtitan's where it has one; a layer has the number that it has in the model and on the page.
+TEST(Telemetry, TensorBoardGetsEveryNumberOfAStepUnderItsTag) {
+  TemporaryFolder folder;
+  std::ostringstream out;
+  TrainSection train = twenty_steps();
+  train.price_per_hour = 2;
+  Telemetry telemetry(out, {}, folder / "m.jsonl", train);
+  const auto device = open_device("cpu");
+  telemetry.use(Meters(tiny_model(), train, *device, "cpu"));
+  telemetry.write_tensorboard(folder / "tb", {3, 7});
+  StepMetrics m = example(4);
+  m.groups_per_token = {2.5, 3.5};
+  m.experts_per_group = 2.75;
+  m.average_wait = 0.25;
+  telemetry.step_begins();
+  telemetry.data_came();
+  telemetry.step_ends();
+  telemetry.add_stall(0.5);
+  telemetry.step(1, m, std::nullopt);
+  std::string events;
+  for (const auto& file : std::filesystem::directory_iterator(folder / "tb"))
+    events += read_file(file.path().string());
+  for (const char* tag : {"loss_metrics/global_avg_loss",
+                          "loss_metrics/mtp_1_loss",
+                          "loss_metrics/seq_load_balancing_loss",
+                          "grad_norm",
+                          "lr",
+                          "batch_size",
+                          "n_tokens_seen",
+                          "throughput(tps)",
+                          "tflops",
+                          "mfu(%)",
+                          "time_metrics/end_to_end(s)",
+                          "time_metrics/data_loading(s)",
+                          "time_metrics/data_loading(%)",
+                          "time_metrics/checkpoint_stall(s)",
+                          "time_metrics/average_wait(s)",
+                          "time_metrics/since_start(s)",
+                          "moe/max_vio/layer_3",
+                          "moe/max_vio/layer_7",
+                          "moe/groups_per_token/layer_3",
+                          "moe/groups_per_token/layer_7",
+                          "moe/experts_per_group",
+                          "energy/cost"})
+    EXPECT_TRUE(contains(events, tag)) << tag;
+  EXPECT_FALSE(contains(events, "layer_0"));
 }
 
 // Events of a run that was killed before its first checkpoint are void, although metrics.jsonl keeps no step.

@@ -57,7 +57,17 @@ std::vector<TokenStream> load_validation(const DataSection& data, const TokenDat
     for (const auto* list : {&streams.train, &streams.held_out})
       for (const TokenStream& stream : *list)
         shards.insert(shards.end(), stream.shards().begin(), stream.shards().end());
-    if (!folders.empty()) shards[0].require_tokenizer(tokenizer, tokenizer_path);
+    if (!folders.empty()) {
+      try {
+        shards[0].require_tokenizer(tokenizer, tokenizer_path);
+      } catch (const Error& e) {
+        if (fs::exists(tokenizer_path)) throw;  // else it is learned from the text, and nowhere yet
+        throw Error(e.what()).hint(fmt::format(
+            "train with the tokenizer of the shards (--tokenizer.path, --tokenizer.vocab_size 0), or "
+            "give data.validation.{} text",
+            name));
+      }
+    }
     sets.emplace_back(name, std::move(shards));
   }
   return sets;

@@ -1,12 +1,16 @@
 #include "train/training_loop.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/text.h"
+#include "config/fields.h"
 #include "train/machine_error.h"
 #include "train/resume.h"
 
@@ -37,7 +41,24 @@ TrainingLoop::TrainingLoop(LoopParts parts)
       plan_(parts_.config->train),
       guard_(parts_.config->guard, routers_of(*parts_.trainer)) {}
 
-void TrainingLoop::resume(const Checkpoint& checkpoint) {
+void TrainingLoop::resume(const std::optional<Checkpoint>& checkpoint) {
+  if (checkpoint) {
+    stand_at(*checkpoint);
+    rewinds_ = checkpoint->state().rewinds;
+  }
+  const std::string path = parts_.run->rewind_path(result_.checkpoint);
+  if (!std::filesystem::exists(path)) return;
+  RewindRecord record;
+  read_fields(record, read_json_file(path), path);
+  parts_.loader->seek(parse_cursor({{"next_row", record.next_row}, {"data", record.data}}, path),
+                      result_.steps);
+  rewinds_ = record.state;
+  parts_.telemetry->event(parse_json(record.event, path));
+  parts_.telemetry->note(fmt::format("after a rewind of step {} to step {}: on with row {}", rewinds_.trouble,
+                                     result_.steps, record.next_row));
+}
+
+void TrainingLoop::stand_at(const Checkpoint& checkpoint) {
   const RunState& state = checkpoint.state();
   parts_.loader->seek(cursor_of(checkpoint), state.step);
   checkpoint.load(*parts_.stream, parts_.trainer->state());
@@ -59,7 +80,8 @@ RunState TrainingLoop::state() const {
           .device = parts_.device->name(),
           .precision = train().precision,
           .bits = parts_.bits,
-          .guard = guard_.state()};
+          .guard = guard_.state(),
+          .rewinds = result_.steps < rewinds_.trouble ? rewinds_ : RewindState{}};
 }
 
 void TrainingLoop::hear_of_checkpoints(CheckpointWriter::Wait wait) {
@@ -69,7 +91,7 @@ void TrainingLoop::hear_of_checkpoints(CheckpointWriter::Wait wait) {
       saved_step_ = outcome->step;
       result_.checkpoint = outcome->path;
       ++result_.saved;
-      if (outcome->step >= furthest_trouble_) rewinds_ = 0;
+      if (outcome->step >= rewinds_.trouble) rewinds_ = {};
       failed_.reset();
       continue;
     }
@@ -151,12 +173,14 @@ void TrainingLoop::stop_after_skips(const Verdict& verdict, int64_t step) {
 }
 
 TrainingLoop::After TrainingLoop::act(const Verdict& verdict, int64_t step) {
-  if (verdict.action == Action::stop) hear_of_checkpoints(CheckpointWriter::Wait::yes);
-  if (verdict.action == Action::stop)
+  if (verdict.action == Action::stop) {
+    hear_of_checkpoints(CheckpointWriter::Wait::yes);
     throw Error(fmt::format("step {}: {}; of the checkpoints {}", step, verdict.what, newest()))
-        .hint(
-            "the same command goes on from there; with --guard.on_spike rewind, say, it leaves the rows out "
-            "that led there");
+        .hint(fmt::format(
+            "the same command goes on from there; with --{} rewind it leaves the rows out that led "
+            "there",
+            verdict.setting));
+  }
   if (verdict.action != Action::rewind) return After::go_on;
   rewind(verdict, step);
   return After::rewound;
@@ -167,48 +191,62 @@ TrainingLoop::After TrainingLoop::act(const Verdict& verdict, int64_t step) {
 // is written beyond the trouble.
 void TrainingLoop::rewind(const Verdict& verdict, int64_t step) {
   hear_of_checkpoints(CheckpointWriter::Wait::yes);
-  furthest_trouble_ = std::max(furthest_trouble_, step);
-  if (rewinds_ == parts_.config->guard.most_rewinds)
+  if (rewinds_.count == parts_.config->guard.most_rewinds)
     throw Error(fmt::format("step {}: {}, after {} rewinds without a checkpoint beyond it", step,
-                            verdict.what, rewinds_))
+                            verdict.what, rewinds_.count))
         .hint(
             "look at the data of these steps, or try a lower --train.lr in a new run: --init-from takes the "
             "weights of a checkpoint");
   const std::vector<std::string> all = parts_.run->checkpoints();
   size_t to = all.empty() ? 0 : all.size() - 1;
-  if (rewinds_ > 0)
-    while (to > 0 && RunDirectory::step_of(all[to]) >= rewound_to_) --to;
-  ++rewinds_;
-  const DataCursor bad = parts_.loader->cursor();  // behind the rows of the bad step
-  std::string where = "the beginning";
-  int64_t kept_bytes = 0;
-  if (all.empty()) {
+  if (rewinds_.count > 0)
+    while (to > 0 && RunDirectory::step_of(all[to]) >= rewinds_.to) --to;
+  std::optional<Checkpoint> checkpoint;
+  if (!all.empty()) checkpoint.emplace(all[to], [this] { ++parts_.activity->progress; });
+  const std::string where = checkpoint ? all[to] : "the beginning";
+  const int64_t first_left_out = checkpoint ? checkpoint->state().next_row : 0;
+  rewinds_ = {.count = rewinds_.count + 1,
+              .trouble = std::max(rewinds_.trouble, step),
+              .to = checkpoint ? checkpoint->state().step : 0};
+  DataCursor next = parts_.loader->cursor();  // behind the rows of the bad step
+  for (int64_t i = 1; i <= parts_.config->guard.rewind_beyond; ++i) next.next_row += plan_.batch(step + i);
+  std::vector<std::string> aside;  // good checkpoints, but they know of the trouble
+  for (size_t i = to + 1; i < all.size(); ++i)
+    aside.push_back(RunDirectory::name_aside(all[i], RunDirectory::Aside::rewound));
+  const Json event{{"event", "rewind"},
+                   {"step", step},
+                   {"trouble", verdict.trouble},
+                   {"what", verdict.what},
+                   {"to_step", rewinds_.to},
+                   {"put_aside", aside},
+                   {"rows_left_out", {first_left_out, next.next_row}}};
+  // Before anything is given up: a process that is killed on the way resumes before the trouble, or here.
+  const RewindRecord record{.next_row = next.next_row,
+                            .data = fmt::format("{:016x}", next.data),
+                            .state = rewinds_,
+                            .event = event.dump()};
+  try {
+    write_file_atomic(parts_.run->rewind_path(checkpoint ? where : ""), write_fields(record).dump(1) + "\n");
+  } catch (const Error& e) {  // a full disk does not end a run
+    parts_.telemetry->note(fmt::format(
+        "WARNING: {}: killed before the next checkpoint, the run would not know of this rewind", e.what()));
+  }
+  if (checkpoint) {
+    for (size_t i = all.size() - 1; i > to; --i) parts_.run->put_aside(all[i], RunDirectory::Aside::rewound);
+    if (to + 1 < all.size()) parts_.run->link_model(where);
+    stand_at(*checkpoint);
+  } else {
     parts_.restart();
     guard_.restore({});
     result_.steps = saved_step_ = 0;
-  } else {
-    for (size_t i = all.size() - 1; i > to; --i) parts_.run->put_aside(all[i]);
-    where = all[to];
-    const Checkpoint checkpoint(where, [this] { ++parts_.activity->progress; });
-    if (to + 1 < all.size()) parts_.run->link_model(where);
-    resume(checkpoint);
-    kept_bytes = checkpoint.state().metrics_bytes;
   }
-  rewound_to_ = result_.steps;
-  DataCursor next = bad;
-  for (int64_t i = 1; i <= parts_.config->guard.rewind_beyond; ++i) next.next_row += plan_.batch(step + i);
-  const int64_t first_left_out = all.empty() ? 0 : parts_.loader->cursor().next_row;
   parts_.loader->seek(next, result_.steps);
-  parts_.telemetry->rewind(kept_bytes);
-  parts_.telemetry->event({{"event", "rewind"},
-                           {"step", step},
-                           {"trouble", verdict.trouble},
-                           {"what", verdict.what},
-                           {"to_step", result_.steps},
-                           {"rows_left_out", {first_left_out, next.next_row}}});
+  parts_.telemetry->rewind(checkpoint ? checkpoint->state().metrics_bytes : 0);
+  parts_.telemetry->event(event);
   parts_.telemetry->note(
-      fmt::format("WARNING: step {}: {}\n         back to {} (step {}); rows {} to {} are left out", step,
-                  verdict.what, where, result_.steps, first_left_out, next.next_row - 1));
+      fmt::format("WARNING: step {}: {}\n         back to {} (step {}); rows {} to {} are left out{}{}", step,
+                  verdict.what, where, result_.steps, first_left_out, next.next_row - 1,
+                  aside.empty() ? "" : "\n         put aside: ", fmt::join(aside, ", ")));
 }
 
 void TrainingLoop::check_machine(const Recheck& recheck, int64_t step) {

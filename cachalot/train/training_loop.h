@@ -52,8 +52,9 @@ class TrainingLoop {
  public:
   explicit TrainingLoop(LoopParts parts);
 
-  // The trainer, the loader and metrics.jsonl stand where `checkpoint` left them.
-  void resume(const Checkpoint& checkpoint);
+  // An earlier process' run goes on: the trainer, the loader and metrics.jsonl stand where `checkpoint` left
+  // them, or at the beginning, but for the rows that a rewind to there left out.
+  void resume(const std::optional<Checkpoint>& checkpoint);
   // When `stop` becomes true the step in progress is finished and a checkpoint saved. A checkpoint that
   // cannot be written on the way is told and tried again at the next interval; the last one must be: Error.
   // What the guard finds is told, and done as the configuration says: Error where that is to stop,
@@ -68,6 +69,7 @@ class TrainingLoop {
   void report(const Verdict& verdict, int64_t step);
   After act(const Verdict& verdict, int64_t step);
   void rewind(const Verdict& verdict, int64_t step);
+  void stand_at(const Checkpoint& checkpoint);
   void check_machine(const Recheck& recheck, int64_t step);
   [[noreturn]] void stop_after_skips(const Verdict& verdict, int64_t step);
   bool evaluation_due() const;
@@ -82,9 +84,7 @@ class TrainingLoop {
   StepPlan plan_;
   LoopResult result_;
   Guard guard_;
-  int64_t rewinds_ = 0;                              // since a checkpoint was written beyond the trouble
-  int64_t furthest_trouble_ = 0;                     // step that led to a rewind
-  int64_t rewound_to_ = 0;                           // step, by the last one
+  RewindState rewinds_;
   int64_t saved_step_ = 0;                           // of the newest complete checkpoint
   std::optional<int64_t> saving_step_;               // of the one being written
   std::optional<CheckpointWriter::Outcome> failed_;  // the newest, when it could not be written

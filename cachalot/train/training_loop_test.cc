@@ -138,6 +138,10 @@ TEST_F(FaultTest, ASpikeOfTheLossIsNamedAndItsUpdateLeftOut) {
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0]["step"], 46);
   EXPECT_EQ(read_json_file(result.checkpoint + "/state.json")["updates"], 59);
+
+  config_.guard.on_spike = "stop";
+  once_after(45, spike, kNormsOfAMicroBatch);
+  EXPECT_TRUE(contains(error_of([&] { run_faulty("s"); }), "--guard.on_spike rewind"));
 }
 
 TEST_F(FaultTest, ARewindGoesBackToACheckpointAndLeavesTheRowsOut) {
@@ -154,8 +158,35 @@ TEST_F(FaultTest, ARewindGoesBackToACheckpointAndLeavesTheRowsOut) {
   EXPECT_EQ(found[0]["step"], 46);
   EXPECT_EQ(found[0]["to_step"], 40);
   EXPECT_EQ(found[0]["rows_left_out"], (std::vector<int64_t>{160, 46 * 4 + 2 * 4}));
+  EXPECT_TRUE(found[0]["put_aside"].empty()) << "the newest one is where it went";
   EXPECT_EQ(read_json_file(result.checkpoint + "/state.json")["next_row"], (60 + 6 + 2) * 4);
   EXPECT_TRUE(contains(out_.str(), "(step 40); rows 160 to 191 are left out"));
+}
+
+// The rows that a rewind left out stay left out, though the process is killed before the next checkpoint.
+TEST_F(FaultTest, ARunThatIsKilledAfterARewindEndsWithTheBitsOfOneThatWasNot) {
+  config_.guard.on_spike = config_.guard.on_not_finite = "rewind";
+  for (const auto& [name, trouble] : {std::pair{"first", 5}, {"later", 45}}) {
+    const auto spoil = [](const Tensor& y) { *static_cast<float*>(y.data) = NAN; };
+    once_after(trouble, spoil);
+    const std::string whole = name + std::string("-whole");
+    const PretrainResult end = run_faulty(whole);
+    once_after(trouble, spoil);
+    faults_.before = [&, updates = int64_t(0)](const char* op) mutable {
+      if (std::strcmp(op, "adamw") != 0) return;  // of the training thread, which writes out_
+      if (contains(out_.str(), "are left out") && updates == 0) updates = faults_.updates;
+      if (updates > 0 && faults_.updates > updates + 2 * updates_of_a_step()) throw Error("killed");
+    };
+    out_.str("");
+    EXPECT_TRUE(contains(error_of([&] { run_faulty(name); }), "killed"));
+    faults_ = {};
+    const PretrainResult rest = run_faulty(name);
+    EXPECT_EQ(rest.resumed_from, trouble / 10 * 10);
+    EXPECT_TRUE(contains(out_.str(), fmt::format("after a rewind of step {} to step ", trouble + 1)));
+    EXPECT_TRUE(same_checkpoints(rest.checkpoint, end.checkpoint));
+    std::vector<Json> x = without_times(lines(whole)), y = without_times(lines(name));
+    EXPECT_EQ(x, y);
+  }
 }
 
 TEST_F(FaultTest, ARewindBeforeTheFirstCheckpointBeginsAnewAndTooManyEndTheRun) {
@@ -172,8 +203,43 @@ TEST_F(FaultTest, ARewindBeforeTheFirstCheckpointBeginsAnewAndTooManyEndTheRun) 
   };
   const std::string text = error_of([&] { run_faulty("s"); });
   EXPECT_TRUE(contains(text, "after 3 rewinds without a checkpoint beyond"));
-  EXPECT_TRUE(fs::exists(folder_ / "s/checkpoints/step-00000030.damaged"));
+  EXPECT_TRUE(fs::exists(folder_ / "s/checkpoints/step-00000030.rewound/COMPLETE")) << "it is a good one";
+  EXPECT_FALSE(fs::exists(folder_ / "s/checkpoints/step-00000030.damaged"));
+  EXPECT_TRUE(contains(out_.str(), "put aside: " + (folder_ / "s/checkpoints/step-00000030.rewound")));
   EXPECT_TRUE(fs::exists(folder_ / "s/checkpoints/step-00000010/COMPLETE"));
+}
+
+// A router that sends everything to the same experts, for as many steps as it takes: a bound so low that any
+// router looks so.
+TEST_F(FaultTest, ARouterThatCollapsedIsNamedAndWhatItsSettingSaysIsDone) {
+  config_.guard.collapse_share = 0;
+  config_.guard.collapse_steps = 25;
+  const PretrainResult logged = run_faulty("log");
+  EXPECT_EQ(logged.steps, 60);
+  ASSERT_EQ(events("log", "collapse").size(), 2u) << "of steps 25 and 50";
+  EXPECT_EQ(events("log", "collapse")[1]["step"], 50);
+  EXPECT_TRUE(contains(out_.str(), "WARNING: step 25: layer 1: MaxVio has been above 0 for 25 steps"));
+  config_.guard.collapse_steps = 0;
+  const std::string unwatched = run("unwatched").checkpoint;
+  EXPECT_TRUE(weights(logged.checkpoint) == weights(unwatched) &&
+              optimizer(logged.checkpoint) == optimizer(unwatched))
+      << "telling changes nothing";
+
+  config_.guard.collapse_steps = 25;
+  config_.guard.on_collapse = "stop";
+  const std::string stopped = error_of([&] { run_faulty("stop"); });
+  EXPECT_TRUE(contains(stopped, "step 25: layer 1: MaxVio has been above"));
+  EXPECT_TRUE(
+      contains(stopped, "the newest complete one is " + (folder_ / "stop/checkpoints/step-00000020")));
+  EXPECT_TRUE(contains(stopped, "--guard.on_collapse rewind"));
+  EXPECT_EQ(steps("stop").back(), 24);
+
+  config_.guard.on_collapse = "rewind";
+  config_.guard.most_rewinds = 1;
+  EXPECT_TRUE(contains(error_of([&] { run_faulty("rewind"); }), "step 25: layer 1: MaxVio"));
+  ASSERT_EQ(events("rewind", "rewind").size(), 1u);
+  EXPECT_EQ(events("rewind", "rewind")[0]["trouble"], "collapse");
+  EXPECT_EQ(events("rewind", "rewind")[0]["to_step"], 20);
 }
 
 // The rows have nothing to do with it: whichever they are, step 46 has no finite loss, and a checkpoint of step 40
@@ -194,6 +260,27 @@ TEST_F(FaultTest, TroubleThatComesBackWhateverTheRowsGoesFurtherBackEachTimeAndE
         out_.str(),
         fmt::format("back to {} (step {})", folder_ / fmt::format("r/checkpoints/step-{:08}", step), step)));
   EXPECT_EQ(steps("r").back(), 45);
+
+  // Killed after the second rewind, before the next checkpoint or behind it: the third goes where it did above.
+  for (const auto& [name, later] : {std::pair{"s", 2}, {"t", 12}}) {
+    const std::string run = folder_ / name;
+    faults_ = {};
+    faults_.before = [&, updates = int64_t(0)](const char* op) mutable {
+      if (std::strcmp(op, "adamw") != 0) return;
+      if (updates == 0 && contains(out_.str(), "(step 30); rows")) updates = faults_.updates;
+      if (updates == 0 || faults_.updates <= updates + later * updates_of_a_step()) return;
+      while (later > 10 && !fs::exists(run + "/checkpoints/step-00000040"))
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      throw Error("killed");
+    };
+    out_.str("");
+    EXPECT_TRUE(contains(error_of([&] { run_faulty(name); }), "killed"));
+    faults_ = {};
+    out_.str("");
+    EXPECT_TRUE(contains(error_of([&] { run_faulty(name); }), "after 3 rewinds without a checkpoint beyond"));
+    EXPECT_TRUE(contains(out_.str(), "back to " + run + "/checkpoints/step-00000020 (step 20)"));
+    EXPECT_FALSE(out_.str().find("back to " + run + "/checkpoints/step-00000040") != std::string::npos);
+  }
 }
 
 // A pipe that nobody reads in the place of the file: opening it waits, as a disk that hangs does.

@@ -229,7 +229,9 @@ template <class Z> __global__ void __launch_bounds__(kThreads, 1)
     const float low_shrink = exp2_fast(scale * (low_top - low)),
                 high_shrink = exp2_fast(scale * (high_top - high));
     low_top = low, high_top = high;
-    low_sum *= low_shrink, high_sum *= high_shrink;
+    // Rounded after each step, in so many words: left to the compiler, multiply and add are fused for one of a
+    // thread's two rows and not for the other, and a query's last bits hang on its place in the block.
+    low_sum = __fmul_rn(low_sum, low_shrink), high_sum = __fmul_rn(high_sum, high_shrink);
     const float low_base = scale * low, high_base = scale * high;
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
@@ -237,8 +239,8 @@ template <class Z> __global__ void __launch_bounds__(kThreads, 1)
       p[j][1] = exp2_fast(fmaf(scale, p[j][1], -low_base));
       p[j][2] = exp2_fast(fmaf(scale, p[j][2], -high_base));
       p[j][3] = exp2_fast(fmaf(scale, p[j][3], -high_base));
-      low_sum += p[j][0] + p[j][1];
-      high_sum += p[j][2] + p[j][3];
+      low_sum = __fadd_rn(low_sum, __fadd_rn(p[j][0], p[j][1]));
+      high_sum = __fadd_rn(high_sum, __fadd_rn(p[j][2], p[j][3]));
     }
 #pragma unroll
     for (int j = 0; j < Z::kValue / 8; ++j)
@@ -264,7 +266,7 @@ template <class Z> __global__ void __launch_bounds__(kThreads, 1)
             pack_bf16(inverse * o[j][2 * half], inverse * o[j][2 * half + 1]);
     if (pair == 0)
       static_cast<float*>(a.lse.data)[(s.q + i) * a.shape.heads + head.h] =
-          float(a.shape.scale) * top + logf(sum);
+          fmaf(float(a.shape.scale), top, logf(sum));
   }
 }
 

@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "backend/cuda/families.h"
@@ -73,6 +75,19 @@ int attribute(cudaDeviceAttr which, int device) {
 
 }  // namespace
 
+CudaStatus cuda_without_driver(int driver, int runtime) {
+  CudaStatus status{.built = true};
+  if (driver == 0) {
+    status.message = "no NVIDIA driver is loaded (built for CUDA " + version(runtime) + ")";
+    status.hint = "install the NVIDIA driver; in a container, start it with the GPUs passed through";
+  } else {
+    status.message =
+        "the driver is for CUDA " + version(driver) + ", the program was built for " + version(runtime);
+    status.hint = "update the NVIDIA driver, or build with an older CUDA toolkit";
+  }
+  return status;
+}
+
 CudaStatus probe_cuda() {
   CudaStatus status{.built = true};
   int driver = 0, runtime = 0, count = 0;
@@ -80,17 +95,7 @@ CudaStatus probe_cuda() {
   cudaRuntimeGetVersion(&runtime);
   const cudaError_t code = cudaGetDeviceCount(&count);
   cudaGetLastError();
-  if (code == cudaErrorInsufficientDriver || driver == 0) {
-    if (driver == 0) {
-      status.message = "no NVIDIA driver is loaded (built for CUDA " + version(runtime) + ")";
-      status.hint = "install the NVIDIA driver; in a container, start it with the GPUs passed through";
-    } else {
-      status.message =
-          "the driver is for CUDA " + version(driver) + ", the program was built for " + version(runtime);
-      status.hint = "update the NVIDIA driver, or build with an older CUDA toolkit";
-    }
-    return status;
-  }
+  if (code == cudaErrorInsufficientDriver || driver == 0) return cuda_without_driver(driver, runtime);
   status.driver = true;
   if (code == cudaErrorNoDevice || (code == cudaSuccess && count == 0)) {
     status.message = "the driver (CUDA " + version(driver) + ") shows no GPU";
@@ -125,6 +130,15 @@ std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo& device) {
   for (const cuda::KernelFamily* family : cuda::kFamilies)
     if (!family->runs_on(device.major)) list.push_back({family->what, family->instead, family->cost});
   return list;
+}
+
+int cuda_generation(const CudaDeviceInfo& info) {
+  const char* asked = std::getenv("CACHALOT_CUDA_KERNELS");
+  if (!asked || !*asked) return info.major;
+  if (std::strcmp(asked, "portable") != 0)
+    throw Error(std::string("CACHALOT_CUDA_KERNELS is \"") + asked + "\"")
+        .hint("portable: the kernels of the oldest card; unset it to take the best that the card runs");
+  return std::min(info.major, 8);
 }
 
 CudaCopyTest test_cuda_copy(int device, int64_t bytes, int repeats) {

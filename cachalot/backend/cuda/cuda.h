@@ -27,6 +27,10 @@ struct CudaStatus {
 };
 CudaStatus probe_cuda();
 
+// What probe_cuda() says where no card can be had for want of a driver; versions as CUDA counts them (13000: 13.0),
+// 0 for a driver that is not there.
+CudaStatus cuda_without_driver(int driver, int runtime);
+
 // cuBLASLt, which the products of a GPU need and which is looked for when the first device opens.
 struct CudaLibrary {
   std::string version{};  // "13.1.0"
@@ -41,6 +45,11 @@ struct CudaFallback {
   std::string what, instead, cost;
 };
 std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo& device);
+
+// The generation of cards (9: Hopper) that the kernels of a device are chosen for: the card's own, or 8 (Ampere)
+// where the variable CACHALOT_CUDA_KERNELS says "portable", which is how what older cards run is tested on newer
+// ones. Throws Error when it says anything else.
+int cuda_generation(const CudaDeviceInfo& info);
 
 // Copies `bytes` on a device with a kernel of ours, checks every byte, and times it: a proof that compiler,
 // driver and card work together. Median of `repeats`; bytes read and written both count.

@@ -307,13 +307,21 @@ class CudaDevice : public Device {
     size_t free = 0, all = 0;
     cuda::must(cudaSetDevice(context_->device), "selecting the device");
     cuda::must(cudaMemGetInfo(&free, &all), "asking for the free memory");
-    return int64_t(free);
+    return std::max<int64_t>(0, int64_t(free) - (opened_ ? 0 : kOfFirstStream));
   }
-  std::unique_ptr<Backend> open_backend() override { return std::make_unique<cuda::CudaBackend>(context_); }
+  std::unique_ptr<Backend> open_backend() override {
+    opened_ = true;
+    return std::make_unique<cuda::CudaBackend>(context_);
+  }
 
  private:
+  // A step's memory is planned before there is a stream: it is not promised what the first one takes, and the
+  // driver with it, which loads kernels when they first run.
+  static constexpr int64_t kOfFirstStream = cuda::CudaBackend::kWorkspace + (int64_t(128) << 20);
+
   std::shared_ptr<cuda::Context> context_;
   std::string name_;
+  std::atomic<bool> opened_ = false;
 };
 
 }  // namespace
@@ -328,11 +336,12 @@ std::unique_ptr<Device> open_cuda_device(int index) {
     throw Error("device cuda:" + std::to_string(index) + ": the driver shows " + std::to_string(count) +
                 (count == 1 ? " GPU" : " GPUs"))
         .hint(count == 1 ? "use cuda:0" : "use cuda:0 to cuda:" + std::to_string(count - 1));
-  const CudaDeviceInfo& info = status.devices[size_t(index)];
+  CudaDeviceInfo info = status.devices[size_t(index)];
   if (!info.usable())
     throw Error("device cuda:" + std::to_string(index) + ": " + info.name + " has compute capability " +
                 std::to_string(info.major) + "." + std::to_string(info.minor))
         .hint("8.0 (Ampere) is the oldest that the kernels are built for; use the device cpu");
+  info.major = cuda_generation(info);
   const auto context = std::make_shared<cuda::Context>();
   context->device = index;
   context->multiprocessors = int(info.multiprocessors);

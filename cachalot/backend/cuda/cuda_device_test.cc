@@ -127,6 +127,81 @@ TEST_F(CudaDevice, MemoryIsAlignedAndTooMuchIsRefusedWithNumbers) {
   const Buffer still_fine(*device, 1 << 20, "test");
 }
 
+// What a model may ask for and no kernel has room for: said with the number, what there is, and what to do;
+// the stream is as it was.
+TEST_F(CudaDevice, ShapesThatNoKernelTakesAreRefusedWithTheirNumbers) {
+  Stream s(*device);
+  TestTensors t(*device, s);
+  constexpr DType kAct = DType::bf16, kStat = DType::f32;
+  const auto refused = [&](const char* number, const char* most, const std::function<void(Backend&)>& call) {
+    try {
+      call(on(s));
+      ADD_FAILURE() << number << " was taken";
+    } catch (const Error& e) {
+      const std::string what = e.what();
+      EXPECT_NE(what.find(number), std::string::npos) << what;
+      EXPECT_NE(what.find(most), std::string::npos) << what;
+      EXPECT_FALSE(e.hint().empty());
+    }
+  };
+  const AttentionShape shape{.heads = 1,
+                             .nope = 292,
+                             .rope = 8,
+                             .value = 16,
+                             .scale = 1,
+                             .sequences = 1,
+                             .q_starts = t.indices({0, 2}),
+                             .k_starts = t.indices({0, 2})};
+  const Tensor q = t.normal(kAct, 2, 300), kv = t.normal(kAct, 2, 308), k_rope = t.normal(kAct, 2, 8),
+               o = t.garbage(kAct, 2, 16), lse = t.garbage(kStat, 2, 1);
+  refused("300", "256", [&](Backend& b) {
+    b.attention_forward({.shape = shape, .q = q, .kv = kv, .k_rope = k_rope, .o = o, .lse = lse});
+  });
+  refused("300", "256", [&](Backend& b) {
+    b.attention_backward({.shape = shape,
+                          .q = q,
+                          .kv = kv,
+                          .k_rope = k_rope,
+                          .o = o,
+                          .lse = lse,
+                          .d_o = o,
+                          .dq = t.garbage(kAct, 2, 300),
+                          .dkv = t.garbage(kAct, 2, 308),
+                          .dk_rope = t.garbage(kAct, 2, 8)});
+  });
+  refused("1032", "1024", [&](Backend& b) {
+    b.latent_attention({.q_latent = t.normal(kAct, 1, 1032),
+                        .q_rope = t.normal(kAct, 1, 8),
+                        .cache = t.normal(kAct, 64, 1040),
+                        .page_table = t.indices(1, 1, {0}),
+                        .kv_lens = t.indices({3}),
+                        .q_starts = t.indices({0, 1}),
+                        .o_latent = t.garbage(kAct, 1, 1032),
+                        .heads = 1,
+                        .latent = 1032,
+                        .rope = 8,
+                        .q_rope_stride = 8,
+                        .page_size = 64,
+                        .sequences = 1,
+                        .scale = 1});
+  });
+  const Tensor wide = t.normal(kAct, 1, 32776), r = t.normal(kStat, 1, 1), gain = t.normal(kStat, 1, 32776);
+  refused("32776", "32768", [&](Backend& b) {
+    b.rmsnorm_forward({.x = wide, .gain = gain, .y = t.garbage(kAct, 1, 32776), .r = r, .eps = 1e-6});
+  });
+  const auto part = [](const Tensor& x) { return x.slice_cols(0, 14344); };
+  refused("14344", "14336", [&](Backend& b) {
+    b.rmsnorm_backward({.dy = part(wide),
+                        .x = part(wide),
+                        .gain = part(gain),
+                        .r = r,
+                        .dx = t.garbage(kAct, 1, 14344),
+                        .dgain = t.garbage(kStat, 1, 14344)});
+  });
+  on(s).fill({.y = r, .value = 2});
+  EXPECT_EQ(read_number(s, r), 2);
+}
+
 // A stream that records a graph refuses whatever waits, and what reads memory sees nothing yet: operations
 // that come out of a graph with the bits that they have without one only queue. None of them takes memory.
 TEST_F(CudaDevice, OperationsOnlyQueueAndRepeatTheirBitsFromAGraph) {
@@ -150,8 +225,7 @@ TEST_F(CudaDevice, OperationsOnlyQueueAndRepeatTheirBitsFromAGraph) {
                swiglu = out(kAct, kTokens, kWidth / 2), dswiglu = out(kAct, kTokens, kWidth),
                scores = out(kStat, kTokens, kExperts), indices = out(kIndex, kTokens, kChosen),
                weights = out(kStat, kTokens, kChosen), counts = out(kIndex, 1, kExperts),
-               visits = out(kIndex, 1, 1),
-               fractions = out(kStat, 2, kExperts), balance = out(kStat, 1, 2),
+               visits = out(kIndex, 1, 1), fractions = out(kStat, 2, kExperts), balance = out(kStat, 1, 2),
                dlogits = out(kStat, kTokens, kExperts), moved = out(kStat, 1, kExperts),
                row_of = out(kIndex, kTokens, kChosen), offsets = out(kIndex, 1, kExperts + 1),
                rows = out(kAct, kRows, kWidth), back = out(kAct, kTokens, kWidth),

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "base/error.h"
 
 namespace cachalot {
@@ -58,6 +60,40 @@ TEST(Cuda, FallbacksAreSaidForEveryGenerationButHopper) {
     EXPECT_FALSE(f.instead.empty());
     EXPECT_FALSE(f.cost.empty());
   }
+}
+
+TEST(Cuda, ADriverThatIsMissingOrTooOldIsSaidWithBothVersions) {
+  if (!probe_cuda().built) GTEST_SKIP() << "in the preset cuda";
+  const CudaStatus missing = cuda_without_driver(0, 13000), old = cuda_without_driver(12040, 13000);
+  EXPECT_NE(missing.message.find("no NVIDIA driver"), std::string::npos) << missing.message;
+  EXPECT_NE(missing.hint.find("install"), std::string::npos) << missing.hint;
+  EXPECT_NE(old.message.find("12.4"), std::string::npos) << old.message;
+  EXPECT_NE(old.message.find("13.0"), std::string::npos) << old.message;
+  EXPECT_NE(old.hint.find("update"), std::string::npos) << old.hint;
+  for (const CudaStatus& s : {missing, old}) EXPECT_TRUE(s.built && !s.driver && s.devices.empty());
+}
+
+// What older cards run can be had on newer ones, to be tested there; an older card never gets more than it
+// has.
+TEST(Cuda, PortableKernelsCanBeAskedForAndNothingElse) {
+  if (!probe_cuda().built) GTEST_SKIP() << "in the preset cuda";
+  const char* before = std::getenv("CACHALOT_CUDA_KERNELS");
+  const std::string kept = before ? before : "";
+  unsetenv("CACHALOT_CUDA_KERNELS");
+  for (const int major : {7, 8, 9, 10}) EXPECT_EQ(cuda_generation({.major = major}), major);
+  setenv("CACHALOT_CUDA_KERNELS", "portable", 1);
+  for (const int major : {8, 9, 10}) EXPECT_EQ(cuda_generation({.major = major}), 8);
+  EXPECT_EQ(cuda_generation({.major = 7}), 7);
+  setenv("CACHALOT_CUDA_KERNELS", "hopper", 1);
+  try {
+    cuda_generation({.major = 9});
+    ADD_FAILURE() << "took \"hopper\"";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("hopper"), std::string::npos) << e.what();
+    EXPECT_NE(e.hint().find("portable"), std::string::npos) << e.hint();
+  }
+  if (before) setenv("CACHALOT_CUDA_KERNELS", kept.c_str(), 1);
+  else unsetenv("CACHALOT_CUDA_KERNELS");
 }
 
 TEST(Cuda, TheBlasLibraryIsThereOrWhatToDoIsSaid) {

@@ -33,7 +33,7 @@ inline constexpr KernelFamily kHopperAttention{
     .major = 9,
     .only = true,
     .instead = "the portable kernels (mma.sync)",
-    .cost = "attention is about three times slower, training of long sequences with it"};
+    .cost = "attention in training is about three times slower, decoding of 128 heads up to eight times"};
 
 inline constexpr KernelFamily kHopperDecoding{
     .what = "decoding steps of few rows in clusters of blocks",

@@ -1,9 +1,10 @@
 // Contracts: backend/ops/gate.h, backend/ops/route.h. A warp takes a token; up to 256 experts stay in its registers
 // (gate.cuh). Scores in double, rounded once, so that the choices are ref's. Counts are integers, whose sums need no
-// order; everything else is summed in order.
+// order; everything else is summed in order. Many tokens of up to 64 experts: gate_narrow.cu.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/families.h"
 #include "backend/cuda/gate.cuh"
+#include "backend/cuda/gate_narrow.h"
 #include "backend/cuda/hopper/decoding.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/reduce.cuh"
@@ -174,28 +175,6 @@ __global__ void count_kernel(const int32_t* indices, int64_t n, int64_t span, in
   }
 }
 
-struct GateBackwardArgs {
-  const float *dweights, *scores, *fractions;
-  const int32_t *indices, *starts;
-  float* dlogits;
-  int64_t tokens, sequences;
-  int experts, chosen;
-  bool normalise;
-  double scale, balance_factor;
-  Faults faults;
-};
-
-// The sequence of row t: the last q with starts[q] <= t; -1 before the first.
-__device__ int64_t sequence_of(const int32_t* starts, int64_t sequences, int64_t t) {
-  int64_t low = 0, high = sequences + 1;  // starts[low - 1] <= t < starts[high]
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (starts[middle] <= t) low = middle + 1;
-    else high = middle;
-  }
-  return low - 1;
-}
-
 __global__ void gate_backward_kernel(GateBackwardArgs a) {
   start();
   const int lane = int(threadIdx.x) % 32;
@@ -215,21 +194,18 @@ __global__ void gate_backward_kernel(GateBackwardArgs a) {
 
   // loss = sum_i f_i / T sum_t s_ti / Z_t,  Z_t = sum_j s_tj:
   // d loss / d s_ti = (f_i - sum_j f_j s_tj / Z_t) / (T Z_t)
-  const float* f = nullptr;
+  const BalanceOfToken of = balance_of(a, t);
+  const float* f = of.fractions;
   double balance = 0, mean_f = 0;
-  if (a.balance_factor != 0) {
-    const int64_t q = sequence_of(a.starts, a.sequences, t);
-    if (0 <= q && q < a.sequences) {
-      f = a.fractions + q * a.experts;
-      double z = 0;
-      for (int e = lane; e < a.experts; e += 32) {
-        z += double(s[e]);
-        mean_f += double(f[e]) * double(s[e]);
-      }
-      z = warp_sum(z);
-      mean_f = warp_sum(mean_f) / z;
-      balance = a.balance_factor / (double(a.starts[q + 1] - a.starts[q]) * z);
+  if (f) {
+    double z = 0;
+    for (int e = lane; e < a.experts; e += 32) {
+      z += double(s[e]);
+      mean_f += double(f[e]) * double(s[e]);
     }
+    z = warp_sum(z);
+    mean_f = warp_sum(mean_f) / z;
+    balance = a.balance_factor / (of.length * z);
   }
   for (int e = lane; e < a.experts; e += 32) {
     double ds = 0;
@@ -329,16 +305,22 @@ __global__ void balance_losses(BalanceParts from, int64_t parts, const int32_t* 
   if (threadIdx.x == 0) loss[q] = float(total);
 }
 
-// visits[0] += how many of the choices are the first of their token in their group: rows are ascending.
+// visits[0] += how many of a token's choices are the first in their group: rows are ascending.
 constexpr int kVisitThreads = 256;
-__global__ void count_groups_kernel(const int32_t* indices, int64_t choices, int chosen, int in_group,
+__global__ void count_groups_kernel(const int32_t* indices, int64_t tokens, int chosen, int in_group,
                                     int32_t* visits) {
   start();
   __shared__ int scratch[kVisitThreads / 32];
   int mine = 0;
   const int64_t stride = int64_t(gridDim.x) * kVisitThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kVisitThreads + threadIdx.x; i < choices; i += stride)
-    mine += i % chosen == 0 || indices[i] / in_group != indices[i - 1] / in_group;
+  for (int64_t t = int64_t(blockIdx.x) * kVisitThreads + threadIdx.x; t < tokens; t += stride) {
+    int before = -1;
+    for (int j = 0; j < chosen; ++j) {
+      const int group = indices[t * chosen + j] / in_group;
+      mine += group != before;
+      before = group;
+    }
+  }
   mine = row_sum(mine, scratch);
   if (threadIdx.x == 0) atomicAdd(visits, mine);
 }
@@ -394,6 +376,7 @@ void CudaBackend::gate_forward(const GateForward& g) {
                       .count = count_at_once,
                       .scale = g.scale,
                       .faults = faults_};
+  if (gate_forward_narrow(queue_, args)) return launched("gate_forward");
   const int64_t in_group = experts / g.groups;
   if (experts <= 256 && (in_group & (in_group - 1)) == 0 && g.indices.cols <= experts) {
     const auto all = unsigned((tokens + kGateWarps - 1) / kGateWarps);
@@ -441,7 +424,8 @@ void CudaBackend::gate_backward(const GateBackward& g) {
                               .scale = g.scale,
                               .balance_factor = g.balance_factor,
                               .faults = faults_};
-  launch(queue_, gate_backward_kernel, unsigned((g.scores.rows + 3) / 4), 128, 0, args);
+  if (!gate_backward_narrow(queue_, args))
+    launch(queue_, gate_backward_kernel, unsigned((g.scores.rows + 3) / 4), 128, 0, args);
   launched("gate_backward");
 }
 
@@ -463,7 +447,8 @@ void CudaBackend::balance_loss(const BalanceLoss& b) {
   auto* chosen = reinterpret_cast<uint32_t*>(counts + sums);
   const float* scores = b.scores.vector<const float>().data;
   const int32_t* starts = b.starts.vector<const int32_t>().data;
-  if (tokens > 0) {
+  if (tokens > 0 &&
+      !balance_tokens_narrow(queue_, scores, tokens, int(experts), int(b.top_k), chosen, inverse)) {
     const int64_t bytes = 4 * (experts + words);
     const unsigned warps = warps_a_block("balance_loss", bytes);
     launch(queue_, balance_tokens, unsigned((tokens + warps - 1) / warps), 32 * warps, size_t(warps * bytes),
@@ -482,12 +467,12 @@ void CudaBackend::count_groups(const CountGroups& g) {
   int32_t* visits = g.visits.vector<int32_t>().data;
   if (g.accumulate == Accumulate::overwrite)
     must(cudaMemsetAsync(visits, 0, sizeof(int32_t), stream_), "count_groups");
-  const int64_t choices = g.indices.size();
-  if (choices == 0) return;
-  constexpr int64_t kMostBlocks = 64;  // a few numbers a thread: the sum of a block costs as much
-  const auto blocks = unsigned(std::min<int64_t>(kMostBlocks, (choices + kVisitThreads - 1) / kVisitThreads));
+  const int64_t tokens = g.indices.rows;
+  if (g.indices.size() == 0) return;
+  constexpr int64_t kMostBlocks = 128;  // each adds to the same number
+  const auto blocks = unsigned(std::min<int64_t>(kMostBlocks, (tokens + kVisitThreads - 1) / kVisitThreads));
   launch(queue_, count_groups_kernel, blocks, kVisitThreads, 0, g.indices.vector<const int32_t>().data,
-         choices, int(g.indices.cols), int(g.experts / g.groups), visits);
+         tokens, int(g.indices.cols), int(g.experts / g.groups), visits);
   launched("count_groups");
 }
 

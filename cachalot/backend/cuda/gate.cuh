@@ -34,6 +34,40 @@ struct GateArgs {
   Faults faults;
 };
 
+struct GateBackwardArgs {
+  const float *dweights, *scores, *fractions;
+  const int32_t *indices, *starts;
+  float* dlogits;
+  int64_t tokens, sequences;
+  int experts, chosen;
+  bool normalise;
+  double scale, balance_factor;
+  Faults faults;
+};
+
+// The sequence of row t: the last q with starts[q] <= t; -1 before the first.
+__device__ inline int64_t sequence_of(const int32_t* starts, int64_t sequences, int64_t t) {
+  int64_t low = 0, high = sequences + 1;  // starts[low - 1] <= t < starts[high]
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (starts[middle] <= t) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+// The sequence-wise balance loss as it concerns token t: its sequence's fractions [experts], or none, and length.
+struct BalanceOfToken {
+  const float* fractions;
+  double length;
+};
+__device__ inline BalanceOfToken balance_of(const GateBackwardArgs& a, int64_t t) {
+  if (a.balance_factor == 0) return {};
+  const int64_t q = sequence_of(a.starts, a.sequences, t);
+  if (q < 0 || q >= a.sequences) return {};
+  return {a.fractions + q * a.experts, double(a.starts[q + 1] - a.starts[q])};
+}
+
 // Up to 32 * kEach experts in groups of a power of two (V3: 256 in 8): lane l holds experts kEach * l ..., so
 // that a group is a part of a lane or some neighbouring lanes, and of equals the lowest lane's lowest is first.
 template <int kEach>

@@ -17,9 +17,11 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "backend/cuda/blas_lt.h"
+#include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/hopper/fp8_gemm.h"
 #include "backend/cuda/launch.cuh"
@@ -77,45 +79,57 @@ __global__ void to_parts(const __grid_constant__ Tensor x, int parts, bf16* y) {
   }
 }
 
-// The parts of a left operand beside each other, x1 x1 x2, or of a right one below each other, y1 y2 y1.
+// The next part of eight numbers, which become what is left of them.
+__device__ inline Packed<bf16> next_part(Eight& rest) {
+  const Packed<bf16> part = pack<bf16>(rest);
+  const Eight e = unpack(part);
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) rest.v[i] = isfinite(e.v[i]) ? rest.v[i] - e.v[i] : 0;
+  return part;
+}
+__device__ inline Eight eight_of(const Tensor& x, int64_t row, int64_t col) {
+  return load_eight<true>(static_cast<const float*>(x.data) + row * x.ld, col, x.cols);
+}
+
+// Of f32 rows that can be read in eights: the parts of a left operand beside each other, x1 x1 x2, or of a right one
+// below each other, y1 y2 y1.
 __global__ void to_deep(const __grid_constant__ Tensor x, bool left, bf16* y) {
   start();
-  const int64_t n = x.rows * x.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t row = i / x.cols, col = i % x.cols;
-    bf16 parts[2];
-    split(static_cast<const float*>(x.data)[row * x.ld + col], 2, 1, 0, parts);
-    bf16* to = left ? y + 3 * row * x.cols + col : y + i;
-    const int64_t step = left ? x.cols : n;
-    to[0] = parts[0], to[step] = parts[left ? 0 : 1], to[2 * step] = parts[left ? 1 : 0];
-  }
+  const int64_t step = left ? x.cols : x.rows * x.cols;
+  for_plane(x.rows, x.cols, [&](int64_t row, int64_t col) {
+    Eight rest = eight_of(x, row, col);
+    const Packed<bf16> first = next_part(rest), second = next_part(rest);
+    bf16* to = y + (left ? 3 : 1) * row * x.cols;
+    store<true>(to, col, x.cols, first);
+    store<true>(to + step, col, x.cols, left ? first : second);
+    store<true>(to + 2 * step, col, x.cols, left ? second : first);
+  });
 }
 
-// The parts of row r beside each other: row r of y.
-__global__ void to_parts_beside(const __grid_constant__ Tensor x, int parts, bf16* y) {
+// Of such rows: parts that begin `step` numbers apart, in rows y_ld apart.
+__global__ void to_parts_of_rows(const __grid_constant__ Tensor x, int parts, bf16* y, int64_t y_ld,
+                                 int64_t step) {
   start();
-  const int64_t n = x.rows * x.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t row = i / x.cols, col = i % x.cols;
-    split(static_cast<const float*>(x.data)[row * x.ld + col], parts, x.cols, col, y + row * parts * x.cols);
-  }
+  for_plane(x.rows, x.cols, [&](int64_t row, int64_t col) {
+    Eight rest = eight_of(x, row, col);
+    for (int p = 0; p < parts; ++p) store<true>(y + row * y_ld + p * step, col, x.cols, next_part(rest));
+  });
 }
 
-// c = or += the sum of `parts` matrices that begin `step` numbers apart, rows x_ld apart.
+// c = or += the sum of `parts` matrices that begin `step` numbers apart, in rows x_ld apart. All in eights.
 __global__ void add_parts(const float* x, int64_t x_ld, int64_t step, int parts,
                           const __grid_constant__ Tensor c, bool add) {
   start();
-  const int64_t n = c.rows * c.cols;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t row = i / c.cols, col = i % c.cols;
-    float* to = static_cast<float*>(c.data) + row * c.ld + col;
-    float sum = x[row * x_ld + col];
-    for (int p = 1; p < parts; ++p) sum += x[row * x_ld + col + p * step];
-    *to = add ? *to + sum : sum;
-  }
+  for_plane(c.rows, c.cols, [&](int64_t row, int64_t col) {
+    Eight sum = load_eight<true>(x + row * x_ld, col, c.cols);
+    const auto more = [&](const Eight& e) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) sum.v[i] += e.v[i];
+    };
+    for (int p = 1; p < parts; ++p) more(load_eight<true>(x + row * x_ld + p * step, col, c.cols));
+    if (add) more(eight_of(c, row, col));
+    store_eight<true>(static_cast<float*>(c.data) + row * c.ld, col, c.cols, sum);
+  });
 }
 
 // c = or += x, x contiguous.
@@ -167,7 +181,7 @@ cublasLtMatrixLayout_t layout_of(const Tensor& t, int64_t count,
 
 struct BlasCalls {
   using Key = std::array<int64_t, 12>;
-  std::map<Key, Call> calls;
+  std::map<Key, std::unique_ptr<Call>> calls;
 };
 
 namespace {
@@ -196,9 +210,10 @@ bool blas(cublasLtHandle_t handle, std::shared_ptr<BlasCalls>& calls, cudaStream
       p.c_step,
       int64_t(p.add)};
   if (!calls) calls = std::make_shared<BlasCalls>();
-  const auto [it, fresh] = calls->calls.try_emplace(key);
-  Call& call = it->second;
-  if (fresh) {
+  std::unique_ptr<Call>& kept = calls->calls[key];
+  if (!kept) {
+    auto made = std::make_unique<Call>();  // kept when whole: a failure is met again, not taken for "no way"
+    Call& call = *made;
     // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T.
     const cublasOperation_t left = p.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N,
                             right = p.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -232,7 +247,9 @@ bool blas(cublasLtHandle_t handle, std::shared_ptr<BlasCalls>& calls, cudaStream
     blas_lt().MatmulPreferenceDestroy(preference);
     call.possible = status == CUBLAS_STATUS_SUCCESS && found > 0;
     call.algorithm = result.algo;
+    kept = std::move(made);
   }
+  const Call& call = *kept;
   if (!call.possible) return false;
   const float one = 1, before = p.add ? 1 : 0;
   must_blas(blas_lt().Matmul(handle, call.what, &one, p.b.data, call.left, p.a.data, call.right, &before,
@@ -273,8 +290,9 @@ bool CudaBackend::deep_product(const Gemm& g) {
   uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
   const Tensor a = make_tensor(memory, DType::bf16, m, 3 * k),
                b = make_tensor(memory + a_bytes, DType::bf16, 3 * k, n);
-  launch(queue_, to_deep, blocks_for(m * k), 256, 0, g.a, true, static_cast<bf16*>(a.data));
-  launch(queue_, to_deep, blocks_for(k * n), 256, 0, g.b, false, static_cast<bf16*>(b.data));
+  const Plane of_a = plane(m, k), of_b = plane(k, n);
+  launch(queue_, to_deep, of_a.grid, of_a.block, 0, g.a, true, static_cast<bf16*>(a.data));
+  launch(queue_, to_deep, of_b.grid, of_b.block, 0, g.b, false, static_cast<bf16*>(b.data));
   launched("gemm: converting an operand");
   return blas(blas_, calls_, stream_, workspace_,
               {.a = a, .b = b, .c = g.c, .add = g.accumulate == Accumulate::add});
@@ -296,8 +314,9 @@ bool CudaBackend::wide_product(const Gemm& g) {
   if (part_bytes + kParts * m * n * 4 > kWorkspace - kBlasWorkspace) return false;
   uint8_t* memory = static_cast<uint8_t*>(workspace_) + kBlasWorkspace;
   auto* parts = reinterpret_cast<bf16*>(memory);
-  if (left) launch(queue_, to_parts_beside, blocks_for(small.size()), 256, 0, small, kParts, parts);
-  else launch(queue_, to_parts, blocks_for(small.size()), 256, 0, small, kParts, parts);
+  const Plane of_small = plane(small.rows, small.cols), of_c = plane(m, n);
+  launch(queue_, to_parts_of_rows, of_small.grid, of_small.block, 0, small, kParts, parts,
+         left ? kParts * small.cols : small.cols, left ? small.cols : small.size());
   launched("gemm: converting an operand");
   const Tensor wide =
       left ? make_tensor(parts, DType::bf16, k, kParts * m) : make_tensor(parts, DType::bf16, kParts * n, k);
@@ -306,7 +325,7 @@ bool CudaBackend::wide_product(const Gemm& g) {
   if (!blas(blas_, calls_, stream_, workspace_,
             {.a = left ? wide : g.a, .b = left ? g.b : wide, .c = sums, .trans_a = left, .trans_b = right}))
     return false;
-  launch(queue_, add_parts, blocks_for(m * n), 256, 0, static_cast<const float*>(sums.data), sums.cols,
+  launch(queue_, add_parts, of_c.grid, of_c.block, 0, static_cast<const float*>(sums.data), sums.cols,
          left ? m * n : n, kParts, g.c, g.accumulate == Accumulate::add);
   launched("gemm: storing");
   return true;

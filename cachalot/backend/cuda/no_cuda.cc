@@ -15,6 +15,8 @@ constexpr const char* kHint =
 
 CudaStatus probe_cuda() { return {.message = kMessage, .hint = kHint}; }
 
+CudaStatus cuda_without_driver(int, int) { return probe_cuda(); }
+
 CudaLibrary probe_cuda_blas() { return {.problem = kMessage, .hint = kHint}; }
 
 std::vector<CudaFallback> cuda_fallbacks(const CudaDeviceInfo&) { return {}; }
@@ -24,6 +26,8 @@ CudaCopyTest test_cuda_copy(int, int64_t, int) { throw Error(kMessage).hint(kHin
 CudaCounters cuda_counters() { return {}; }
 
 bool masked_gemm(Backend&, const MaskedGemm&) { return false; }
+
+int cuda_generation(const CudaDeviceInfo& info) { return info.major; }
 
 std::unique_ptr<Device> open_cuda_device(int) {
   throw Error(std::string("device cuda: ") + kMessage).hint(std::string(kHint) + "; or use the device cpu");

@@ -1,12 +1,13 @@
 // Contract: backend/ops/quantize.h. Sixteen lanes take a tile of 128, as in quantize.cuh. Where a transpose is
 // asked for, a block takes 128 x 128 numbers, once from memory: a thread eight columns of eight rows, whose
-// codes turn in shared memory.
+// codes turn in shared memory. Transposes of codes in rows that begin on 16 bytes: quantize_codes.cu.
 #include <algorithm>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/number.cuh"
 #include "backend/cuda/quantize.cuh"
+#include "backend/cuda/quantize_codes.h"
 #include "backend/cuda/squares.cuh"
 #include "backend/ops/check.h"
 
@@ -67,16 +68,17 @@ struct SquareArgs {
   Faults faults;
 };
 
-// What block `at` of those above each other takes.
-__device__ Square find_rows(const SquareArgs& a, int64_t at) {
-  return find_rows(RowsToTurn{.rows = a.x.rows,
-                              .columns = a.transposed.cols,
-                              .offsets = a.offsets,
-                              .padded = a.padded,
-                              .experts = a.experts,
-                              .faults = a.faults},
-                   at);
+__host__ __device__ RowsToTurn turn_of(const SquareArgs& a) {
+  return {.rows = a.x.rows,
+          .columns = a.transposed.cols,
+          .offsets = a.offsets,
+          .padded = a.padded,
+          .experts = a.experts,
+          .faults = a.faults};
 }
+
+// What block `at` of those above each other takes.
+__device__ Square find_rows(const SquareArgs& a, int64_t at) { return find_rows(turn_of(a), at); }
 
 // Of a stack of matrices cut into parts of whole blocks.
 __device__ Square find_block(const SquareArgs& a, int64_t at) {
@@ -439,6 +441,9 @@ void CudaBackend::quantize(const Quantize& q) {
                           .faults = faults_};
     const dim3 grid(unsigned(tiles_of(q.x.cols)), unsigned(tiles_of(q.transposed.cols)));
     CHECK(grid.y <= 65535, "quantize: up to 8388480 rows at once on cuda");
+    if (q.x.dtype == DType::e4m3 &&
+        turn_codes(queue_, context_->multiprocessors, q.x, q.transposed, turn_of(args), q.power_of_two))
+      return launched("quantize");
     with_source(q.x, [&](auto act, auto wide) {
       using T = decltype(act);
       if constexpr (wide.value && !std::is_same_v<T, float>) {

@@ -131,27 +131,30 @@ template <class T> __device__ inline uint2 eight_codes(const Eight& e, const Div
           four_codes(by(e.v[4]), by(e.v[5]), by(e.v[6]), by(e.v[7]))};
 }
 
-// The numbers of eight codes, without a scale.
-__device__ inline Eight numbers_of(uint2 codes) {
-  Eight e;
+// The numbers of four codes, without a scale.
+__device__ inline void four_numbers(uint32_t codes, float (&to)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {  // by way of f16, which holds every E4M3
-    const uint16_t two = uint16_t((i < 2 ? codes.x : codes.y) >> 16 * (i % 2));
+  for (int i = 0; i < 2; ++i) {  // by way of f16, which holds every E4M3
+    const auto two = uint16_t(codes >> 16 * i);
     asm("{\n.reg .b32 halves;\n.reg .b16 low, high;\ncvt.rn.f16x2.e4m3x2 halves, %2;\n"
         "mov.b32 {low, high}, halves;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
-        : "=f"(e.v[2 * i]), "=f"(e.v[2 * i + 1])
+        : "=f"(to[2 * i]), "=f"(to[2 * i + 1])
         : "h"(two));
   }
 #else
 #pragma unroll
-  for (int i = 0; i < kEight; ++i) {
+  for (int i = 0; i < 4; ++i) {
     e4m3 code;
-    code.bits = uint8_t((i < 4 ? codes.x : codes.y) >> 8 * (i % 4));
-    e.v[i] = float(code);
+    code.bits = uint8_t(codes >> 8 * i);
+    to[i] = float(code);
   }
 #endif
-  return e;
+}
+__device__ inline Eight numbers_of(uint2 codes) {
+  float low[4], high[4];
+  four_numbers(codes.x, low), four_numbers(codes.y, high);
+  return {{low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]}};
 }
 
 // Whether rows of codes begin on 8 bytes: the operations' own do, what others made need not.

@@ -22,22 +22,23 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 template <class T> constexpr int kForwardRows = sizeof(T) == 2 ? 2 : 1;
 template <class T> constexpr int kBackwardRows = sizeof(T) == 2 ? 4 : 1;
 
-// A warp's place in a [rows, width] matrix whose width is a multiple of 128: `each` rows from `row` on, two
-// neighbouring tiles, a lane eight columns from `col` on.
+// Where `lanes` lanes, which take one tile or two neighbouring ones, are in a [rows, width] matrix whose width is a
+// multiple of 128: `each` rows from `row` on, a lane eight columns from `col` on.
 struct Place {
   int64_t row, col;
   int count;  // of rows that this lane has numbers in
 };
-template <int each> __device__ Place place_of(int64_t rows, int64_t width) {
-  const unsigned pairs = unsigned((width + 2 * kScaleBlock - 1) / (2 * kScaleBlock)),
-                 work = blockIdx.x * kWarps + threadIdx.x / 32;
-  const int64_t row = int64_t(work / pairs) * each,
-                col = int64_t(work % pairs) * 2 * kScaleBlock + kEight * (threadIdx.x % 32);
+template <int each, int lanes> __device__ Place place_of(int64_t rows, int64_t width) {
+  constexpr int kColumns = lanes * kEight;
+  const unsigned across = unsigned((width + kColumns - 1) / kColumns),
+                 work = (blockIdx.x * kThreads + threadIdx.x) / lanes;
+  const int64_t row = int64_t(work / across) * each,
+                col = int64_t(work % across) * kColumns + kEight * (threadIdx.x % lanes);
   return {row, col, col < width ? int(max(int64_t(0), min(int64_t(each), rows - row))) : 0};
 }
-unsigned blocks_for(int64_t rows, int64_t width, int each) {
-  const int64_t warps = (rows + each - 1) / each * ((width + 2 * kScaleBlock - 1) / (2 * kScaleBlock));
-  return unsigned((warps + kWarps - 1) / kWarps);
+unsigned blocks_for(int64_t rows, int64_t width, int each, int lanes) {
+  const int64_t work = (rows + each - 1) / each * ((width + lanes * kEight - 1) / (lanes * kEight));
+  return unsigned((work * lanes + kThreads - 1) / kThreads);
 }
 
 // Codes of this lane's eight numbers of one row each, `shift` columns to the right of where it works.
@@ -60,7 +61,7 @@ template <class T> __global__ void __launch_bounds__(kThreads, 4)
   __shared__ WarpDividers<T, 4 * kHere> dividers[kWarps];
   start();
   const int64_t width = x.cols / 2;
-  const Place p = place_of<kHere>(x.rows, width);
+  const Place p = place_of<kHere, kTileLanes>(x.rows, width);
   Packed<T> gate[kHere], up[kHere], out[kHere];
   const T* from = x.data + p.row * x.ld;
 #pragma unroll
@@ -103,7 +104,7 @@ template <class T, bool codes> __global__ void __launch_bounds__(kThreads, 2)
   __shared__ WarpDividers<T, 2 * kHere> dividers[kWarps];
   start();
   const int64_t width = dy.cols;
-  const Place p = place_of<kHere>(dy.rows, width);
+  const Place p = place_of<kHere, 32>(dy.rows, width);
   using X = std::conditional_t<codes, e4m3, T>;
   const Rows<X> gates(x, p.row, p.col), ups(x, p.row, width + p.col);
   Packed<T> d[kHere], dgate[kHere], dup[kHere];
@@ -218,7 +219,7 @@ void CudaBackend::quantized_swiglu(const SwigluForward& g) {
   if (width % kScaleBlock == 0 && halves_are_wide(g.x) && are_wide({&g.y})) {
     with_act(g.x.dtype, [&](auto act) {
       using T = decltype(act);
-      launch(queue_, forward_kernel<T>, blocks_for(g.x.rows, width, kForwardRows<T>), kThreads, 0,
+      launch(queue_, forward_kernel<T>, blocks_for(g.x.rows, width, kForwardRows<T>, kTileLanes), kThreads, 0,
              g.x.matrix<const T>(), g.y ? g.y.matrix<T>() : Matrix<T>{}, g.quantized, g.cached,
              g.power_of_two);
     });
@@ -270,7 +271,7 @@ void CudaBackend::quantized_swiglu(const SwigluBackward& g) {
     with_act(g.dy.dtype, [&](auto act) {
       using T = decltype(act);
       launch(queue_, codes ? backward_kernel<T, true> : backward_kernel<T, false>,
-             blocks_for(g.dy.rows, width, kBackwardRows<T>), kThreads, 0, g.dy.matrix<const T>(), g.x,
+             blocks_for(g.dy.rows, width, kBackwardRows<T>, 32), kThreads, 0, g.dy.matrix<const T>(), g.x,
              g.dx ? g.dx.matrix<T>() : Matrix<T>{}, g.y ? g.y.matrix<T>() : Matrix<T>{}, g.quantized,
              g.power_of_two, weights, dots);
     });

@@ -246,6 +246,13 @@ int64_t portable_backward(const Queue& queue, const RmsNormBackward& n, float* s
   return chunks;
 }
 
+void require_narrow(const char* op, int64_t cols, int64_t most) {
+  if (cols > most)
+    throw Error(std::string(op) + " on CUDA: rows of " + std::to_string(cols) +
+                " numbers; the kernel takes up to " + std::to_string(most))
+        .hint("use the device cpu for this model");
+}
+
 }  // namespace
 
 void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
@@ -253,7 +260,7 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
   require_no_f64("rmsnorm_forward", {&n.x, &n.y});
   if (n.x.rows == 0) return;
   const dim3 block = row_block(n.x.cols, kParts, 128);
-  CHECK(block.x <= kMostThreads, "rmsnorm_forward: rows of up to 32768 on cuda, got " + n.x.describe());
+  require_narrow("rmsnorm_forward", n.x.cols, int64_t(kMostThreads) * kParts * kEight);
   select();
   if (n.quantized) return quantized_rmsnorm(queue_, context_->multiprocessors, n);
   const unsigned blocks = unsigned((n.x.rows + block.y - 1) / block.y);
@@ -270,8 +277,7 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
 void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
   check(n);
   require_no_f64("rmsnorm_backward", {&n.x, &n.dx});
-  CHECK(eights(n.x.cols) <= 2 * kMostBackward,
-        "rmsnorm_backward: rows of up to 14336 on cuda, got " + n.x.describe());
+  require_narrow("rmsnorm_backward", n.x.cols, 2 * int64_t(kMostBackward) * kEight);
   CHECK(kMostChunks * n.x.cols * 4 <= kWorkspace);
   select();
   auto* sums = static_cast<float*>(workspace_);

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(SampleArgs a) {
   __syncthreads();
   for (const float its : largest) most = fmaxf(most, its);
   const Odds odds{1 / a.temperature, most, s.powers};
-  OneBlock<InMemory, int> block{tokens, odds, *reinterpret_cast<Regions<int>*>(memory), s};
+  OneBlock<InMemory> block{tokens, odds, *reinterpret_cast<Regions*>(memory), s};
   const int32_t token = most == -INFINITY ? 0 : id_in(draw_token(block, a, row, most).rank);
   if (threadIdx.x == 0) a.tokens[row] = token;
 }
@@ -138,7 +138,7 @@ void CudaBackend::sample(const Sample& q) {
   } else if (kHopperProducts.runs_on(context_->major) && hopper::takes_rows(q)) {
     hopper::sample_rows(queue_, q);
   } else {
-    constexpr int kMemory = int(sizeof(Regions<int>));
+    constexpr int kMemory = int(sizeof(Regions));
     must(cudaFuncSetAttribute(draw_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory), "sample");
     launch(queue_, draw_kernel, unsigned(q.logits.rows), kThreads, size_t(kMemory), args);
   }

@@ -1,5 +1,5 @@
-// Drawing a token from a row of logits (ops/sample.h) without sorting it: what the kernel of one block a row
-// (sample.cu) and that of a cluster a row (hopper/sample_rows.cu) share.
+// Drawing a token from a row of logits (ops/sample.h) without sorting it, by one block (sample.cu); and the
+// order of tokens, which a cluster of blocks (hopper/sample_rows.cu) shares.
 //
 // Tokens stand in one order: larger logit first, then lower id. What is asked is always the same: which token
 // is the first one at which the running count (top_k) or the running sum of p (top_p, the draw) reaches a
@@ -112,13 +112,13 @@ struct Bracket {
 struct Table {
   uint32_t cuts[kRegions - 1];
   double sums[kRegions];
-  int counts[kRegions], before[kRegions];  // before: of them in blocks before this one
+  int counts[kRegions];
 };
 
 // What each thread found in each region: nobody else touches it, so the sums have one order.
-template <class Count> struct Regions {
+struct Regions {
   double sums[kRegions][kThreads];
-  Count counts[kRegions][kThreads];
+  int counts[kRegions][kThreads];
 };
 
 struct Query {
@@ -133,7 +133,6 @@ struct Query {
 struct Answer {
   Rank rank;   // of the token; the last one when the target is never reached
   double sum;  // of p up to and with it
-  int64_t count;
 };
 
 // What is to be drawn from: keys in [least, most], ranks of at least `from`.
@@ -177,10 +176,10 @@ template <class Reached> __device__ int walk(const double* p, int n, double& sum
 // How many tokens of `b` and of a rank of at least `from` each region holds, and the sum of their p: warp r
 // gets those of region r. Cut at equal steps of the logits (`by_value`, where they are finite) or of the
 // values.
-template <class Tokens, class Count> __device__ void fill_regions(const Tokens& tokens, const Odds& odds,
-                                                                  const Bracket& b, Rank from, bool by_value,
-                                                                  bool with_sums, Regions<Count>& regions,
-                                                                  Table& table, double& sum, int& count) {
+template <class Tokens> __device__ void fill_regions(const Tokens& tokens, const Odds& odds, const Bracket& b,
+                                                     Rank from, bool by_value, bool with_sums,
+                                                     Regions& regions, Table& table, double& sum,
+                                                     int& count) {
   const float top = b.top(), bottom = b.bottom();
   by_value = by_value && !b.equal && isfinite(top) && isfinite(bottom) && isfinite(top - bottom);
   const float steps = kRegions / (by_value ? top - bottom : float(b.high - b.low));  // inf: the loops will do
@@ -215,7 +214,7 @@ template <class Tokens, class Count> __device__ void fill_regions(const Tokens& 
   sum = warp_sum(sum), count = warp_sum(count);
 }
 
-// Tokens that one block looks at: in global memory, or in a list of ranks in shared memory.
+// A row in global memory.
 struct InMemory {
   const float* x;
   int64_t n;
@@ -234,19 +233,11 @@ struct InMemory {
     }
   }
 };
-struct InList {
-  const Rank* list;
-  int n;
-  template <class Body> __device__ void each(const Body& body) const {
-    for (int i = int(threadIdx.x); i < n; i += kThreads) body(logit_of(key_in(list[i])), id_in(list[i]));
-  }
-};
 
-template <class Source, class Count> struct OneBlock {
-  static constexpr int kAtMost = kFew;  // tokens in a bracket that `find` takes
+template <class Source> struct OneBlock {
   const Source& source;
   const Odds& odds;
-  Regions<Count>& regions;
+  Regions& regions;
   Shared& s;
 
   __device__ void divide(const Bracket& b, Rank from, bool by_value, bool with_sums) {
@@ -254,7 +245,7 @@ template <class Source, class Count> struct OneBlock {
     int count;
     fill_regions(source, odds, b, from, by_value, with_sums, regions, s.table, sum, count);
     const int r = int(threadIdx.x) / 32;
-    if (threadIdx.x % 32 == 0) s.table.sums[r] = sum, s.table.counts[r] = count, s.table.before[r] = 0;
+    if (threadIdx.x % 32 == 0) s.table.sums[r] = sum, s.table.counts[r] = count;
     __syncthreads();
   }
   // The tokens of `b` of a rank of at least `from`, sorted, and their p; kFew of them at most.
@@ -282,21 +273,20 @@ template <class Source, class Count> struct OneBlock {
     __syncthreads();
     return count;
   }
-  __device__ Answer find(const Bracket& b, const Query& query, double above, double sum_above, Rank from,
-                         Rank, int, int) {
+  __device__ Answer find(const Bracket& b, const Query& query, double above, double sum_above, Rank from) {
     const int listed = sort(b, from);
     if (threadIdx.x == 0) {
       double sum = sum_above;
       const int at = walk(s.p, listed, sum,
                           [&](int i, double so_far) { return query.reached(above + double(i + 1), so_far); });
-      s.answer = {s.sorted[at], sum, int64_t(above) + at + 1};
+      s.answer = {s.sorted[at], sum};
     }
     __syncthreads();
     return s.answer;
   }
   // The draw, where all that counts is few: as the contract says it.
-  __device__ Answer draw(const Bracket& b, const Task& task, Rank counted, Rank from, int, int) {
-    int kept = sort(b, max(counted, from));
+  __device__ Answer draw(const Bracket& b, const Task& task, Rank from) {
+    int kept = sort(b, from);
     if (threadIdx.x == 0) {
       const auto never = [](int, double) { return false; };
       if (task.top_k > 0) kept = int(min(int64_t(kept), task.top_k));
@@ -310,41 +300,36 @@ template <class Source, class Count> struct OneBlock {
       const double target = task.u * sum;
       sum = 0;
       const int at = walk(s.p, kept, sum, [&](int, double so_far) { return so_far > target; });
-      s.answer = {s.sorted[at], sum, at + 1};
+      s.answer = {s.sorted[at], sum};
     }
     __syncthreads();
     return s.answer;
   }
 };
 
-// The first token of `b`, which holds `inside` of a rank of at least `from`, at which the query is reached;
-// or, without a query, the token that is drawn. `Tokens` divides brackets, and answers where few are left:
-// all threads that look at them take part.
-template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& task,
-                                                 const Query* asked = nullptr, Bracket b = {},
-                                                 double above = 0, double sum_above = 0, int inside = 0) {
+// The token that is drawn. `Tokens` divides brackets, and answers where few are left.
+template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& task) {
   enum Seek { everything, top_k, kept, top_p, token };
   Shared& s = tokens.s;
   const Bracket whole{.low = task.least, .high = task.most + 1, .n = task.n};
-  Rank from = task.from, counted = from;  // counted: the least rank that is in the counts
-  Seek seek = asked ? token : everything;
+  Rank from = task.from;
+  Seek seek = everything;
   Query query{};
-  if (asked) query = *asked;
-  else b = whole;
+  Bracket b = whole;
+  int inside = 0;      // tokens in it
   bool known = false;  // s.first is the table to look at
-  double sum = 0;
-  int before_above = 0, before_inside = 0;
+  double sum = 0, above = 0, sum_above = 0;
   for (int pass = 0;; ++pass) {
     const bool total = seek == everything || seek == kept;
-    if (!total && !known && inside <= Tokens::kAtMost) {
-      if (seek != token && above + inside <= Tokens::kAtMost) {  // and of what lies above
+    if (!total && !known && inside <= kFew) {
+      if (seek != token && above + inside <= kFew) {  // and of what lies above
         Task rest = task;
         if (seek == top_p) rest.enough = query.target;
         const Rank last = b.equal ? rank_of(b.key, task.n - int64_t(b.low)) : Rank(b.low) << 32;
         return tokens.draw({.low = b.equal ? b.key : b.low, .high = whole.high, .n = task.n}, rest,
-                           max(counted, last), from, int(above) + inside, before_above + before_inside);
+                           max(last, from));
       }
-      const Answer found = tokens.find(b, query, above, sum_above, from, counted, inside, before_inside);
+      const Answer found = tokens.find(b, query, above, sum_above, from);
       if (seek == token) return found;
       from = found.rank;
       if (seek == top_k) {
@@ -354,7 +339,7 @@ template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& tas
         seek = token;
         query = {.beyond = true, .target = task.u * found.sum};
         b = whole, known = true;
-        above = sum_above = 0, before_above = before_inside = 0;
+        above = sum_above = 0;
       }
       pass = -1;
       continue;
@@ -362,15 +347,13 @@ template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& tas
     if (!known) {
       if (!b.equal && b.high - b.low == 1 && !total) b = {1, uint32_t(task.n) + 1, true, b.low, task.n};
       tokens.divide(b, from, pass % 2 == 0, total ? seek == kept || task.top_k == 0 : !query.by_count);
-      counted = from;
     }
     if (total) {
-      int count = 0, before = 0;
+      int count = 0;
       sum = 0;
-      for (int r = 0; r < kRegions; ++r)
-        count += s.table.counts[r], before += s.table.before[r], sum += s.table.sums[r];
+      for (int r = 0; r < kRegions; ++r) count += s.table.counts[r], sum += s.table.sums[r];
       const bool more = seek == everything && 0 < task.top_k && task.top_k < count;  // than top_k
-      if (!more && count <= Tokens::kAtMost) return tokens.draw(b, task, from, from, count, before);
+      if (!more && count <= kFew) return tokens.draw(b, task, from);
       if (!more && seek == everything && task.top_k > 0) {  // all are kept: now their sum
         seek = kept, pass = -1;
         continue;
@@ -379,7 +362,7 @@ template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& tas
       if (threadIdx.x == 0) s.first = s.table;
       __syncthreads();
       known = true;
-      above = sum_above = 0, before_above = before_inside = 0;
+      above = sum_above = 0;
       if (more) {
         seek = top_k, query = {.by_count = true, .target = double(task.top_k)};
       } else if (task.top_p < 1) {
@@ -392,7 +375,6 @@ template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& tas
     const Table& table = known ? s.first : s.table;
     Bracket next = b;
     double next_above = above, next_sum = sum_above, passed = above, passed_sum = sum_above;
-    int next_before = before_above, passed_before = before_above;
     bool done = false;
     const uint32_t least =
         b.equal ? (key_in(from) == b.key ? uint32_t(task.n - id_in(from)) : 0) : key_in(from);
@@ -402,12 +384,11 @@ template <class Tokens> __device__ Answer answer(Tokens& tokens, const Task& tas
                      end = r > 0 ? table.cuts[r - 1] : b.high;
       if (count == 0 || end <= least) continue;
       next.low = begin, next.high = end;
-      next_above = passed, next_sum = passed_sum, next_before = passed_before;
-      inside = count, before_inside = table.before[r];
-      passed += count, passed_sum += table.sums[r], passed_before += table.before[r];
+      next_above = passed, next_sum = passed_sum, inside = count;
+      passed += count, passed_sum += table.sums[r];
       done = query.reached(passed, passed_sum);
     }
-    b = next, above = next_above, sum_above = next_sum, before_above = next_before;
+    b = next, above = next_above, sum_above = next_sum;
     known = false;
   }
 }

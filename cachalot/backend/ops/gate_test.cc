@@ -16,14 +16,21 @@ struct Case {
   }
 };
 
-// The shapes of the real models among them: 256 experts in 8 groups; 64 in one.
-const Case kCases[] = {{.tokens = 0, .experts = 4, .groups = 2, .topk_groups = 1, .chosen = 2},
-                       {.tokens = 1, .experts = 1, .chosen = 1},
-                       {.tokens = 3, .experts = 7, .chosen = 7},
-                       {.tokens = 17, .experts = 8, .groups = 8, .topk_groups = 3, .chosen = 2},
-                       {.tokens = 33, .experts = 12, .groups = 4, .topk_groups = 2, .chosen = 5},
-                       {.tokens = 129, .experts = 64, .chosen = 6, .normalise = false},
-                       {.tokens = 65, .experts = 256, .groups = 8, .topk_groups = 4, .chosen = 8}};
+// The shapes of the real models among them: 256 experts in 8 groups; 64 in one. With few experts, many tokens are
+// another kernel's on a GPU.
+const Case kCases[] = {
+    {.tokens = 0, .experts = 4, .groups = 2, .topk_groups = 1, .chosen = 2},
+    {.tokens = 1, .experts = 1, .chosen = 1},
+    {.tokens = 3, .experts = 7, .chosen = 7},
+    {.tokens = 17, .experts = 8, .groups = 8, .topk_groups = 3, .chosen = 2},
+    {.tokens = 33, .experts = 12, .groups = 4, .topk_groups = 2, .chosen = 5},
+    {.tokens = 129, .experts = 64, .chosen = 6, .normalise = false},
+    {.tokens = 65, .experts = 256, .groups = 8, .topk_groups = 4, .chosen = 8},
+    {.tokens = 1100, .experts = 64, .groups = 8, .topk_groups = 4, .chosen = 6},
+    {.tokens = 1027, .experts = 7, .chosen = 7},
+    {.tokens = 1061, .experts = 60, .groups = 12, .topk_groups = 5, .chosen = 8},
+    {.tokens = 1025, .experts = 60, .groups = 12, .topk_groups = 9, .chosen = 3},
+    {.tokens = 1030, .experts = 33, .groups = 33, .topk_groups = 8, .chosen = 4, .normalise = false}};
 
 struct Chosen {
   Tensor scores, indices, weights, counts;
@@ -144,9 +151,45 @@ TEST(Gate, NanIsBelowEveryNumberAndIndicesStayInRange) {
                 {0, NAN, INFINITY, -INFINITY}, {0, 0, 0, 0}, {0, 2, 3});
 }
 
+// Ties and numbers that are none, in a call of many tokens and in calls of few: the same bits.
+TEST(Gate, ManyTokensChooseAsFewDo) {
+  constexpr int64_t kTokens = 1500, kFew = 300;
+  for (const TestedDevice& tested : tested_devices()) {
+    Bench b(*tested.device);
+    const Case c{.tokens = kTokens, .experts = 64, .groups = 8, .topk_groups = 4, .chosen = 6};
+    std::vector<double> numbers;
+    for (int64_t i = 0; i < kTokens * c.experts; ++i) {
+      const auto kind = int(random_uniform(5, 0, uint64_t(i)) * 16);
+      numbers.push_back(kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : kind % 5 - 2);
+    }
+    const Tensor logits = b.t.values(DType::f32, kTokens, c.experts, numbers),
+                 bias = b.t.values(DType::f32, 1, c.experts, std::vector<double>(size_t(c.experts), 0.25));
+    const Chosen all = gate(b, c, logits, bias);
+    std::vector<double> counts(size_t(c.experts), 0);
+    for (int64_t at = 0; at < kTokens; at += kFew) {
+      Case few = c;
+      few.tokens = kFew;
+      const Chosen some = gate(b, few, logits.slice_rows(at, kFew), bias);
+      EXPECT_EQ(read_indices(b.s, some.indices), read_indices(b.s, all.indices.slice_rows(at, kFew)))
+          << tested.name;
+      const auto bits = [&](const Tensor& t) {
+        std::vector<uint32_t> u;
+        for (const double x : read(b.s, t))
+          u.push_back(std::isnan(x) ? 0 : std::bit_cast<uint32_t>(float(x)));
+        return u;
+      };
+      EXPECT_EQ(bits(some.weights), bits(all.weights.slice_rows(at, kFew))) << tested.name;
+      EXPECT_EQ(bits(some.scores), bits(all.scores.slice_rows(at, kFew))) << tested.name;
+      const std::vector<int32_t> more = read_indices(b.s, some.counts);
+      for (size_t e = 0; e < counts.size(); ++e) counts[e] += more[e];
+    }
+    EXPECT_EQ(read(b.s, all.counts), counts) << tested.name;
+  }
+}
+
 TEST(BalanceLoss, MeetsTheMetricForEverySequence) {
-  const std::vector<std::vector<int32_t>> batches = {
-      {0, 1}, {0, 0, 3, 3}, {0, 5, 70, 135, 300}, {2, 5, 7}, {0}};
+  const std::vector<std::vector<int32_t>> batches = {{0, 1},    {0, 0, 3, 3}, {0, 5, 70, 135, 300},
+                                                     {2, 5, 7}, {0},          {0, 1, 700, 1200}};
   for (const auto& starts : batches)
     for (const auto& [experts, chosen] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {64, 6}})
       expect_like_ref(

@@ -97,25 +97,28 @@ TEST(Quantize, ScalesByHand) {
 }
 
 TEST(Quantize, WhatIsNotFiniteShowsInItsTileAndInNoOther) {
+  constexpr int64_t kCols = 304;
   const double nan = std::nan(""), inf = INFINITY;
   for (const DType act : {DType::f32, DType::bf16})
     for (const double bad : {nan, -nan, inf, -inf})
       for (const bool power_of_two : {false, true})
         expect_like_ref(
             [&](Bench& b) -> Outputs {
-              std::vector<double> values(3 * 300);
+              std::vector<double> values(3 * kCols);
               for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(double(i));
-              values[300 + 130] = bad;
-              const Tensor x = b.t.values(act, 3, 300, values), y = b.t.garbage_row_tiles(3, 300),
-                           transposed = b.t.garbage_row_tiles(300, 3);
+              values[kCols + 130] = bad;
+              const Tensor x = b.t.values(act, 3, kCols, values), y = b.t.garbage_row_tiles(3, kCols),
+                           transposed = b.t.garbage_row_tiles(kCols, 3),
+                           of_codes = b.t.garbage_row_tiles(kCols, 3);
               on(b.s).quantize({.x = x, .y = y, .transposed = transposed, .power_of_two = power_of_two});
+              on(b.s).quantize({.x = y, .transposed = of_codes, .power_of_two = power_of_two});
               const HostTensor got = download(b.s, y);
               for (int64_t r = 0; r < 3; ++r)
-                for (int64_t c = 0; c < 300; ++c) {
+                for (int64_t c = 0; c < kCols; ++c) {
                   const bool tile = r == 1 && c / 128 == 1, itself = tile && c == 130;
                   EXPECT_EQ(std::isnan(got(r, c)), std::isinf(bad) ? tile : itself) << r << " " << c;
                 }
-              return {y, transposed};
+              return {y, transposed, of_codes};
             },
             fmt::format("{} {} {}", bad, name_of(act), power_of_two));
 }
@@ -215,12 +218,34 @@ TEST(Quantize, ExpertsArePaddedToWholeTiles) {
 // Activations that were kept as codes: their numbers, quantised again along the other direction.
 TEST(Quantize, CodesAreTiledAnew) {
   for (const int64_t rows : {1, 100, 257})
-    for (const int64_t cols : {3, 200})
-      expect_like_ref([&](Bench& b) -> Outputs {
-        const Tensor x = b.t.normal_row_tiles(rows, cols, 5), again = b.t.garbage_row_tiles(cols, rows);
-        on(b.s).quantize({.x = x, .transposed = again});
-        return {again};
-      });
+    for (const int64_t cols : {3, 144, 200, 272})
+      for (const bool power_of_two : {false, true})
+        expect_like_ref([&](Bench& b) -> Outputs {
+          const Tensor x = b.t.normal_row_tiles(rows, cols, cols % 16 == 0 ? 16 : 5),
+                       again = b.t.garbage_row_tiles(cols, rows);
+          on(b.s).quantize({.x = x, .transposed = again, .power_of_two = power_of_two});
+          return {again};
+        });
+}
+
+// So many tiles that whoever makes one goes on to others: of hundreds of experts with few rows or none.
+TEST(Quantize, CodesOfManyExpertsAreTiledAnew) {
+  constexpr int64_t kExperts = 600, kCols = 144;
+  std::vector<int32_t> offsets{0};
+  for (int64_t e = 0; e < kExperts; ++e)
+    offsets.push_back(offsets.back() + int32_t(e % 7 == 3 ? 0 : e % 50 == 9 ? 130 : 1 + e % 2));
+  const std::vector<int32_t> padded = padded_of(offsets);
+  expect_like_ref([&](Bench& b) -> Outputs {
+    const int64_t rows = offsets.back();
+    const Tensor x = b.t.normal_row_tiles(rows, kCols, 16),
+                 transposed = b.t.garbage_row_tiles(kCols, padded_rows(rows, kExperts));
+    on(b.s).quantize({.x = x,
+                      .transposed = transposed,
+                      .offsets = b.t.indices(offsets),
+                      .padded = b.t.indices(padded),
+                      .power_of_two = true});
+    return {transposed.slice_cols(0, padded.back())};
+  });
 }
 
 TEST(Quantize, WrongOffsetsAreRefused) {

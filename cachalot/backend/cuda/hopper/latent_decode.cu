@@ -26,6 +26,7 @@
 // after 1300 clocks, and there is room for five.
 #include "backend/cuda/hopper/latent_feed.cuh"
 #include "backend/cuda/hopper/latent_launch.cuh"
+#include "backend/cuda/hopper/latent_pieces.cuh"
 #include "backend/cuda/mma.cuh"
 
 namespace cachalot::cuda::hopper {
@@ -267,7 +268,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
   call_in_plan(a);
   __syncthreads();
-  start();
+  wait_for_earlier();
+  let_next_start();  // which may then read the plan before its own wait
   const int role = __shfl_sync(~0u, int(threadIdx.x) / 128, 0), lane = threadIdx.x % 32,
             warp = threadIdx.x / 32 % 4, row = 16 * warp + lane / 4;
   if (role == 2) {

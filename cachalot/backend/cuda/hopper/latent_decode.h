@@ -14,8 +14,9 @@
 // blocks of 64 (a page). The output of a tile, 64 x 512 f32, is half of a multiprocessor's registers, so
 // one block a multiprocessor owns a tile and walks over tokens. A step's plan says which: `tiles`
 // neighbouring blocks walk the same tokens for the tiles of a sequence, and sequences are cut where the
-// work of the `parts` such groups is even. Pieces of a cut sequence leave their outputs and log-sum-exps
-// in memory; of two pieces the first picks up the second, more are merged in order by a second kernel.
+// work of the `parts` such groups is even. Pieces of a cut sequence leave their outputs in memory
+// (latent_pieces.cuh); of two pieces the first picks up the second, more are merged in order by a second
+// kernel.
 //
 // The plan depends on lengths only: it is made once a step, on the device, and all layers share it.
 // Nothing here depends on the host knowing lengths, so a recorded graph stays valid while sequences grow.
@@ -30,7 +31,8 @@
 //   worked for a while and lowers its clock
 //   64 heads 160 us (one after the other in a graph 149 us, 4.16 TB/s); 16 heads 156 us
 //   (latent_decode_narrow; in a graph 142 us, 4.3 TB/s)
-//   FP8 cache: 128 heads 290 us, 16 heads 103 us. One sequence of 65,536 tokens, 128 heads: 51 us
+//   FP8 cache: 128 heads 289 us, 16 heads 103 us. One sequence of 65,536 tokens, 128 heads: 48 us; 8 of 8192
+//   tokens 53 us
 //
 //   DeepSeek-V2 report section 2.1 (MLA). FlashMLA's "seesaw" splits the output between two warpgroups too.
 #pragma once

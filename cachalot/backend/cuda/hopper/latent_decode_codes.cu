@@ -21,6 +21,7 @@
 // half a block each, 343. Through shared memory go 313 KB a block, 2450 clocks at 128 bytes.
 #include "backend/cuda/hopper/latent_expand.cuh"
 #include "backend/cuda/hopper/latent_launch.cuh"
+#include "backend/cuda/hopper/latent_pieces.cuh"
 #include "backend/cuda/mma.cuh"
 
 namespace cachalot::cuda::hopper {
@@ -315,6 +316,7 @@ __device__ __forceinline__ void weigh(const LatentArgs& a, const Maps& maps, Dec
       feeder.ask_latents(i);
       if (i < 2) feeder.ask_rotary(i);
     }
+    count_begun(a.plan);
   }
   __syncwarp();
   Turn at;
@@ -394,7 +396,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
   call_in_plan(a);
   __syncthreads();
-  start();
+  wait_for_earlier();
+  let_next_start();  // which may then read the plan before its own wait
   const int role = __shfl_sync(~0u, int(threadIdx.x) / 128, 0);
   if (role == 0) {
     take_registers<kScoreRegisters>();

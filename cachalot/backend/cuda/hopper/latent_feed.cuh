@@ -7,7 +7,7 @@
 // their chunks have a place of their own, the others pass through the ring on their way to registers.
 #pragma once
 
-#include "backend/cuda/hopper/latent_unit.cuh"
+#include "backend/cuda/hopper/latent_pieces.cuh"
 
 namespace cachalot::cuda::hopper {
 
@@ -156,6 +156,7 @@ __device__ __forceinline__ void feed(const LatentArgs& a, const Maps& maps, Deco
   for (uint32_t count = 0;; ++count) {
     const Unit u = publish_unit(a, shared, count);
     ask_queries(a, maps, shared, u, count, n);
+    if (count == 0) count_begun(a.plan);
     if (u.sequence < 0) return;
     if (u.begin >= u.end) continue;
     ++n;

@@ -119,6 +119,14 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
     }
   }
   __syncthreads();
+  for (int i = threadIdx.x; i < sequences; i += kThreads) {
+    const int pieces = unit > 0 ? (blocks[i] + unit - 1) / unit : cuts[i] + 1;
+    line[i] = pieces > 1 ? pieces * tiles[i] : 0;
+    atomicMax(&most_pieces, pieces);
+    if (pieces > (unit > 0 ? 1 : 2)) plan.merged_sequences(sequences)[atomicAdd(&merge_count, 1)] = i;
+  }
+  __syncthreads();
+  prefix_sums(line, sequences);
   if (p < parts) {
     const Boundary b = boundary[p], e = boundary[p + 1];
     const int inside = b.block > 0 ? p - first_cut[b.sequence] + 1 : 0;
@@ -132,22 +140,18 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
                                       : 0,
         .first_piece = unit > 0 ? b.block / unit : inside,
         .shape = shape_of(s, first),
-        .page = s.page_table[first * s.table_ld + min(b.block / page_blocks, int(s.table_cols) - 1)]};
+        .page = s.page_table[first * s.table_ld + min(b.block / page_blocks, int(s.table_cols) - 1)],
+        .slot = line[first],
+        .slots = line[first + 1] - line[first]};
   }
-  for (int i = threadIdx.x; i < sequences; i += kThreads) {
-    const int pieces = unit > 0 ? (blocks[i] + unit - 1) / unit : cuts[i] + 1;
-    line[i] = pieces > 1 ? pieces * tiles[i] : 0;
-    atomicMax(&most_pieces, pieces);
-    if (pieces > (unit > 0 ? 1 : 2)) plan.merged_sequences(sequences)[atomicAdd(&merge_count, 1)] = i;
-  }
-  __syncthreads();
-  prefix_sums(line, sequences);
   for (int i = threadIdx.x; i <= sequences; i += kThreads) plan.piece_slots()[i] = line[i];
   for (int i = threadIdx.x; i < sequences; i += kThreads) plan.arrived(sequences)[i] = 0;
   // Evenly cut sequences leave at most two slots a block.
   for (int i = threadIdx.x; i < 4 * s.multiprocessors; i += kThreads) plan.flags(sequences)[i] = 0;
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
+    *plan.left(s) = 0;
     plan.head() = {most_tiles, parts, unit > 0 ? unit : kUncut, merge_count, most_pieces, 0};
+  }
   // Whoever comes later in the stream may read the plan before its own wait.
   __threadfence();
   __syncthreads();
@@ -157,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) plan_step(const LatentStep s, const 
 }  // namespace
 
 int64_t plan_words(const LatentStep& s) {
-  return kHeadWords + kMostParts * kPartWords + 3 * s.sequences + 1 + 4 * s.multiprocessors;
+  return kHeadWords + kMostParts * kPartWords + 3 * s.sequences + 1 + 8 * s.multiprocessors + 1;
 }
 
 int64_t piece_bytes(const LatentStep& s) {

@@ -16,12 +16,13 @@ struct SequenceShape {
 
 // Blocks [begin_block, ...) of begin_sequence to [..., end_block) of end_sequence, both included; nothing
 // when end_sequence < begin_sequence. The first sequence continues with its piece number first_piece.
-// Its shape and the page of its first block are here too: a kernel then reads what it begins with at once,
-// not one thing after the other.
+// Its shape, the page of its first block and the memory of its pieces are here too: a kernel then reads what
+// it begins with at once, not one thing after the other.
 struct Part {
   int32_t begin_sequence, begin_block, end_sequence, end_block, first_piece;
   SequenceShape shape;
   int32_t page;
+  int32_t slot, slots;  // the first, and how many
 };
 
 struct PlanHead {
@@ -29,10 +30,10 @@ struct PlanHead {
   int32_t begun;  // blocks of the launches that have used this plan
 };
 
-constexpr int kMostParts = 256, kHeadWords = 8, kPartWords = 9;
+constexpr int kMostParts = 256, kHeadWords = 8, kPartWords = 11;
 constexpr int32_t kUncut = 1 << 30;  // unit_blocks of a plan that cuts evenly
 
-// [head | parts | piece_slots [S+1] | merged_sequences [S] | arrived [S] | flags]. The slots:
+// [head | parts | piece_slots [S+1] | merged_sequences [S] | arrived [S] | flags | left]. The slots:
 // piece i of tile t of sequence s, with `tiles` tiles, lies at the memory of
 // 64 rows number piece_slots[s] + i tiles + t. piece_slots[s+1] - piece_slots[s]: tiles times pieces; 0 for a
 // sequence of one piece, which is written to its place at once.
@@ -65,6 +66,11 @@ struct PlanView {
   }
   // Two a slot, zero between kernels: the left and the right half of a piece lie in memory.
   __host__ __device__ int32_t* flags(int64_t sequences) const { return arrived(sequences) + sequences; }
+  // Halves of tiles of two pieces whose first did not wait for the second: how many, zero between kernels;
+  // then of each its sequence and twice its tile, plus one if it is the right one.
+  __host__ __device__ int32_t* left(const LatentStep& s) const {
+    return flags(s.sequences) + 4 * s.multiprocessors;
+  }
 };
 
 // Without queries, and with lengths that make no sense, `queries` is 0: nobody works on it.

@@ -1,5 +1,5 @@
-// What the kernels of absorbed MLA decoding have in common: units of work, masks, where a unit's output
-// goes. latent_decode.h has the maths and the cut.
+// What the kernels of absorbed MLA decoding have in common: units of work, masks. latent_decode.h has the
+// maths and the cut.
 #pragma once
 
 #include "backend/cuda/hopper/latent_plan.cuh"
@@ -17,7 +17,7 @@ struct Rows {
   float largest[2], sum[2];
 };
 
-// What the kernels get. Pieces: normalised outputs of pieces of cut sequences, and their log-sum-exps.
+// What the kernels get. Pieces: outputs of pieces of cut sequences, and two numbers for each of their rows.
 struct LatentArgs {
   LatentStep step;
   PlanView plan;
@@ -52,11 +52,13 @@ struct Unit {
   int sequence, begin, end, piece, tile;
   int page;  // of the first block; -1: to be looked up
   SequenceShape shape;
+  int slot, slots;  // of the sequence's pieces: the first, and pieces times tiles; 0: it is not cut
 };
 
 // Everything that the plan gives this block, a unit at a time.
 struct Units {
-  int item, tile = 0, begin = 0, last = 0, piece = 0, sequence = 1, page = -1, unit_blocks = 0;
+  int item, tile = 0, begin = 0, last = 0, piece = 0, sequence = 1, page = -1, unit_blocks = 0, slot = 0,
+            slots = 0;
   Part part{};
   SequenceShape shape{};
 
@@ -77,6 +79,8 @@ struct Units {
       const bool first = sequence == part.begin_sequence;
       shape = first ? part.shape : shape_of(a.step, sequence);
       page = first ? part.page : -1;
+      slot = first ? part.slot : __ldcg(a.plan.piece_slots() + sequence);
+      slots = first ? part.slots : __ldcg(a.plan.piece_slots() + sequence + 1) - slot;
       if (tile >= shape.tiles(int(a.step.heads))) continue;
       last = sequence == part.end_sequence ? part.end_block : shape.blocks();
       begin = sequence == part.begin_sequence ? part.begin_block : 0;
@@ -84,7 +88,7 @@ struct Units {
       if (begin >= last) break;  // no tokens: a unit all the same
     }
     const int end = last - begin > unit_blocks ? begin + unit_blocks : max(last, begin);
-    u = {sequence, begin, end, piece++, tile, page, shape};
+    u = {sequence, begin, end, piece++, tile, page, shape, slot, slots};
     begin = end, page = -1;
     return true;
   }
@@ -155,97 +159,6 @@ __device__ __forceinline__ void gather_words(uint32_t (&x)[4], int lane) {
       if (upper) x[i] = got;
       else x[i + step] = got;
     }
-  }
-}
-
-// One word in memory as a signal between blocks.
-__device__ __forceinline__ void raise(int32_t* flag) {
-  asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(flag) : "memory");
-}
-__device__ __forceinline__ void wait_and_lower(int32_t* flag) {
-  int32_t up;
-  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(up) : "l"(flag) : "memory");
-  while (up == 0);
-  *flag = 0;
-}
-
-// A unit's output: 256 columns, the left or the right half. A sequence's only piece goes to its place;
-// others go to memory, normalised, with their log-sum-exp. Of two pieces of a sequence that was cut
-// evenly, the second is the beginning of the next part's work and long done when the first, the end of
-// this part's, is: the first picks it up. More pieces are left to merge_kernel.
-template <bool kRight> __device__ __forceinline__ void write_unit(const LatentArgs& a, const Unit& u,
-                                                                  int tile, float (&o)[128], const Rows& rows,
-                                                                  const float (&sum)[2], int row, int lane) {
-  constexpr int kColumn = kRight ? kLatentWidth / 2 : 0;
-  constexpr uint32_t kAlone = kRight ? kRightOnly : kLeftOnly;
-  const int heads = int(a.step.heads), tiles = u.shape.tiles(heads), count = u.shape.queries * heads;
-  const int32_t* const slots = a.plan.piece_slots() + u.sequence;
-  const int slot = slots[0] + u.piece * tiles + tile, pieces = (slots[1] - slots[0]) / tiles;
-  const bool two = pieces == 2 && a.plan.head().unit_blocks == kUncut,
-             to_place = pieces == 0 || (two && u.piece == 0);
-  float scale[2], lse[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    scale[half] = sum[half] > 0 ? 1 / sum[half] : 0;
-    lse[half] = sum[half] > 0 ? rows.largest[half] * a.scale + logf(sum[half]) : -INFINITY;
-  }
-  if (two && u.piece == 0) {
-    const int other = slot + tiles;
-    int32_t* const flag = a.plan.flags(a.step.sequences) + 2 * other + kRight;
-    if (threadIdx.x % 128 == 0) wait_and_lower(flag);
-    meet(kAlone, 128);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t at = int64_t(other) * kTileRows + row + 8 * half;
-      const float its = a.piece_lse[2 * at + kRight], top = fmaxf(its, lse[half]);
-      const float mine = top > -INFINITY ? __expf(lse[half] - top) : 0,
-                  theirs = top > -INFINITY ? __expf(its - top) : 0;
-      const float over = top > -INFINITY ? 1 / (mine + theirs) : 0;
-      if (tile * kTileRows + row + 8 * half >= count) continue;
-      const float keep = scale[half] * mine * over, add = theirs * over;
-      const float* from = a.piece_o + at * kLatentWidth + kColumn + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const float2 x = *reinterpret_cast<const float2*>(from + 8 * i);
-        o[4 * i + 2 * half] = fmaf(add, x.x, o[4 * i + 2 * half] * keep);
-        o[4 * i + 2 * half + 1] = fmaf(add, x.y, o[4 * i + 2 * half + 1] * keep);
-      }
-      scale[half] = 1;
-      lse[half] = top > -INFINITY ? top + logf(mine + theirs) : -INFINITY;
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int in_sequence = tile * kTileRows + row + 8 * half;
-    const bool fits = in_sequence < count;
-    const int64_t at = int64_t(u.shape.first_row) * heads + in_sequence;
-    if (to_place) {
-      bf16* to = a.o + at * kLatentWidth + kColumn + lane % 4 * 8;
-#pragma unroll
-      for (int i = 0; i < 32; i += 4) {
-        uint32_t x[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          x[j] =
-              bf16_pair(o[4 * (i + j) + 2 * half] * scale[half], o[4 * (i + j) + 2 * half + 1] * scale[half]);
-        gather_words(x, lane);
-        if (fits) *reinterpret_cast<uint4*>(to + 8 * i) = make_uint4(x[0], x[1], x[2], x[3]);
-      }
-      if (fits && a.lse && !kRight && lane % 4 == 0) a.lse[at] = lse[half];
-    } else if (fits) {
-      const int64_t piece_row = int64_t(slot) * kTileRows + row + 8 * half;
-      float* to = a.piece_o + piece_row * kLatentWidth + kColumn + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < 32; ++i)
-        *reinterpret_cast<float2*>(to + 8 * i) =
-            make_float2(o[4 * i + 2 * half] * scale[half], o[4 * i + 2 * half + 1] * scale[half]);
-      if (lane % 4 == 0) a.piece_lse[2 * piece_row + kRight] = lse[half];
-    }
-  }
-  if (two && u.piece == 1) {
-    __threadfence();
-    meet(kAlone, 128);
-    if (threadIdx.x % 128 == 0) raise(a.plan.flags(a.step.sequences) + 2 * slot + kRight);
   }
 }
 

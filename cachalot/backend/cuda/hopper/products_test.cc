@@ -17,7 +17,7 @@ class HopperProducts : public Test {
  protected:
   void SetUp() override {
     const CudaStatus status = probe_cuda();
-    if (status.devices.empty() || !status.devices[0].usable() || status.devices[0].major != 9)
+    if (status.devices.empty() || cuda_generation(status.devices[0]) != 9)
       GTEST_SKIP() << "runs on machines with a Hopper GPU, in the preset cuda: " << status.message;
     cuda = open_device("cuda");
     cpu = open_device("cpu");
