@@ -45,7 +45,8 @@ RACED = {"Attention": (["ForwardAndBackward*", "WithoutRope*", "RowsOfNo*"], COP
          "Sample": (["DrawsWhatRefDraws", "DrawsWhatRefDrawsFromMoreLogits", "Equal*", "Nan*", "ARow*",
                      "Frequencies*"], CLUSTERS)}
 NOT_RACED = {"Route": CLUSTERS, "LatentQuery": CLUSTERS, "HopperProducts": COPIES, "Fp8Product": COPIES,
-             "GroupedGemm": COPIES, "GroupedWeightGrad": COPIES, "CudaDevice": "every operation, so " + COPIES}
+             "GroupedGemm": COPIES, "GroupedWeightGrad": COPIES, "LatentDecode": COPIES,
+             "CudaDevice": "every operation, so " + COPIES}
 # What older cards run (CACHALOT_CUDA_KERNELS) where a Hopper card runs its own: no mbarriers, so racecheck follows.
 # Each is a process; what else such a card composes is of kernels that every card runs.
 PORTABLE = [["Attention.AlignedHeads*"], ["Attention.ManyHeads*", "Attention.TheWidths*", "Attention.NanOf*"],
