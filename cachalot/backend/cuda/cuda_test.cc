@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "backend/cuda/limits.h"
 #include "base/error.h"
 
 namespace cachalot {
@@ -94,6 +95,17 @@ TEST(Cuda, PortableKernelsCanBeAskedForAndNothingElse) {
   }
   if (before) setenv("CACHALOT_CUDA_KERNELS", kept.c_str(), 1);
   else unsetenv("CACHALOT_CUDA_KERNELS");
+}
+
+TEST(Cuda, AShapeThatAKernelWasNotMadeForIsTheUsersToHearOf) {
+  EXPECT_NO_THROW(cuda::require_at_most("permute_plan", 4095, 4095, "experts"));
+  try {
+    cuda::require_at_most("permute_plan", 5000, 4095, "experts");
+    ADD_FAILURE() << "took 5000 experts";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "permute_plan on CUDA: 5000 experts; the kernel takes up to 4095");
+    EXPECT_NE(e.hint().find("device cpu"), std::string::npos) << e.hint();
+  }
 }
 
 TEST(Cuda, TheBlasLibraryIsThereOrWhatToDoIsSaid) {

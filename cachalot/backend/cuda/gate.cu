@@ -7,6 +7,7 @@
 #include "backend/cuda/gate_narrow.h"
 #include "backend/cuda/hopper/decoding.h"
 #include "backend/cuda/launch.cuh"
+#include "backend/cuda/limits.h"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 #include "backend/ops/compose.h"
@@ -339,7 +340,7 @@ __global__ void bias_kernel(const int32_t* counts, float* bias, int experts, dou
 
 // Warps a block, so that `bytes` of shared memory for each fit.
 unsigned warps_a_block(const char* op, int64_t bytes) {
-  CHECK(bytes <= kSharedBytes, std::string(op) + ": too many experts for the shared memory of a GPU");
+  require_at_most(op, bytes, kSharedBytes, "bytes of shared memory for the experts of a token");
   return unsigned(std::min<int64_t>(4, kSharedBytes / bytes));
 }
 
@@ -435,12 +436,13 @@ void CudaBackend::balance_loss(const BalanceLoss& b) {
   if (b.sequences == 0) return;
   select();
   const int64_t tokens = b.scores.rows, experts = b.scores.cols, words = (experts + 31) / 32;
-  CHECK(b.sequences <= 65535, "balance_loss: up to 65535 sequences at once on cuda");
+  constexpr const char* kFewer = "fewer sequences at once: --train.micro_batch";
+  require_at_most("balance_loss", b.sequences, 65535, "sequences", kFewer);
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(32, 256 / b.sequences));
   const int64_t sums = b.sequences * parts * experts;
   // Workspace: shares [S, parts, E] f64 | inverse [T] f64 | counts [S, parts, E] i32 | chosen [T, words] u32
-  CHECK(12 * sums + 8 * tokens + 4 * tokens * words <= kWorkspace,
-        "balance_loss: too many sequences at once");
+  require_at_most("balance_loss", 12 * sums + 8 * tokens + 4 * tokens * words, kWorkspace,
+                  "bytes for sums by sequence and expert", kFewer);
   auto* shares = static_cast<double*>(workspace_);
   double* inverse = shares + sums;
   auto* counts = reinterpret_cast<int32_t*>(inverse + tokens);

@@ -4,6 +4,7 @@
 #include "backend/cuda/convert.cuh"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch.cuh"
+#include "backend/cuda/limits.h"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
 
@@ -371,7 +372,7 @@ constexpr int64_t kSharedBytes = 48 << 10;  // what every card gives without bei
 void CudaBackend::permute_plan(const PermutePlan& p) {
   check(p);
   const auto shared = [&](int64_t warps) { return 4 * ((2 * warps + 1) * p.experts + 1); };  // bytes
-  CHECK(shared(1) <= kSharedBytes, "permute_plan: up to 4095 experts on cuda");
+  require_at_most("permute_plan", p.experts, (kSharedBytes / 4 - 1) / 3, "experts");
   select();
   // One block up to 256 choices a warp; else units of a multiple of 32 choices, at most 512 of them.
   const int64_t choices = p.indices.size();
@@ -463,7 +464,7 @@ void CudaBackend::unpermute_backward(const UnpermuteBackward& p) {
   const int64_t wanted = ((eights(d) + kParts - 1) / kParts + 31) / 32 * 32;
   const int64_t threads = std::min<int64_t>(std::max<int64_t>(wanted, 32), kMostThreads);
   const int64_t bytes = 4 * choices * threads / 32;
-  CHECK(bytes <= kSharedBytes, "unpermute_backward: up to 768 experts a token on cuda");
+  require_at_most("unpermute_backward", choices, kSharedBytes / 4 / (threads / 32), "experts of a token");
   with_act(p.dy.dtype, [&](auto act) {
     using T = decltype(act);
     const UnpermuteBackwardArgs<T> args{.dy = p.dy.matrix<const T>(),

@@ -7,6 +7,7 @@
 #include "backend/cuda/families.h"
 #include "backend/cuda/hopper/rmsnorm_rows.h"
 #include "backend/cuda/launch.cuh"
+#include "backend/cuda/limits.h"
 #include "backend/cuda/quantize_rmsnorm.h"
 #include "backend/cuda/reduce.cuh"
 #include "backend/ops/check.h"
@@ -246,13 +247,6 @@ int64_t portable_backward(const Queue& queue, const RmsNormBackward& n, float* s
   return chunks;
 }
 
-void require_narrow(const char* op, int64_t cols, int64_t most) {
-  if (cols > most)
-    throw Error(std::string(op) + " on CUDA: rows of " + std::to_string(cols) +
-                " numbers; the kernel takes up to " + std::to_string(most))
-        .hint("use the device cpu for this model");
-}
-
 }  // namespace
 
 void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
@@ -260,7 +254,7 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
   require_no_f64("rmsnorm_forward", {&n.x, &n.y});
   if (n.x.rows == 0) return;
   const dim3 block = row_block(n.x.cols, kParts, 128);
-  require_narrow("rmsnorm_forward", n.x.cols, int64_t(kMostThreads) * kParts * kEight);
+  require_at_most("rmsnorm_forward", n.x.cols, int64_t(kMostThreads) * kParts * kEight, "numbers a row");
   select();
   if (n.quantized) return quantized_rmsnorm(queue_, context_->multiprocessors, n);
   const unsigned blocks = unsigned((n.x.rows + block.y - 1) / block.y);
@@ -277,7 +271,7 @@ void CudaBackend::rmsnorm_forward(const RmsNormForward& n) {
 void CudaBackend::rmsnorm_backward(const RmsNormBackward& n) {
   check(n);
   require_no_f64("rmsnorm_backward", {&n.x, &n.dx});
-  require_narrow("rmsnorm_backward", n.x.cols, 2 * int64_t(kMostBackward) * kEight);
+  require_at_most("rmsnorm_backward", n.x.cols, 2 * int64_t(kMostBackward) * kEight, "numbers a row");
   CHECK(kMostChunks * n.x.cols * 4 <= kWorkspace);
   select();
   auto* sums = static_cast<float*>(workspace_);
