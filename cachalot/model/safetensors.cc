@@ -147,6 +147,7 @@ std::string_view name_of(StoredType type) { return kTypes[size_t(type)].name; }
 int64_t size_of(StoredType type) { return kTypes[size_t(type)].size; }
 
 int64_t TensorSpec::size() const {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;  // beside a 0 stands any number
   int64_t n = 1;
   for (const int64_t d : shape) n *= d;
   return n;
